@@ -146,17 +146,15 @@ class Source:
 
 @plugins.data("imagenette")
 def imagenette(config: DataConfig) -> Source:
-    """Ten easy classes of ImageNet, 9,469 + 3,925 photographs (github.com/fastai/imagenette).
-
-    They are taken from the archive's folder in data.root or, where data.root has class folders itself in train/ and
-    val/ (or test/), from there.
-    """
+    """Ten easy classes of ImageNet, 9,469 + 3,925 photographs (github.com/fastai/imagenette), from the archive's folder
+    or, where data.root has none, from class folders: see `_class_folders`."""
     root, archive = data_root(config), IMAGENETTE_ARCHIVES[config.variant]
     own = root / archive.name.removesuffix(".tgz")
-    if not own.is_dir() and (root / "train").is_dir():
-        folder, names = root, folders_of_splits(root, config, "Imagenette's photographs")
-    else:
+    given = None if own.is_dir() else _class_folders(config)
+    if given is None:
         folder, names = unpacked(archive, own.name, config), ["train", "val"]
+    else:
+        folder, names = given, folders_of_splits(given, config, "Imagenette's photographs")
 
     source = _photographs(folder, names, config)
     unknown = [name for name in source.classes if name not in _IMAGENETTE_CLASSES]
@@ -169,7 +167,7 @@ def imagenette(config: DataConfig) -> Source:
     for split in filter(None, (source.train, source.test, source.validation)):
         assert isinstance(split, FileSplit)
         split.classes = classes
-    return replace(source, classes=classes, place=folder if folder == root else None)
+    return replace(source, classes=classes, place=given)
 
 
 _IMAGENETTE_CLASSES = {
@@ -184,6 +182,12 @@ _IMAGENETTE_CLASSES = {
     "n03445777": "golf ball",
     "n03888257": "parachute",
 }
+
+
+def _class_folders(config: DataConfig) -> Path | None:
+    """data.root/NAME, or data.root itself, whichever first holds train/<class>/* (and val/ or test/ beside it)."""
+    root = data_root(config)
+    return next((place for place in (root / config.name, root) if (place / "train").is_dir()), None)
 
 
 @plugins.data("imagefolder")
@@ -277,28 +281,25 @@ def _cifar(
 
 @plugins.data("cifar10")
 def cifar10(config: DataConfig) -> Source:
-    """CIFAR-10 from its archive or, where data.root has none, from class folders: cifar10/train/<class>/* and
-    cifar10/test/<class>/* (or val/), of which the run says that they are not the original pixels if they are JPEG."""
-    root = data_root(config)
-    folder, archive = root / "cifar10", datasets.CIFAR10
-    if (root / archive.base_folder).is_dir() or (root / archive.filename).exists():
-        return _cifar(archive, CIFAR10_STATISTICS, config)
-    if not folder.is_dir():
+    """CIFAR-10 from its archive or, where data.root has none, from class folders: see `_class_folders`.
+
+    Of these the run says that they are not the original pixels.
+    """
+    root, archive = data_root(config), datasets.CIFAR10
+    whole = (root / archive.base_folder).is_dir() or (root / archive.filename).exists()
+    folder = None if whole else _class_folders(config)
+    if folder is None:
         return _cifar(archive, CIFAR10_STATISTICS, config)
     source = _photographs(folder, folders_of_splits(folder, config, "small images"), config)
-    given = [source.train, source.test, *filter(None, [source.validation])]
-    files = [split for split in given if isinstance(split, FileSplit)]
-    side, arrays = "", []
-    for split in files:
-        images = _pixels(config, split)
-        if side not in ("", size := "x".join(map(str, images.shape[2:]))):
-            raise UserError(
-                f"{config.name}: {split.path(0)} is {size}, the training images are {side}; accepted: "
-                "one size"
-            )
-        side = size
-        arrays.append(ArraySplit(images, split.labels))
-    lossy = sum(
+    files = [split for split in (source.train, source.test) if isinstance(split, FileSplit)]
+    train, test = (_pixels(config, split) for split in files)
+    if train.shape[1:] != test.shape[1:]:
+        side, other = ("x".join(map(str, images.shape[2:])) for images in (train, test))
+        raise UserError(
+            f"{config.name}: {files[1].path(0)} is {other} pixels, the training images {side}; accepted: "
+            "one size"
+        )
+    lossy = any(
         path.lower().endswith((b".jpg", b".jpeg")) for split in files for path in split.paths
     )
     note = f"images of class folders in {folder}, not CIFAR-10's archive"
@@ -306,9 +307,8 @@ def cifar10(config: DataConfig) -> Source:
         note += "; JPEG has changed their pixels, which costs accuracy: say so beside a result"
     return replace(
         source,
-        train=arrays[0],
-        test=arrays[1],
-        validation=arrays[2] if len(arrays) > 2 else None,
+        train=ArraySplit(train, source.train.labels),
+        test=ArraySplit(test, source.test.labels),
         image_size=32,
         statistics=CIFAR10_STATISTICS,
         move="crop",

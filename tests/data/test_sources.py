@@ -48,6 +48,22 @@ def test_imagenette(tmp_path, variant):
     assert torch.equal(labels, torch.arange(10).repeat_interleave(3))
 
 
+@pytest.mark.parametrize(("place", "test_name"), [(".", "val"), ("imagenette", "test")])
+def test_imagenette_from_any_folder_with_its_classes(tmp_path, place, test_name):
+    make_class_tree(tmp_path / place, ("train", test_name), WNIDS, per_class=2)
+    data = build_data(data_recipe("imagenette", tmp_path, data="image_size = 16"))
+    assert (data.classes[0], data.classes[9]) == ("tench", "parachute")
+    assert (data.train.images, data.test.images) == (20, 20)
+    assert data.place == tmp_path / place
+    make_imagenette(tmp_path)  # the archive's folder comes first
+    assert build_data(data_recipe("imagenette", tmp_path)).train.images == 30
+
+
+def test_names_of_imagenettes_classes_are_torchvisions():
+    known = {key: names[0] for key, names in datasets.Imagenette._WNID_TO_CLASS.items()}
+    assert known == sources._IMAGENETTE_CLASSES
+
+
 def test_imagenette_archives_are_torchvisions():
     known = {k: (file.url, file.md5) for k, file in IMAGENETTE_ARCHIVES.items()}
     assert known == datasets.Imagenette._ARCHIVES
@@ -108,6 +124,74 @@ def test_cifar_is_unpacked_and_read(cifar_archives, name, classes):
     expected = torch.from_numpy(real.data).permute(0, 3, 1, 2)
     torch.testing.assert_close(raw(images, name, recipe), expected.float(), atol=1e-3, rtol=0)
     assert [path.name for path in root.iterdir() if path.name.startswith(".unpacking")] == []
+
+
+def make_small_images(
+    folder: Path, splits: tuple[str, ...] = ("train", "test"), ending: str = "png"
+) -> dict[str, np.ndarray]:
+    """Class folders of 6 images of 32x32 in each of two classes; returns the pixels, [N, 3, 32, 32]."""
+    rng = np.random.default_rng(0)
+    pixels = {split: rng.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8) for split in splits}
+    for split, images in pixels.items():
+        for at, image in enumerate(images):
+            path = folder / split / ("airplane", "bird")[at // 6] / f"{at:04}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return {split: images.transpose(0, 3, 1, 2) for split, images in pixels.items()}
+
+
+@pytest.mark.parametrize(("place", "test_name"), [("cifar10", "test"), (".", "val")])
+def test_cifar10_from_class_folders(tmp_path, place, test_name):
+    pixels = make_small_images(tmp_path / place, ("train", test_name))
+    recipe = data_recipe("cifar10", tmp_path, data='augment = "none"')
+    data = build_data(recipe)
+    assert data.classes == ("airplane", "bird")
+    assert (data.train.images, data.test.images, data.image_size) == (12, 12, 32)
+    images, labels = all_of(data.test)
+    assert labels.tolist() == [0] * 6 + [1] * 6
+    expected = torch.from_numpy(pixels[test_name]).float()
+    torch.testing.assert_close(raw(images, "cifar10", recipe), expected, atol=1e-3, rtol=0)
+    assert data.facts.move == "crop"  # with padding, and flipped
+    mentions(data.note, tmp_path / place, "not CIFAR-10's archive")
+    assert "JPEG" not in data.note
+
+
+def test_cifar10_says_that_jpegs_are_not_the_original_pixels(tmp_path):
+    make_small_images(tmp_path / "cifar10", ending="jpg")
+    mentions(build_data(data_recipe("cifar10", tmp_path)).note, "JPEG", "costs accuracy")
+
+
+def test_the_archive_of_cifar10_comes_before_class_folders(cifar_archives):
+    root = cifar_archives["cifar10"].parent
+    make_small_images(root / "cifar10")
+    data = build_data(data_recipe("cifar10", root))
+    assert (data.train.images, data.note) == (40, "")
+
+
+@pytest.mark.parametrize(
+    "how", ["cut short", "other size", "other size in test", "no class", "no test"]
+)
+def test_class_folders_that_are_not_cifar10(tmp_path, how):
+    folder = tmp_path / "cifar10"
+    make_small_images(folder)
+    path = folder / "train" / "bird" / "0009.png"
+    words: tuple[object, ...] = (path, "class bird")
+    if how == "cut short":
+        damage(path, how)
+    elif how == "other size":
+        Image.new("RGB", (20, 24)).save(path)
+        words = (path, "24x20", "32x32", "one size", "imagefolder")
+    elif how == "other size in test":
+        for path in sorted((folder / "test").rglob("*.png")):
+            Image.new("RGB", (20, 24)).save(path)
+        words = (folder / "test", "24x20", "32x32", "one size")
+    elif how == "no class":
+        (folder / "test" / "bird").rename(folder / "test" / "dog")
+        words = ("only in train: bird", "only in test: dog")
+    else:
+        (folder / "test").rename(folder / "tests")
+        words = (folder / "test", "no folder", "train/<class>/")
+    mentions(mistake(data_recipe("cifar10", tmp_path)), *words)
 
 
 @pytest.mark.parametrize(
