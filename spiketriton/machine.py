@@ -94,6 +94,11 @@ def cpu_flags() -> set[str]:
     return set(_cpu_info().get("flags", "").split())
 
 
+def bf16_instructions() -> list[str]:
+    """Those of this processor that multiply matrices in bfloat16, which is emulated without them; sorted."""
+    return sorted(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
 def available_memory() -> int | None:
     """Bytes that can still be allocated, also in a container; None where /proc does not say."""
     available = _bytes("/proc/meminfo", "MemAvailable")

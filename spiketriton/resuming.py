@@ -9,7 +9,7 @@ from spiketriton.config import recipe_from_toml, replace
 from spiketriton.errors import UserError
 from spiketriton.runs.same_recipe import MICRO_BATCHES, extension, refuse_another_recipe
 from spiketriton.trainer import Trainer
-from spiketriton.training.environment import keep_threads
+from spiketriton.training.environment import changed_precision, keep_threads
 from spiketriton.training.optim import continue_on
 from spiketriton.training.pretrained import NOTHING, find_weights, take_weights
 
@@ -67,6 +67,8 @@ def _continue_from(trainer: Trainer, state: dict[str, Any]) -> None:
             f"run of that length, {rate:.3g} at step {trainer.step + 1} of {trainer.plan.steps}"
         )
     if words := keep_threads(recipe.train, trainer.device, folder.sessions()):
+        note(words)
+    if words := changed_precision(trainer.placement.precision, folder.sessions()):
         note(words)
     note(f"resumes after step {trainer.step} of {trainer.plan.steps}")
     if trainer.plan.finished(trainer.progress):

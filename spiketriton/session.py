@@ -90,7 +90,9 @@ class Session:
                     resuming.resume(trainer)
                 else:
                     resuming.begin(trainer)
-            folder.begin_session(recipe, describe(trainer.device, ranks))
+            folder.begin_session(
+                recipe, describe(trainer.device, ranks, trainer.placement.precision)
+            )
             if report := trainer.model.report():
                 folder.write_network(report)
             if ranks.first:

@@ -243,7 +243,8 @@ class Trainer:
         step, path = counts.halted_at, self.folder.path
         parts, find = again(self.model, self.data.train, self.loss, self.placement, step)
         self.checkpoints.save_as(path / "nonfinite.pt", scene(self.state_dict(), step, parts))
-        tips = advice(self.recipe.train, self.recipe.neuron, self.update.limit)
+        half = self.placement.precision != torch.float32
+        tips = advice(half, self.recipe.neuron, self.update.limit)
         return report(path, counts, tips, find)
 
     def record(self, kind: str, **numbers: float | None) -> None:
@@ -287,7 +288,8 @@ class Trainer:
         refuse_damage(self.folder.path, state, self.state_dict())
         self.progress = Progress.of_state(state, validated=self.data.validation is not None)
         for name, part in self.stateful.items():
-            part.load_state_dict(state[name])
+            if name != "scaler" or state[name]:  # empty: that session did not scale its loss
+                part.load_state_dict(state[name])
         self.random_state = state["random"]
         self.saved_at = self.step
 

@@ -1,7 +1,7 @@
 """What every test shares: where Triton runs, which backend serves a kernel test, the slow switch.
 
 A GPU is for the tests of kernels. Those of the engine compare trainings bit for bit and sentence by
-sentence: they find none, here and in the processes that they start.
+sentence: they find none, here and in the processes that they start, and no processor with instructions for bf16.
 
 Without a GPU the Triton kernels are interpreted. Triton decides that when it is imported, so the
 variable is set here, before anything imports it, and taken away again: outside the tests that ask
@@ -139,10 +139,11 @@ def need_native() -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    """A test outside tests/kernels, and what its fixtures train, finds no GPU."""
+    """A test outside tests/kernels, and what its fixtures train, finds no GPU, and computes in fp32 unless told."""
     with pytest.MonkeyPatch.context() as patch:
         if Path(__file__).parent / "kernels" not in item.path.parents:
             patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setattr("spiketriton.machine.bf16_instructions", list)
         return (yield)
 
 

@@ -20,6 +20,7 @@ from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.folder import Onlooker, RunFolder
 from spiketriton.show.display import Display
 from spiketriton.trainer import Trainer
+from spiketriton.training import environment
 from spiketriton.training.ranks import Ranks
 
 # 7 steps an epoch and 21 in all; 8 spiking layers of real images
@@ -38,6 +39,7 @@ width = 4
 epochs = 3
 batch_size = 16
 lr = 0.01
+precision = "fp32"
 log_every = 4
 threads = 1
 """
@@ -50,6 +52,11 @@ def small_recipe(*overrides: str) -> Recipe:
         recipe_from_toml(SMALL.replace("width = 4\n", "" if own else "width = 4\n"), "small"),
         *overrides,
     )
+
+
+def as_on_a_gpu(wanted: str, device: torch.device) -> environment.Choice:
+    """`choose_precision` that takes fp16 on a CPU, too."""
+    return environment.Choice(environment.PRECISIONS[wanted], "as on a GPU")
 
 
 class Lines(Display):

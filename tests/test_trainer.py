@@ -15,17 +15,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spiketriton.errors import EXIT_SIGTERM, UserError
+from spiketriton import trainer as trainer_module
+from spiketriton.errors import EXIT_SIGTERM, UserError, warn_once
 from spiketriton.nonfinite import repeat
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
+from spiketriton.session import Session
 from spiketriton.trainer import Trainer
+from spiketriton.training import environment
 from spiketriton.training.environment import describe, undisturbed
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.plan import Outcome
 from spiketriton.training.ranks import Ranks
 from spiketriton.training.testing import Score, Tester
-from tests.small_runs import Lines, assert_equal, last_state, small_trainer, untimed
+from tests.small_runs import (
+    Lines,
+    as_on_a_gpu,
+    assert_equal,
+    last_state,
+    small_recipe,
+    small_trainer,
+    untimed,
+)
 
 TRAIN_KEYS = {
     "kind", "step", "epoch", "seconds", "lr", "loss", "grad_norm", "images_per_s", "data_wait",
@@ -298,7 +309,8 @@ def test_a_step_reads_nothing_back_and_a_row_does(tmp_path, monkeypatch, more):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision(tmp_path, precision):
+def test_half_precision(tmp_path, monkeypatch, precision):
+    monkeypatch.setattr(environment, "choose_precision", as_on_a_gpu)
     trainer = small_trainer(tmp_path / "run", f"train.precision={precision}", "train.epochs=6")
     seen: set[torch.dtype] = set()
     trainer.model.get_submodule("layer2.0.conv1").register_forward_hook(
@@ -309,6 +321,42 @@ def test_half_precision(tmp_path, precision):
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     losses = [row["loss"] for row in trainer.folder.metrics.read() if row["kind"] == "train"]
     assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize("wanted", ["auto", "fp16"])
+@pytest.mark.parametrize("instructions", [["amx_bf16", "avx512_bf16"], []])
+def test_a_cpu_computes_in_the_precision_that_it_has_instructions_for(
+    tmp_path, monkeypatch, capsys, wanted, instructions
+):
+    monkeypatch.setattr("spiketriton.machine.bf16_instructions", lambda: instructions)
+    warn_once.cache_clear()
+    display = Lines()
+    recipe, folder = (
+        small_recipe(f"train.precision={wanted}", "train.max_steps=1"),
+        RunFolder(tmp_path),
+    )
+    seen: list[torch.dtype] = []
+    build = trainer_module.build_model
+
+    def saw(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if output.requires_grad:  # in a step
+            seen.append(output.dtype)
+
+    def watched(*given: Any, **sizes: Any) -> Any:
+        model = build(*given, **sizes)
+        model.fc.register_forward_hook(saw)
+        return model
+
+    monkeypatch.setattr(trainer_module, "build_model", watched)
+    outcome = Session(recipe, folder, display, Ranks(), draws=False).train()
+    assert outcome.finished
+    name, dtype = ("bf16", torch.bfloat16) if instructions else ("fp32", torch.float32)
+    assert seen == [dtype]
+    said = ", ".join(instructions) or "no bf16"
+    assert f"precision: {name}, because this CPU has {said} instructions\n" in display.text
+    warned = f'"fp16" is many times slower than fp32 on a CPU: this one computes in {name}\n'
+    assert capsys.readouterr().err.endswith(warned) == (wanted == "fp16")
+    assert folder.sessions()[0]["precision"] == name
 
 
 def test_compiled_model_is_what_runs(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from profiling.harness.peers import ATAN
 from profiling.harness.timing import Timing
 from spiketriton.config import Recipe, load_recipe, replace
 from spiketriton.errors import UserError
+from spiketriton.training.environment import choose_precision, name_of
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -82,7 +83,7 @@ class RecipeCase(Case):
             "image": [channels, *[recipe.data.image_size or side] * 2],
             "frames": [recipe.time_steps] if recipe.data.split_words else [],
             "classes": classes or recipe.data.classes,
-            "precision": recipe.train.precision,
+            "precision": name_of(choose_precision(recipe.train.precision, options.device).value),
             "layout": "channels_last" if recipe.train.channels_last else "contiguous",
         }
 

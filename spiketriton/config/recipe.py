@@ -473,9 +473,9 @@ class TrainConfig(Table):
     were, and the error names the layer and time step where it arose"""
     max_skips: int = key(10, numbers=COUNT)
     """consecutive steps that `skip` leaves out before the run ends"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = key("fp32")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = key("auto")
     """dtype of convolutions and activations (autocast); membranes and weights stay fp32; `auto`: bf16 where the
-    processor has instructions for it, else fp32, or fp16 on a GPU"""
+    processor has instructions for it, else fp32, or fp16 on a GPU; fp16 is for GPUs, and `auto` on a CPU"""
     sync_bn: bool = key(False)
     """batch norm's statistics over all devices together; no effect on a single device"""
     channels_last: bool = key(True)

@@ -30,8 +30,6 @@ from spiketriton.training.randomness import random_state, set_random_state
 from spiketriton.training.ranks import Ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_BF16 = {"avx512_bf16", "amx_bf16"}
-_INSTRUCTIONS = {"auto": _BF16, "bf16": _BF16, "fp16": {"amx_fp16"}}  # of CPUs
 _TF32 = "; cuDNN may compute convolutions in TF32, PyTorch's default"
 
 
@@ -60,12 +58,15 @@ def choose_device(wanted: str) -> Choice:
 
 
 def choose_precision(wanted: str, device: torch.device) -> Choice:
-    """The torch.dtype of convolutions for train.precision; membranes and weights are float32."""
+    """The torch.dtype of convolutions for train.precision; membranes and weights are float32.
+
+    "auto", and "fp16" on a CPU (see `for_gpus`), is bfloat16 where the processor has instructions for it: emulated, it
+    is slower than float32, and on a GPU than float16.
+    """
     on_cpu = device.type == "cpu"
-    found = ", ".join(sorted(machine.cpu_flags() & _INSTRUCTIONS.get(wanted, set())))
+    found = ", ".join(machine.bf16_instructions()) if on_cpu else ""
     gpu_has_bf16 = not on_cpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    # bfloat16 where the processor has instructions for it: emulated, it is slower
-    if wanted == "auto" and on_cpu:
+    if on_cpu and wanted in ("auto", "fp16"):
         dtype = torch.bfloat16 if found else torch.float32
         return Choice(dtype, f"because this CPU has {found or 'no bf16'} instructions")
     if wanted == "auto" and gpu_has_bf16:
@@ -78,13 +79,21 @@ def choose_precision(wanted: str, device: torch.device) -> Choice:
     elif on_cpu and found:
         reason = f"by PyTorch's CPU autocast, with this CPU's {found} instructions"
     elif on_cpu:
-        reason = f"by PyTorch's CPU autocast, which this CPU has no {wanted} instructions for: fp32 may be faster"
+        reason = "by PyTorch's CPU autocast, emulated on this CPU: fp32 is faster"
     elif wanted == "fp16":
         reason = "by autocast, the loss scaled against underflow"
     else:
         emulated = "" if gpu_has_bf16 else ", emulated on this GPU: fp16 is faster"
         reason = f"by autocast{emulated}"
     return Choice(PRECISIONS[wanted], reason)
+
+
+def for_gpus(wanted: str, device: torch.device) -> str:
+    """Words where train.precision asks a CPU for float16, which `choose_precision` does not take there; else ""."""
+    if wanted != "fp16" or device.type != "cpu":
+        return ""
+    taken = name_of(choose_precision(wanted, device).value)
+    return f'train.precision = "fp16" is many times slower than fp32 on a CPU: this one computes in {taken}'
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -168,6 +177,17 @@ def keep_threads(
     )
 
 
+def changed_precision(now: torch.dtype, sessions: Sequence[Mapping[str, Any]]) -> str:
+    """Words where the session before computed in another precision, as "auto" chooses it on another machine."""
+    before = sessions[-1].get("precision") if sessions else None
+    if before is None or before == name_of(now):
+        return ""
+    return (
+        f"precision: {name_of(now)} from here on instead of {before}; the weights will not be those of the "
+        "unbroken run, bit for bit"
+    )
+
+
 def thread_words(chosen: int) -> str:
     """`2`, or why there are fewer, as `1 of 2: other processes use 1.0 processors; ...`."""
     threads, usable = torch.get_num_threads(), machine.usable()
@@ -201,8 +221,10 @@ def compiled(model: nn.Module) -> Any:
     return torch.compile(model, dynamic=False)
 
 
-def describe(device: torch.device, ranks: Ranks | None = None) -> dict[str, Any]:
-    """What a session's numbers depend on, for environment.json."""
+def describe(
+    device: torch.device, ranks: Ranks | None = None, precision: torch.dtype | None = None
+) -> dict[str, Any]:
+    """What a session's numbers depend on, for environment.json; `precision`: of what was trained."""
     commit, dirty = commit_of_package()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -219,6 +241,7 @@ def describe(device: torch.device, ranks: Ranks | None = None) -> dict[str, Any]
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
+        "precision": precision and name_of(precision),
     }
 
 

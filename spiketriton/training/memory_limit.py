@@ -64,7 +64,8 @@ def explained(
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         had, total = "the peak allocated before", f" of {memory / 2**20:.0f} MiB"
-    remedies = _remedies(recipe.train, recipe.model, recipe.neuron.kind != "relu", images)
+    half = environment.choose_precision(recipe.train.precision, device).value != torch.float32
+    remedies = _remedies(recipe.train, recipe.model, recipe.neuron.kind != "relu", images, half)
     return OutOfMemory(
         f"out of memory on {device.type}: {_asked(str(error)) or 'memory'} more was asked for, {had} was "
         f"{peak:.0f} MiB{total}; a micro-batch is {images} images (train.batch_size = "
@@ -89,7 +90,9 @@ def _asked(message: str) -> str:
     return ""
 
 
-def _remedies(train: TrainConfig, model: ModelConfig, spiking: bool, images: int) -> list[str]:
+def _remedies(
+    train: TrainConfig, model: ModelConfig, spiking: bool, images: int, half: bool
+) -> list[str]:
     """Changes to the recipe that need less memory and are not made yet; the cheapest first."""
     tips = []
     if images > 1:
@@ -98,7 +101,7 @@ def _remedies(train: TrainConfig, model: ModelConfig, spiking: bool, images: int
         tips.append(f"train.micro_batch={fewer}{auto} (the same batch in more parts)")
     if model.memory == "standard" and spiking:
         tips.append("model.memory=packed (the same gradients)")
-    if train.precision == "fp32":
+    if not half:
         tips.append("train.precision=bf16")
     if train.batch_size > 1:
         tips.append("a lower train.batch_size")

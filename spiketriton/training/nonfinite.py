@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spiketriton.config import NeuronConfig, TrainConfig
+from spiketriton.config import NeuronConfig
 from spiketriton.data import Facts, TrainStream
 from spiketriton.errors import UserError
 from spiketriton.models import Network, trial
@@ -246,12 +246,12 @@ def report(
     )
 
 
-def advice(train: TrainConfig, neuron: NeuronConfig, clipping: float) -> str:
-    """What may help. clipping: the largest norm of a gradient; 0: any."""
+def advice(half: bool, neuron: NeuronConfig, clipping: float) -> str:
+    """What may help. half: in half precision. clipping: the largest norm of a gradient; 0: any."""
     tips = ["a lower train.lr"]
     if not clipping:
         tips.append("train.clip_grad_norm=1")
-    if train.precision != "fp32":
+    if half:
         tips.append("train.precision=fp32")
     usual = 0.3 * neuron.v_threshold  # the default
     if neuron.kind != "relu" and neuron.surrogate.width > 2 * usual:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import TrainConfig
+from spiketriton.errors import warn_once
 from spiketriton.training import environment
 from spiketriton.training.losses import Batch
 
@@ -34,8 +35,10 @@ class Placement:
 
     @classmethod
     def set_up(cls, cfg: TrainConfig) -> "Placement":
-        """`of`, after setting the threads and algorithms of this process."""
+        """`of`, after setting the threads and algorithms of this process; warns of fp16 on a CPU."""
         placement = cls.of(cfg)
+        if words := environment.for_gpus(cfg.precision, placement.device):
+            warn_once(words)
         environment.set_up(cfg.threads, cfg.deterministic, placement.device)
         return placement
 

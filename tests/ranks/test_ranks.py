@@ -84,6 +84,14 @@ def play(root: Path) -> None:
         torch.save(apart.model.state_dict(), root / f"apart of rank {ranks.rank}.pt")
         small_trainer(root / "unbroken", *SHORT, ranks=ranks).fit()
 
+        small = ["train.precision=bf16", "train.sync_bn=true"]
+        half = small_trainer(root / "bf16", *SHORT, *small, ranks=ranks)
+        half.fit(until=2)
+        half = small_trainer(root / "bf16", *SHORT, *small, resume=True, ranks=ranks)
+        half.fit()
+        torch.save(half.model.state_dict(), root / f"bf16 of rank {ranks.rank}.pt")
+        small_trainer(root / "bf16 unbroken", *SHORT, *small, ranks=ranks).fit()
+
         small_trainer(root / "two then one", *SYNC, ranks=ranks).fit(until=2)
         small_trainer(root / "one then two", *SYNC, resume=True, ranks=ranks).fit()
 
@@ -187,6 +195,19 @@ def test_a_resumed_run_of_two_ranks_has_the_same_bits(played):
     assert_equal(last_state(played / "unbroken"), last_state(played / "apart"))
     for name in ("metrics.jsonl", "gradients.jsonl"):
         assert rows(played / "unbroken", name) == rows(played / "apart", name)
+
+
+def test_ranks_in_bf16_hold_the_same_weights_and_resume_to_the_same_bits(played, tmp_path):
+    """And train as one rank does, up to the rounding of each rank's gradients to bf16."""
+    zero, one = (torch.load(played / f"bf16 of rank {rank}.pt") for rank in range(2))
+    assert_equal(zero, one)
+    assert_equal(last_state(played / "bf16 unbroken"), last_state(played / "bf16"))
+    alone = small_trainer(tmp_path / "one", *SYNC, "train.precision=bf16")
+    alone.fit()
+    folders = (played / "bf16", tmp_path / "one", played / "resnet8")
+    two, one, in_fp32 = (rows(folder, "metrics.jsonl")[0]["loss"] for folder in folders)
+    assert two == pytest.approx(one, rel=0.01)
+    assert two != pytest.approx(in_fp32, rel=1e-5)
 
 
 @pytest.mark.parametrize("order", ["two then one", "one then two"])

@@ -20,9 +20,12 @@ from spiketriton.errors import EXIT_DONE, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
+from spiketriton.training import environment
+from spiketriton.training.environment import describe
 from tests.processes import Forked
 from tests.small_runs import (
     Lines,
+    as_on_a_gpu,
     assert_equal,
     last_state,
     small_recipe,
@@ -57,11 +60,12 @@ KINDS = {
         *("train.mixup=0.2", "train.cutmix=1", "train.accumulate=2", "loss.kind=tet"),
     ],
     "fp16": ["train.precision=fp16", "monitor.every=3"],
+    "bf16": ["train.precision=bf16", "monitor.every=3"],
     "twin": ["neuron.kind=relu", "train.optimizer=sgd"],
 }
 STOPS = [
     *(("adamw", 10), ("adamw", 14), ("sgd", 1), ("plif", 14), ("held out", 14), ("ema", 10)),
-    *(("mixed", 10), ("fp16", 1), ("twin", 9)),
+    *(("mixed", 10), ("fp16", 1), ("bf16", 10), ("twin", 9)),
 ]
 
 
@@ -79,11 +83,32 @@ def unbroken(tmp_path_factory) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize(("kind", "stop"), STOPS)
-def test_a_stopped_and_resumed_run_equals_the_unbroken_one(tmp_path, unbroken, kind, stop):
+def test_a_stopped_and_resumed_run_equals_the_unbroken_one(
+    tmp_path, unbroken, monkeypatch, kind, stop
+):
+    if kind == "fp16":
+        monkeypatch.setattr(environment, "choose_precision", as_on_a_gpu)
     small_trainer(tmp_path / "resumed", *KINDS[kind]).fit(until=stop)
     assert last_state(tmp_path / "resumed")["step"] == stop
     small_trainer(tmp_path / "resumed", *KINDS[kind], resume=True).fit()
     assert_same_run(unbroken(*KINDS[kind]), tmp_path / "resumed")
+
+
+@pytest.mark.parametrize("begun", ["fp32", "fp16"])
+def test_a_run_may_go_on_where_another_precision_is_chosen(tmp_path, monkeypatch, begun):
+    """As one of train.precision = "fp16" that moves from a GPU to a CPU, or back; it says so."""
+    keys, display = ["train.precision=fp16", "train.max_steps=4"], Lines()
+    for now in (begun, "fp16" if begun == "fp32" else "fp32"):
+        choice = environment.Choice(environment.PRECISIONS[now], "faked")
+        monkeypatch.setattr(environment, "choose_precision", lambda *_, choice=choice: choice)
+        trainer = small_trainer(tmp_path / "run", *keys, resume=now != begun, display=display)
+        session = describe(trainer.device, precision=trainer.placement.precision)
+        trainer.folder.begin_session(trainer.recipe, session)
+        assert ("precision: " in display.text) == (now != begun)
+        assert trainer.update.scaler.is_enabled() == (now == "fp16")
+        trainer.fit(until=2 if now == begun else 4)
+    assert f"precision: {now} from here on instead of {begun}; the weights" in display.text
+    assert last_state(tmp_path / "run")["step"] == 4
 
 
 def test_random_draws_continue_where_they_were(tmp_path):

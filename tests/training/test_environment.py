@@ -12,6 +12,7 @@ from torch import nn
 
 from spiketriton.config import TrainConfig
 from spiketriton.errors import UserError
+from spiketriton.machine import bf16_instructions  # conftest.py replaces the module's
 from spiketriton.training import environment
 from spiketriton.training.ranks import Ranks
 from tests.processes import done
@@ -108,17 +109,23 @@ def test_the_device_with_a_gpu(monkeypatch):
     [
         ("fp32", set(), torch.float32, "as the recipe says"),
         ("bf16", {"avx512_bf16", "sse"}, torch.bfloat16, "this CPU's avx512_bf16 instructions"),
-        ("bf16", {"amx_fp16"}, torch.bfloat16, "no bf16 instructions for: fp32 may be faster"),
-        ("fp16", {"amx_fp16", "amx_bf16"}, torch.float16, "this CPU's amx_fp16 instructions"),
-        ("auto", {"avx512_bf16"}, torch.bfloat16, "this CPU has avx512_bf16 instructions"),
+        ("bf16", {"amx_fp16"}, torch.bfloat16, "emulated on this CPU: fp32 is faster"),
+        ("fp16", {"amx_fp16", "amx_bf16"}, torch.bfloat16, "this CPU has amx_bf16 instructions"),
+        ("fp16", {"avx2", "amx_fp16"}, torch.float32, "this CPU has no bf16 instructions"),
+        ("auto", {"avx512_bf16", "amx_bf16"}, torch.bfloat16, "amx_bf16, avx512_bf16 instructions"),
         ("auto", {"avx2", "amx_fp16"}, torch.float32, "this CPU has no bf16 instructions"),
     ],
 )
 def test_the_precision_on_a_cpu(monkeypatch, wanted, flags, dtype, reason):
     monkeypatch.setattr(environment.machine, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(environment.machine, "bf16_instructions", bf16_instructions)
     choice = environment.choose_precision(wanted, CPU)
     assert choice.value == dtype
     assert choice.reason.endswith(reason)
+    taken = environment.name_of(dtype)
+    said = f'"fp16" is many times slower than fp32 on a CPU: this one computes in {taken}'
+    assert environment.for_gpus(wanted, CPU).endswith(said) == (wanted == "fp16")
+    assert environment.for_gpus(wanted, torch.device("cuda")) == ""
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_the_line_says_what_was_asked_and_what_lowers_it(error, asked):
         (["train.micro_batch=auto"], 8, ["or auto"]),
         ([], 1, ["train.micro_batch"]),
         (["neuron.kind=relu"], 8, ["model.memory"]),
-        (["model.memory=packed", "train.precision=fp16"], 8, ["model.memory", "train.precision"]),
+        (["model.memory=packed", "train.precision=bf16"], 8, ["model.memory", "train.precision"]),
         (["train.batch_size=1", "model.checkpoint_blocks=true"], 1, ["batch_size", "blocks"]),
         (["model.name=plain", "model.width=4"], 8, ["checkpoint_blocks"]),
         (["train.compile=true"], 8, ["checkpoint_blocks"]),

@@ -20,9 +20,17 @@ from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from spiketriton.trainer import Trainer
+from spiketriton.training import environment
 from spiketriton.training import nonfinite as module
 from spiketriton.training.nonfinite import Diverged, Finding, locate
-from tests.small_runs import Lines, assert_equal, last_state, small_recipe, small_trainer
+from tests.small_runs import (
+    Lines,
+    as_on_a_gpu,
+    assert_equal,
+    last_state,
+    small_recipe,
+    small_trainer,
+)
 
 SKIP = ["train.nonfinite=skip", "train.max_skips=2"]
 
@@ -71,7 +79,8 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [1, 3])  # in the first step torch begins the optimizer's state
-def test_a_skipped_step_changes_no_bit(tmp_path, kind, bad):
+def test_a_skipped_step_changes_no_bit(tmp_path, monkeypatch, kind, bad):
+    monkeypatch.setattr(environment, "choose_precision", as_on_a_gpu)
     trainer = poison(small_trainer(tmp_path / "run", *KINDS[kind], *SKIP, "train.warmup=0"), bad)
     trainer.fit(until=bad - 1)
     before = all_state(trainer)
@@ -255,7 +264,7 @@ def test_parameters_whose_gradient_is_not_finite(grads, finding):
     [
         (["neuron.kind=relu", "train.clip_grad_norm=1"], "a lower train.lr"),
         (
-            ["train.precision=fp16", "neuron.surrogate.width=1"],
+            ["train.precision=bf16", "neuron.surrogate.width=1"],
             "a lower train.lr, train.clip_grad_norm=1, train.precision=fp32 or "
             "neuron.surrogate.width=0.3",
         ),
@@ -263,7 +272,8 @@ def test_parameters_whose_gradient_is_not_finite(grads, finding):
 )
 def test_only_advice_that_is_not_taken_is_given(keys, advice):
     recipe = small_recipe(*keys)
-    assert module.advice(recipe.train, recipe.neuron, recipe.clipping) == advice
+    half = recipe.train.precision != "fp32"
+    assert module.advice(half, recipe.neuron, recipe.clipping) == advice
 
 
 # ---- through the command

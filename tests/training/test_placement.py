@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from spiketriton.config import TrainConfig
+from spiketriton.training import environment
 from spiketriton.training.placement import Placement
+from tests.small_runs import as_on_a_gpu
 
 CPU = torch.device("cpu")
 
@@ -32,7 +34,10 @@ def test_networks_and_images_take_the_layout(channels_last):
     ("precision", "dtype"),
     [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )
-def test_the_forward_pass_takes_the_precision_and_fp16_alone_is_scaled(precision, dtype):
+def test_the_forward_pass_takes_the_precision_and_fp16_alone_is_scaled(
+    monkeypatch, precision, dtype
+):
+    monkeypatch.setattr(environment, "choose_precision", as_on_a_gpu)
     placement = Placement.of(TrainConfig(device="cpu", precision=precision))
     assert placement.precision == dtype
     with placement.autocast():
