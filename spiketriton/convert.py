@@ -1,4 +1,4 @@
-"""spiketriton convert RUN [--method balanced|calibrated|qcfs] [--per-channel]"""
+"""spiketriton convert RUN [--method balanced|calibrated] [--per-channel]"""
 
 import argparse
 import shlex
@@ -11,12 +11,11 @@ EPILOG = """\
 examples:
   spiketriton convert runs/ann
   spiketriton convert runs/ann --method calibrated --steps 8 --run-dir runs/calibrated
-  spiketriton convert runs/ann --method qcfs --steps 4 --epochs 2
   spiketriton evaluate runs/converted --steps 1,4,16,64,256,1024 --against runs/ann
 
 The result is a run folder for evaluate and report. Only training images are read."""
 
-METHODS = {"balanced": 128, "calibrated": 16, "qcfs": 8}  # and the default T of each
+METHODS = {"balanced": 128, "calibrated": 16}  # and the default T of each
 HEAD = ("layer", "threshold", "largest", "mean shift")
 LEGEND = (
     "threshold: the smallest of the layer's channels, and the largest; shift: "
@@ -28,27 +27,25 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("convert", EPILOG)
     parser.add_run("run folder of an ANN (neuron.kind = relu)")
     ways = (
-        "thresholds from activations (balanced), corrected layer by layer for a short window "
-        "(calibrated), or the ANN retrained for it (qcfs)"
+        "thresholds from activations (balanced), or corrected layer by layer for a short window "
+        "(calibrated)"
     )
     parser.add_argument("--method", choices=METHODS, default="balanced", help=ways)
     steps, percent = number(1, 65536), number(1, 100, float)
-    defaults = "time steps of the new run (128; calibrated: 16; qcfs: 8)"
+    defaults = "time steps of the new run (128; calibrated: 16)"
     parser.add_argument("--steps", type=steps, metavar="T", help=defaults)
     only = "balanced only: percentile of the activations (99.9)"
     parser.add_argument("--percentile", type=percent, metavar="P", help=only)
     parser.add_argument("--per-channel", action="store_true", help="a threshold for each channel")
     many = number(1, 10**6)
-    parser.add_argument("--epochs", type=many, help="qcfs only: epochs of retraining (1)")
     parser.add_argument(
         "--images", type=many, default=512, help="training images to measure on (512)"
     )
     parser.add_checkpoint()
     parser.add_argument("--run-dir", metavar="DIR", help="run folder (runs/<recipe>_<method>-...)")
     args = parser.parse_intermixed_args(arguments)
-    for option, method in (("percentile", "balanced"), ("epochs", "qcfs")):
-        if getattr(args, option) is not None and args.method != method:
-            parser.error(f"--{option} has no effect with --method {args.method}")
+    if args.percentile is not None and args.method != "balanced":
+        parser.error(f"--percentile has no effect with --method {args.method}")
     return args
 
 
@@ -66,7 +63,6 @@ def main(arguments: list[str]) -> None:
         percentile=args.percentile or Options.percentile,
         per_channel=args.per_channel,
         images=args.images,
-        epochs=args.epochs or Options.epochs,
     )
     run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint, augment=False)
     folder = RunFolder.create(args.run_dir, f"{run.recipe.name}_{options.method}")

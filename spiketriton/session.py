@@ -3,21 +3,20 @@
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
 from spiketriton import resuming
 from spiketriton.config import Recipe
 from spiketriton.data import build_data
-from spiketriton.errors import EXIT_DONE, EXIT_NONFINITE, UserError
-from spiketriton.runs.folder import Onlooker, RunFolder
+from spiketriton.errors import EXIT_NONFINITE, UserError
+from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import json_text
 from spiketriton.show.announcements import Announcements
 from spiketriton.show.display import Display, Quiet, make_display
 from spiketriton.show.run_pictures import draw_run
 from spiketriton.show.verdict import nothing_learnt
-from spiketriton.trained.teacher import TWIN, twin_of
 from spiketriton.trainer import Trainer
 from spiketriton.training.environment import describe
 from spiketriton.training.hooks import Hooks
@@ -54,10 +53,6 @@ class Session:
         display = self.display
         with self.folder.held():
             trainer = self._prepared()
-            if self.recipe.loss.teacher == TWIN:
-                if trainer.step == 0 and (code := self._train_twin()):
-                    return replace(trainer.outcome(), exit_code=code)
-                trainer.find_teacher()
             compile_kernels(trainer)
             try:
                 outcome = trainer.fit()
@@ -102,25 +97,6 @@ class Session:
                 raise too_large(error) from None
             raise
         return trainer
-
-    def _train_twin(self) -> int:
-        """Trains the ANN twin that is to teach, or what is left of it, as a run in the run's folder.
-
-        The exit code where that was cut short, and 0 where the twin has ended.
-        """
-        place, display, ranks = self.folder.path / TWIN, self.display, self.ranks
-        begun = ranks.decide((place / "recipe.toml").is_file)
-        display.note(
-            f"first its teacher, the ANN twin: {'continued' if begun else 'trained'} in {place}"
-        )
-        folder: RunFolder = Onlooker(place)
-        if ranks.first:
-            folder = RunFolder.open(place) if begun else RunFolder.create(place, self.recipe.name)
-        twin, shown = twin_of(self.recipe), display.another()
-        outcome = Session(twin, folder, shown, ranks, resume=begun, draws=False).train()
-        if outcome.exit_code != EXIT_DONE:
-            display.note(f"its teacher was stopped; saved: step {outcome.saved_at} of it")
-        return outcome.exit_code
 
     def _pictures(self) -> list[Path]:
         """Draws the run's pictures; if they cannot be written, warns and returns none."""

@@ -19,7 +19,7 @@ from spiketriton.runs.checkpoint import Checkpoints, State
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show.display import Display
-from spiketriton.trained.teacher import NOBODY, TWIN, Teacher, find_teacher
+from spiketriton.trained.teacher import NOBODY, Teacher, find_teacher
 from spiketriton.training import environment, randomness
 from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of
 from spiketriton.training.guard import Counts
@@ -73,8 +73,8 @@ class Trainer:
         self.forward = ranks.parallel(forward, unused=not model.uses_all_weights)
         self.plan = Plan.of(recipe, data)
         self.teacher: Teacher | None = None
-        if recipe.loss.teacher not in (NOBODY, TWIN):  # a twin may have to be trained yet
-            self.find_teacher()
+        if recipe.loss.teacher != NOBODY:
+            self.teacher = find_teacher(recipe.loss, data.facts, self.placement)
         self.loss = build_loss(recipe.loss, data.facts.class_counts)
         self.update = Update(
             cfg, recipe.peak_lr, recipe.clipping, model, self.placement, ranks, self.plan.steps
@@ -114,11 +114,6 @@ class Trainer:
         self.images_per_s: float | None = None
         randomness.seed_everything(recipe.seed)
         self.random_state = randomness.random_state()
-
-    def find_teacher(self) -> None:
-        """UserError: the recipe names one that cannot teach this network."""
-        loss, where, facts = self.recipe.loss, self.folder.path, self.data.facts
-        self.teacher = find_teacher(loss, where, facts, self.placement, self.model)
 
     def fit(self, until: int | None = None) -> Outcome:
         """Trains to the end, to step `until`, or until a signal; saves before it returns.

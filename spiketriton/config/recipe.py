@@ -387,15 +387,11 @@ class LossConfig(TableOfPart):
     )
     """`balanced`: classes are weighted inversely to their number of training images; or a weight for each class"""
     teacher: str = key("-")
-    """run folder of a teacher, whose predictions the network also learns; `twin`: the ANN twin of this recipe, which
-    is trained first, in the folder `twin` of the run; `-`: none"""
+    """run folder of a teacher, whose predictions the network also learns; `-`: none"""
     teacher_weight: float = key(0.5, numbers=FRACTION)
     """fraction of the loss that is the distance to the teacher's predictions"""
     temperature: float = key(2.0, numbers=Range(0.1, 100))
     """what logits are divided by before they are compared with the teacher's"""
-    feature_weight: float = key(0.0, numbers=Range(0, 1000))
-    """weight of the distance between what leaves the residual blocks of both: means over time, as vectors of
-    length 1"""
     tet_lambda: float = key(0.05, numbers=Range(0, 1))
     """weight of TET's pull of each logit towards 1"""
 

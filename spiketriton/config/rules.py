@@ -126,7 +126,6 @@ def _readers(values: Mapping[str, Any]) -> Iterator[tuple[list[str], str, tuple[
         (["neuron.detach_reset"], "neuron.kind", unless("neuron.kind", *PARALLEL)),
         (["loss.tet_lambda"], "loss.kind", ("tet",)),
         (["loss.teacher_weight", "loss.temperature"], "loss.teacher", unless("loss.teacher", "-")),
-        (["loss.feature_weight"], "loss.teacher", unless("loss.teacher", "-")),
         (["train.momentum", "train.nesterov"], "train.optimizer", ("sgd",)),
         (["train.eps"], "train.optimizer", ("adamw",)),
         (["train.milestones", "train.gamma"], "train.schedule", ("step",)),
@@ -184,7 +183,6 @@ def _clashes(values: Mapping[str, Any]) -> list[_Clash]:
         ("model.memory", ("standard",), "neuron.kind", ("ilif",), spikes),
         ("model.checkpoint_blocks", (False,), "train.compile", (True,), "statistics of batch norm would change twice"),
         ("model.drop_path", (0,), "model.checkpoint_blocks", (True,), "each block draws, and is run twice"),
-        ("loss.feature_weight", (0,), "train.compile", (True,), "it listens to blocks, which are joined then"),
         ("neuron.v_reset", (0,), "neuron.kind", tuple(RESETS_OF), ""),
         *(("neuron.reset", resets, "neuron.kind", (kind,), "") for kind, resets in RESETS_OF.items()),
         ("neuron.threshold_learnt", (True, False), "neuron.kind", plugins, "it is not told its channels"),
@@ -233,16 +231,6 @@ def _of_training(recipe: "Recipe", train: "TrainConfig") -> Iterator[str]:
                 f"train.{name} = {divisor} does not divide train.batch_size = {train.batch_size}; "
                 "accepted: a divisor of it"
             )
-    if recipe.loss.teacher == "twin":
-        model, why = recipe.model, ""
-        if ":" in model.name:
-            why = f"neuron.kind has no effect in model.name = {shown(model.name)}"
-        elif recipe.neuron.kind == "relu":
-            why = 'neuron.kind = "relu" is that already'
-        elif model.connect != "add":
-            why = f"model.connect = {shown(model.connect)} joins spikes"
-        if why:
-            yield f'loss.teacher = "twin" is this network with ReLU, and {why}; accepted with it: the folder of a run'
 
 
 def _of_data(data: "DataConfig", steps: int) -> Iterator[str]:

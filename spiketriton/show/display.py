@@ -103,10 +103,6 @@ class Display:
         with contextlib.suppress(OSError):  # the terminal itself may have gone
             os.write(2, f"\n{text}\n".encode())
 
-    def another(self) -> "Display":
-        """One of the same kind, for a run that this one needs."""
-        return type(self)(self.stream)
-
     def keep_in(self, path: Path) -> None:
         """Keeps what is said from here on, and what was said before, in a file as well."""
         self.log = Lines(path, warn=lambda text: None)  # the rows of numbers warn of a full disk
@@ -205,9 +201,6 @@ class Quiet(Display):
     def __init__(self, warns: bool = True) -> None:
         super().__init__(sys.stdout)
         self.warns = warns
-
-    def another(self) -> "Quiet":
-        return Quiet(self.warns)
 
     def show(self, show: Callable[[], None]) -> None:
         pass

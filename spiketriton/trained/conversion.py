@@ -12,13 +12,8 @@ lie closest to its activations in the mean square; then, from the input on, each
 is shifted by what its mean output on the images lacks (Li et al. 2021, "A Free Lunch From ANN:
 Towards Efficient, Accurate Spiking Neural Networks Calibration": MMSE thresholds and bias
 calibration; the half-threshold start is Bu et al. 2022's). No training.
-
-qcfs: the ANN is first trained on, for a few epochs, with the T + 1 levels of a window of T steps
-in place of its ReLUs and those thresholds learnt (Bu et al. 2022, see quantised.py); then shifted
-as above. More accurate at few steps, for the time of the training.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -35,7 +30,6 @@ from spiketriton.models.agreement import counted_graph, noise
 from spiketriton.models.graph import folded_weights, graph_of, layers
 from spiketriton.runs.folder import RunFolder
 from spiketriton.trained.converted import ConvertedIF, with_converted_neurons
-from spiketriton.trained.quantised import quantised, retrain
 from spiketriton.trained.run import TrainedRun, save_run
 
 CHANGES = (
@@ -53,11 +47,10 @@ CANDIDATES = 100  # thresholds that are tried, up to the largest activation
 @dataclass(frozen=True, kw_only=True)
 class Options:
     method: str = "balanced"
-    steps: int = 128  # T of the new recipe; "calibrated" and "qcfs" are made for it
+    steps: int = 128  # T of the new recipe; "calibrated" is made for it
     percentile: float = 99.9  # of "balanced"
     per_channel: bool = False
     images: int = 512
-    epochs: int = 1  # of retraining, "qcfs" only
 
 
 @dataclass(frozen=True)
@@ -80,8 +73,7 @@ class Converted:
 
 @torch.no_grad()
 def convert(run: TrainedRun, options: Options) -> Converted:
-    """The run as a spiking network. UserError: it is not an ANN, or retraining diverged."""
-    source = run
+    """The run as a spiking network. UserError: it is not an ANN."""
     if run.facts.frames:
         raise UserError(
             f"{run.folder.path} sees recordings of {run.data.name}, a frame at each step: a converted "
@@ -112,12 +104,6 @@ def convert(run: TrainedRun, options: Options) -> Converted:
         for batch in images:
             run.model(run.to_device(batch))
     found = {name: thresholds(torch.cat(activations[name]), options) for name in activations}
-    if options.method == "qcfs":
-        starts = {name: t if options.per_channel else t[:1] for name, t in found.items()}
-        ann = quantised(run.model, starts, options.steps)
-        retrain(run, ann, options.epochs)
-        run = dataclasses.replace(run, model=ann)
-        found = {name: ann.get_submodule(name).used() for name in found}  # type: ignore[operator]
 
     image = facts.image_shape
     nodes = counted_graph(run.model, noise(run.model, image, bool(facts.frames)))
@@ -129,7 +115,7 @@ def convert(run: TrainedRun, options: Options) -> Converted:
         neuron.threshold.copy_(found[name])
     if options.method != "balanced":
         calibrate(run, model, images, options.steps)
-    return Converted(recipe, model, source, options)
+    return Converted(recipe, model, run, options)
 
 
 def thresholds(values: Tensor, options: Options) -> Tensor:

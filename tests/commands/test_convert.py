@@ -49,20 +49,15 @@ def test_mistakes_are_named(converted, tmp_path):
     assert "--percentile: 101" in refused(main, [source, "--percentile", "101"])
     assert "no effect" in refused(main, [source, "--method", "calibrated", "--percentile", "99"])
     assert "invalid choice" in refused(main, [source, "--method", "rmp"])
-    assert "--epochs has no effect" in refused(main, [source, "--epochs", "2"])
-    assert "--epochs: 0" in refused(main, [source, "--method", "qcfs", "--epochs", "0"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
-        ([], Options(method="balanced", steps=128, percentile=99.9, images=512, epochs=1)),
+        ([], Options(method="balanced", steps=128, percentile=99.9, images=512)),
         (["--percentile", "98", "--images", "9"], Options(percentile=98.0, images=9)),
         (["--method", "calibrated", "--per-channel"],
          Options(method="calibrated", steps=16, per_channel=True)),
-        (["--method", "qcfs"], Options(method="qcfs", steps=8)),
-        (["--method", "qcfs", "--epochs", "3", "--steps", "2"],
-         Options(method="qcfs", steps=2, epochs=3)),
     ],
 )  # fmt: skip
 def test_options_and_their_defaults(arguments, options, runs, tmp_path, monkeypatch):

@@ -107,7 +107,6 @@ def test_text_does_not_wait_for_torch(tmp_path):
     [
         ("convert run --steps", ("1", "65536"), ("0", "65537")),
         ("convert run --percentile", ("1", "100"), ("0.99", "100.01")),
-        ("convert run --method qcfs --epochs", ("1", "1000000"), ("0", "1000001")),
         ("evaluate run --images", ("1", "1000000"), ("0", "1000001", "1.5")),
         ("export run --to nir --dt", ("1e-09", "1000000000.0"), ("9e-10", "1000000001.0")),
         ("export run --to torch --batch-size", ("1", "10000"), ("0", "10001")),

@@ -40,7 +40,7 @@ from tests.small_runs import SMALL, small_trainer
 FEW = ["data.train_images=32", "data.test_images=16", "time_steps=2"]
 NET = ["model.name=mlp", "model.depth=2"]
 BESIDE = ["--against", "ann", "--out"]
-QCFS = ["--method", "qcfs", "--epochs", "1", "--steps", "2"]
+CALIBRATED = ["--method", "calibrated", "--steps", "2"]
 EULER = ["--dt", "1", "--reset", "hard"]
 TRAINED = ["--checkpoint", "last", "--trust-plugins"]
 CALLS: dict[str, tuple[list[str], str]] = {
@@ -67,7 +67,7 @@ CALLS: dict[str, tuple[list[str], str]] = {
     "diagnose json": (["lif", "--json", "--out", "d"], "d/diagnosis.json"),
     "evaluate json": (["lif", *TRAINED, "--json", "--batch-size", "8", *BESIDE, "e"], "e/evaluation.json"),
     "evaluate steps": (["lif", "--steps", "1,3", "--images", "8"], "lif/evaluation/rates.png"),
-    "convert qcfs": (["ann", *TRAINED, *QCFS, "--run-dir", "c"], "c/recipe.toml"),
+    "convert calibrated": (["ann", *TRAINED, *CALIBRATED, "--run-dir", "c"], "c/recipe.toml"),
     "convert channels": (["ann", "--per-channel", "--percentile", "99", "--run-dir", "c"], "c/recipe.toml"),
     "export nir": (["lif", "--to", "nir", "--images", "1", "--dt", "1"], "lif/small.nir"),
     "export onnx": (["lif", "--to", "onnx", "--batch-size", "2"], "lif/small.onnx"),

@@ -85,9 +85,9 @@ def test_a_run_without_rows_says_why(folder, monkeypatch):
     state = {}
     monkeypatch.setattr(report_page, "read_state", lambda folder: (state, "last"))
     assert list(page(folder).training()) == ["<p>The run has logged nothing yet.</p>"]
-    state["conversion"] = {"source": "runs/ann", "method": "qcfs"}
+    state["conversion"] = {"source": "runs/ann", "method": "balanced"}
     assert list(page(folder).training()) == [
-        "<p>Converted from runs/ann, not trained: method qcfs.</p>"
+        "<p>Converted from runs/ann, not trained: method balanced.</p>"
     ]
 
 

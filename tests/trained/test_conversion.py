@@ -32,7 +32,7 @@ def test_percentiles_are_values_of_the_sample():
 def test_thresholds_per_layer_are_equal_and_never_zero():
     torch.manual_seed(0)
     values = torch.randn(1000, 3).relu() * torch.tensor([1.0, 5.0, 0.0])
-    for method in ("balanced", "calibrated", "qcfs"):
+    for method in ("balanced", "calibrated"):
         per_layer = thresholds(values, Options(method=method, steps=4))
         assert per_layer.unique().numel() == 1
         own = thresholds(values, Options(method=method, steps=4, per_channel=True))

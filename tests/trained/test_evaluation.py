@@ -157,9 +157,9 @@ def test_the_energy_of_an_ann_with_and_without_its_data(runs):
 def test_the_label_of_a_run(evaluation):
     assert evaluation.label == "lif"
     assert replace(evaluation, kind="ann").label == "lif (ANN)"
-    converted = replace(evaluation, kind="converted", method="qcfs")
-    assert converted.label == "lif (converted, qcfs)"
-    assert replace(converted, run="runs/twin, qcfs").label == "twin, qcfs (converted)"
+    converted = replace(evaluation, kind="converted", method="calibrated")
+    assert converted.label == "lif (converted, calibrated)"
+    assert replace(converted, run="runs/twin, calibrated").label == "twin, calibrated (converted)"
 
 
 def test_the_operations_of_a_pool_are_those_of_its_neurons_layer():
