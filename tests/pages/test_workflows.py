@@ -1,0 +1,23 @@
+"""What the workflows run is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+OURS = re.compile(
+    r"(?<![\w./-])(?:tests|docs|kernels|profiling|recipes|spiketriton|examples)/[\w./-]*"
+)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
+def test_every_file_that_a_workflow_names_is_there(path):
+    named = OURS.findall(path.read_text("utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_workflow_of_tests_names_files():
+    text = (ROOT / ".github" / "workflows" / "tests.yml").read_text("utf-8")
+    assert len(OURS.findall(text)) > 3
