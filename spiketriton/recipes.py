@@ -10,6 +10,7 @@ from rich.console import Console
 
 from spiketriton.commandline import Parser
 from spiketriton.config.recipe import KEYS
+from spiketriton.config.rules import BLOCK_NETS
 from spiketriton.config.shipped import find_recipe, notes_of, shipped_recipes
 from spiketriton.errors import run_command
 from spiketriton.show.screen import Table, console_of, say, show_table, show_whole
@@ -61,11 +62,12 @@ def rows(notes: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, ...]]:
     for name, path in shipped_recipes().items():
         document, said = tomllib.loads(path.read_text("utf-8")), notes[name]
         neuron = _value(document, "neuron.kind")
-        words = (_value(document, "model.name"), _value(document, "model.block"), neuron)
+        net = _value(document, "model.name")
+        block = _value(document, "model.block") if net in BLOCK_NETS else ""
         yield (
             name,
             _value(document, "data.name"),
-            " ".join(word for word in words if word not in ("plain", "lif")),
+            " ".join(word for word in (net, block, neuron) if word not in ("", "lif")),
             "-" if neuron == "relu" else str(_value(document, "time_steps")),
             _first(_MEMORY, said.get("Memory", "")),
             _first(_PERCENT, said.get("Measured", "")),

@@ -14,6 +14,7 @@ import torch
 
 from spiketriton import resuming
 from spiketriton.config import Recipe, recipe_from_toml, replace, to_toml
+from spiketriton.config.rules import BLOCK_NETS
 from spiketriton.data import build_data
 from spiketriton.errors import UserError
 from spiketriton.runs.checkpoint import read_checkpoint
@@ -46,12 +47,12 @@ threads = 1
 
 
 def small_recipe(*overrides: str) -> Recipe:
-    names = [word for word in overrides if word.startswith("model.name=")]
-    own = any(":" in word for word in names)  # somebody's network, which has no width here
-    return replace(
-        recipe_from_toml(SMALL.replace("width = 4\n", "" if own else "width = 4\n"), "small"),
-        *overrides,
-    )
+    """The recipe above, of plain blocks where the network has blocks."""
+    names = [word.partition("=")[2] for word in overrides if word.startswith("model.name=")]
+    name = names[-1] if names else "resnet8"
+    keys = "" if ":" in name else "width = 4\n"  # somebody's network has no width here
+    keys += 'block = "plain"\n' if name in BLOCK_NETS else ""
+    return replace(recipe_from_toml(SMALL.replace("width = 4\n", keys), "small"), *overrides)
 
 
 def as_on_a_gpu(wanted: str, device: torch.device) -> environment.Choice:

@@ -105,6 +105,7 @@ def _readers(values: Mapping[str, Any]) -> Iterator[tuple[list[str], str, tuple[
         (["data.format"], "data.name", ("eventfolder", "digits_dvs")),
         (["data.sensor"], "data.name", ("eventfolder",)),
         (["model.stem"], "model.name", get_args(ResNet)),
+        (["model.block"], "model.name", unless("model.name", *SKIPLESS)),
         (["model.depth", "model.start"], "model.name", get_args(PlainNet)),
         ([*_START, "model.drop_path", "model.checkpoint_blocks"], "model.name", BLOCK_NETS),
         (["model.shortcut_gradient"], "model.name", BLOCK_NETS),
@@ -176,7 +177,6 @@ def _clashes(values: Mapping[str, Any]) -> list[_Clash]:
     plugins, frames = tuple(names("neurons")), "its weights are for one number of frames"
     divided = () if values["train.micro_batch"] == 0 else (values["train.micro_batch"],)
     return [
-        ("model.block", ("plain",), "model.name", SKIPLESS, "a block needs skip connections"),
         ("model.block", ("plain", "sew", "ms"), "model.name", ("net7b", "resnet19"), ""),
         ("model.connect", ("add",), "neuron.kind", ("relu",), "it joins spikes"),
         ("model.connect", ("add",), "neuron.kind", ("ilif",), spikes),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spiketriton.config import Recipe
+from spiketriton.config.rules import BLOCK_NETS
 from spiketriton.errors import UserError
 from spiketriton.gradients.diagnosed import learned_by
 from spiketriton.gradients.measurement import Measurement
@@ -123,9 +124,10 @@ class Page:
         if neuron.kind == "relu":
             return f"{recipe.model.name}, ANN twin (ReLU), on {recipe.data.label}"
         surrogate = neuron.surrogate
+        blocks = f"{recipe.model.block} blocks, " if recipe.model.name in BLOCK_NETS else ""
         slope = f"{surrogate.shape}, height {surrogate.height:g}, width {surrogate.width}"
         return (
-            f"{recipe.model.name}, {recipe.model.block} blocks, {neuron.kind.upper()} neurons with "
+            f"{recipe.model.name}, {blocks}{neuron.kind.upper()} neurons with "
             f"{neuron.resets_by} reset, T = {recipe.time_steps}, on {recipe.data.label}"
             + ("" if neuron.kind == "ilif" else f"; surrogate {slope}")
         )

@@ -7,8 +7,6 @@ from spiketriton.config.rules import idle
 from tests.config.support import GOOD, mine, refused
 
 CONTRADICTIONS = {  # overrides of a small recipe -> what the refusal names
-    ("model.name=plain", "model.block=sew"): ['model.block = "sew"', 'model.name = "plain"', '"plain"'],
-    ("model.name=vggsnn", "model.block=sew"): ['model.block = "sew"', 'model.name = "vggsnn"'],
     ("model.name=net7b", "model.block=preact"): ['"preact" with model.name = "net7b"', '"plain", "sew", "ms"'],
     ("train.batch_size=10", "train.accumulate=3"): ["train.accumulate = 3", "train.batch_size = 10", "a divisor"],
     ("train.batch_size=10", "train.micro_batch=3"): ["train.micro_batch = 3", "train.batch_size = 10", "a divisor"],
@@ -42,6 +40,8 @@ IDLE = {  # overrides, of which the last has no effect -> the key that is why
     ("model.block=ms", "model.shortcut_gradient=straight_through"): "model.block",
     ("model.norm=none", "model.norm_gain=0.5"): "model.norm",
     ("model.name=plain", "model.checkpoint_blocks=true"): "model.name",
+    ("model.name=plain", "model.block=sew"): "model.name",
+    ("model.name=vggsnn", "model.block=plain"): "model.name",
     ("model.stem=cifar",): "model.name",
     ("model.depth=20",): "model.name",
     ("train.max_skips=10",): "train.nonfinite",
@@ -102,8 +102,8 @@ TOGETHER = [
     "model.checkpoint_blocks=true", "train.compile=true", "neuron.tau=1", "neuron.kind=plif neuron.tau=1.001",
     "neuron.v_reset=0.999", "neuron.reset=soft neuron.v_reset=0", "neuron.reset=soft neuron.detach_reset=false",
     "train.optimizer=sgd train.momentum=0.1 train.nesterov=true", "train.optimizer=sgd train.momentum=0",
-    "train.nonfinite=skip train.max_skips=1", "model.residual_gain=0 model.residual_bias=0.25",
-    "model.residual_gain=0.2 model.block=ms", "model.name=mlp model.block=plain model.start=identity",
+    "train.nonfinite=skip train.max_skips=1", "model.block=plain model.residual_gain=0 model.residual_bias=0.25",
+    "model.residual_gain=0.2 model.block=ms", "model.name=mlp model.start=identity",
     "data.name=imagefolder data.check=full data.broken=skip data.cache=known", "data.augmentation.cutout=3",
     "train.cutmix=1 train.mix_probability=0.5", "data.name=n_mnist data.augmentation.delete=3",
     "data.name=eventfolder data.sensor=346x260 data.split=random90", "model.name=net7b model.block=sew",

@@ -31,9 +31,9 @@ OVERRIDES = [
     "data.name=synthetic", "data.root=/elsewhere", "loss.kind=tet", "model.block=sew", "model.norm=tebn",
 ]  # fmt: skip
 REFUSED = {
-    ("cifar10_dvs_vggsnn", "model.block=sew"): "needs skip connections",
-    ("cifar10_vgg16", "model.block=sew"): "needs skip connections",
-    ("cifar10_csnn_psn", "model.block=sew"): "needs skip connections",
+    ("cifar10_dvs_vggsnn", "model.block=sew"): "has no effect because model.name is",
+    ("cifar10_vgg16", "model.block=sew"): "has no effect because model.name is",
+    ("cifar10_csnn_psn", "model.block=sew"): "has no effect because model.name is",
     ("cifar10_csnn_psn", "neuron.reset=soft"): "neuron.reset = .soft. with neuron.kind = .psn.",
     ("imagenet_sew18", "train.batch_size=2"): "train.micro_batch = 32 does not divide",
     ("cifar10_spikformer", "neuron.kind=if"): "has no effect because model.name is",

@@ -19,8 +19,10 @@ OPEN = {"residual_gain": 1.0, "residual_bias": 0.0, "shortcut_gradient": "surrog
 
 def recipe(name: str = "resnet8", *, time_steps: int = T, neuron: dict | None = None, **model):
     residual = name.startswith("resnet") or name == "net7b"
+    if residual:
+        model = {"block": "plain"} | model
     if residual and model.get("norm") != "none" and model.get("block") != "preact":
-        plain = model.get("block", "plain") == "plain"
+        plain = model["block"] == "plain"
         model = {k: v for k, v in OPEN.items() if plain or k == "residual_gain"} | model
     return Recipe(
         name="test",

@@ -31,6 +31,7 @@ TOLERANCE = 1e-5
 USUAL = (  # what the defaults were then
     "neuron.surrogate.width=1",
     "model.residual_gain=1",
+    "model.block=plain",
     "model.residual_bias=0",
     "model.shortcut_gradient=surrogate",
 )

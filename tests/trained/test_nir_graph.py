@@ -86,7 +86,7 @@ def test_what_nir_lacks_is_in_the_metadata(tmp_path):
 
 
 def test_neurons_have_full_shapes_and_shortcuts_are_edges():
-    graph = to_nir(build(), (2, SIZE, SIZE))
+    graph = to_nir(build("model.block=plain"), (2, SIZE, SIZE))
     assert graph.nodes["layer2.0.neuron2"].tau.shape == (8, 5, 5)
     assert {e for e in graph.edges if e[1] == "layer1.0.neuron2"} == {
         ("layer1.0.conv2", "layer1.0.neuron2"),
