@@ -281,8 +281,8 @@ def test_only_advice_that_is_not_taken_is_given(keys, advice):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_weight_gone_wrong_ends_a_run_that_says_where(recipe, capsys):
-    tebn = "model.norm=tebn"
-    assert main([recipe, tebn, "train.max_steps=7", "--run-dir", "run"]) == EXIT_DONE
+    changes = ["model.norm=tebn", "model.block=plain"]
+    assert main([recipe, *changes, "train.max_steps=7", "--run-dir", "run"]) == EXIT_DONE
     path = Path("run/checkpoints/last.pt")
     state = checkpoint.read_checkpoint(path)
     state["model"]["layer2.0.bn2.step_gain"][2] = math.nan
