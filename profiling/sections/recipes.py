@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 
 from profiling.harness.contenders import Case, Options, Row
 from profiling.harness.peers import ATAN
 from profiling.harness.timing import Timing
 from spiketriton.config import Recipe, load_recipe, replace
+from spiketriton.config.shipped import shipped_recipes
 from spiketriton.errors import UserError
 from spiketriton.training.environment import choose_precision, name_of
-
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 IMAGES = {
     "imagenette": (3, 224, 10),
@@ -51,11 +49,10 @@ def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     if name in NAMED:
         base, changes = NAMED[name]
         return dataclasses.replace(find_recipe(base, (*changes.split(), *overrides)), name=name)
-    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
-    if not name.endswith(".toml") and not path.exists():
-        known = ", ".join(sorted([*(p.stem for p in RECIPES.glob("*.toml")), *NAMED]))
+    if not name.endswith(".toml") and name not in shipped_recipes():
+        known = ", ".join(sorted([*shipped_recipes(), *NAMED]))
         raise UserError(f"recipe {name!r}: accepted: a TOML file, or one of {known}")
-    return load_recipe(path, tuple(overrides))
+    return load_recipe(name, tuple(overrides))
 
 
 class RecipeCase(Case):

@@ -1,5 +1,7 @@
 """The recipes that come with spiketriton: in a wheel in `spiketriton/shipped`, in a clone in `recipes/`.
 
+Those that were never run are in its folder `papers`.
+
 A header is the comment at the top of a file. A paragraph that begins with one of `NOTES` and a colon ends at the next
 empty comment line.
 """
@@ -21,7 +23,7 @@ def folder_of_recipes() -> Path:
 
 def shipped_recipes() -> dict[str, Path]:
     """The files of the shipped recipes by name, sorted."""
-    return {path.stem: path for path in sorted(folder_of_recipes().glob("*.toml"))}
+    return {path.stem: path for path in sorted(folder_of_recipes().rglob("*.toml"))}
 
 
 def find_recipe(given: str | Path) -> Path:

@@ -25,7 +25,7 @@ def test_the_file_is_what_the_command_prints(option, file, capsys):
 
 
 def test_every_shipped_recipe_is_accepted_as_written_and_as_resolved():
-    paths = [*(ROOT / "recipes").glob("*.toml"), *(ROOT / "examples").rglob("*.toml")]
+    paths = [*(ROOT / "recipes").rglob("*.toml"), *(ROOT / "examples").rglob("*.toml")]
     assert len(paths) > 20
     for path in paths:
         text = path.read_text("utf-8")

@@ -3,7 +3,7 @@
 import pytest
 
 from spiketriton.config import load_recipe, recipe_from_toml, replace, to_toml
-from spiketriton.config.shipped import shipped_recipes
+from spiketriton.config.shipped import folder_of_recipes, shipped_recipes
 from spiketriton.errors import UserError
 from tests.covering import each
 
@@ -21,7 +21,9 @@ def test_a_recipe_loads_resolves_to_itself_and_says_how_it_is_run(name):
     recipe = load_recipe(name)
     assert recipe_from_toml(to_toml(recipe), name) == recipe
     head = RECIPES[name].read_text("utf-8").partition("seed =")[0]
-    assert f"spiketriton train recipes/{name}.toml\n" in head
+    place = RECIPES[name].relative_to(folder_of_recipes())
+    assert f"spiketriton train recipes/{place}\n" in head
+    assert head.startswith("# Never run here.\n") == (place.parent.name == "papers")
     assert all(line.startswith("#") for line in head.splitlines())
 
 

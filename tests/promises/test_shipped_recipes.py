@@ -1,7 +1,6 @@
 """The large recipes take real steps: real networks and windows, small folders in the data sets' own layouts."""
 
 import math
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +9,6 @@ from spiketriton.models import count_parameters
 from spiketriton.runs.folder import RunFolder
 from spiketriton.train import main
 from tests.small_data import accept_checksums, make_cifar100, make_class_tree, make_imagenette
-
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def make_photographs(root):
@@ -41,7 +38,7 @@ def test_large_recipes_take_real_steps(name, make, tmp_path, monkeypatch):
     changes += ["model.width=8", "train.batch_size=4", "train.micro_batch=0", "train.max_steps=1"]
     changes += ["train.log_every=1"]
     run = tmp_path / "run"
-    assert main([str(RECIPES / f"{name}.toml"), *changes, "--run-dir", str(run)]) == 0
+    assert main([name, *changes, "--run-dir", str(run)]) == 0
     step, test = RunFolder(run).metrics.read()
     assert math.isfinite(step["loss"])
     assert math.isfinite(test["test_loss"])
@@ -66,7 +63,7 @@ def test_the_networks_of_the_cifar_tables_take_a_step_as_shipped(name, parameter
     changes += ["train.max_steps=1", "train.batch_size=4", "data.workers=0", "data.image_size=32"]
     changes += ["data.train_images=8", "data.test_images=4", "train.precision=fp32"]
     run = tmp_path / "run"
-    assert main([str(RECIPES / f"{name}.toml"), *changes, "--run-dir", str(run)]) == 0
+    assert main([name, *changes, "--run-dir", str(run)]) == 0
     rows = RunFolder(run).metrics.read()
     assert [row["kind"] for row in rows] == ["train", "eval"]
     assert 0 < rows[1]["test_loss"] < 20

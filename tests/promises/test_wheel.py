@@ -106,10 +106,10 @@ def test_the_wheel_is_whole(machine):
     own = f"Requires-Dist: spiketriton-kernels=={spiketriton.__version__}\n"
     assert own in metadata.read_text(), "both are released under one number"
     assert spiketriton_kernels.__version__ == spiketriton.__version__
-    recipes = {path.stem for path in (ROOT / "recipes").glob("*.toml")}
-    assert {f"spiketriton/shipped/{name}.toml" for name in recipes} <= names
+    recipes = [path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*.toml")]
+    assert {f"spiketriton/shipped/{path}" for path in recipes} <= names
     listed = machine.do("spiketriton", "recipes")
-    assert all(name in listed for name in recipes)
+    assert all(path.stem in listed for path in recipes)
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no checkout")
