@@ -209,10 +209,9 @@ def _stepwise(neuron: SpikingNeuron) -> Callable[[Tensor], Tensor]:
             spikes = call(x)
             neuron.detach()
             return spikes
-        whole, handed, continues, steps = neuron.probe, neuron.handed_on, neuron.stateful, []
-        if handed:  # by its batch norm, of which a step alone has other statistics
-            x = normalised(neuron, x)
-        neuron.handed_on, neuron.stateful = (), True
+        whole, continues, steps = neuron.probe, neuron.stateful, []
+        x = normalised(x)  # by its batch norm, of which a step alone has other statistics
+        neuron.stateful = True
         try:
             for t in range(len(x)):
                 if whole is not None and len(whole) == len(x):
@@ -220,7 +219,7 @@ def _stepwise(neuron: SpikingNeuron) -> Callable[[Tensor], Tensor]:
                 steps.append(call(x[t : t + 1]))
                 neuron.detach()
         finally:
-            neuron.handed_on, neuron.stateful, neuron.probe = handed, continues, whole
+            neuron.stateful, neuron.probe = continues, whole
             if not continues:
                 super(SpikingNeuron, neuron).reset()  # the states, not the window
         return torch.cat(steps)

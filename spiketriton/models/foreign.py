@@ -36,6 +36,7 @@ from spiketriton.models.network import Network, trial, undisturbed
 from spiketriton.neurons import SpikingNeuron, adopt
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.nn.calls import OnKernel
+from spiketriton_kernels.nn.swap import fuse_compared
 
 # what a function is told without being asked to, where it has a parameter of this name
 _CLASSES = ("num_classes", "n_classes", "classes")
@@ -102,6 +103,7 @@ class ForeignNetwork(Network):
     Attributes:
         takes: "time_first" ([T, B, C, H, W]), "images" ([B, C, H, W]) or "steps" (the same, for each step).
         idle: its parameters on which no answer depends.
+        differs: why no norm is joined with its neuron, where a copy answered otherwise; else "".
 
     Raises:
         UserError: it does not answer, or not to each image, or keeps a state that nothing resets.
@@ -123,12 +125,12 @@ class ForeignNetwork(Network):
     ) -> None:
         super().__init__(parts, shape[0])
         self.name, self.net, self.told = name, net, dict(told)
-        self.is_spiking = True
+        self.is_spiking, self.differs = True, ""
         refuse_wrapped(name, net)
         if parts.model.input == "time_first":
             take_windows(net)
         try:
-            self.swapped = kernels.swap(net, fuse=parts.model.fused)
+            self.swapped = kernels.swap(net)
         except (TypeError, ValueError) as error:
             raise UserError(f"{name}: {error}") from None
         self._layers: list[tuple[str, SpikingNeuron]] = []
@@ -137,16 +139,19 @@ class ForeignNetwork(Network):
         for neuron, module in net.named_modules():
             if isinstance(module, OnKernel):
                 self.unmeasured[neuron] = "it runs on the kernels as a module of its own library"
-            if (
-                isinstance(module, kernels.SpikingNeuron)
-                and adopt(module).is_binary
-                and self.packed
-            ):
-                module.register_forward_hook(_mark)
+            if isinstance(module, kernels.SpikingNeuron):
+                adopt(module)
         with undisturbed(net):
             self.takes = self._recognised(parts.model.input, shape, classes)
             self._leave_out_other_windows(shape)
             self._refuse_states(shape)
+            if parts.model.fused:
+                self.reset()
+                images = noise(_batch(parts.steps), shape)
+                self.differs = fuse_compared(net, self.swapped, (images,), self._asked)
+        for module in net.modules() if self.packed else ():
+            if isinstance(module, SpikingNeuron) and module.is_binary:
+                module.register_forward_hook(_mark)
         if not averages and not self.answers_each_step:
             raise UserError(
                 f'loss.kind = "tet" needs the answer of each step, and {name} gives their mean; accepted with it: '
@@ -158,16 +163,16 @@ class ForeignNetwork(Network):
     def currents(self, images: Tensor, steps: int) -> Tensor:
         self.reset()
         with self._in_place():
-            found = self._called(self.takes, images, steps)
+            found = self._called(self.net, self.takes, images, steps)
         return found if self.answers_each_step else found.unsqueeze(0)
 
-    def _called(self, takes: str, images: Tensor, steps: int) -> Any:
+    def _called(self, net: nn.Module, takes: str, images: Tensor, steps: int) -> Any:
         if takes == "time_first":
             whole = images if images.ndim == 5 else over_time(images.unsqueeze(0), steps)
-            return self.net(whole.contiguous())
+            return net(whole.contiguous())
         if takes == "steps":
             shown = images if images.ndim == 5 else [images] * steps
-            return torch.stack([self.net(image) for image in shown])
+            return torch.stack([net(image) for image in shown])
         if images.ndim == 5:
             raise UserError(
                 f"{self.name} takes images [B, C, H, W] and loops over time by itself, and recordings of events are "
@@ -177,7 +182,7 @@ class ForeignNetwork(Network):
             raise UserError(
                 f"{self.name} loops over {self.time_steps} time steps by itself; accepted: that number, not {steps}"
             )
-        return self.net(images)
+        return net(images)
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
@@ -227,6 +232,8 @@ class ForeignNetwork(Network):
             f"swapped: {len(self.swapped.swapped)} neurons to the kernels, {len(self.swapped.fused)} with the batch "
             f"norm in front{kept}; network.txt lists each",
         ]
+        if self.differs:
+            lines.append(f"not fused: {self.differs}")
         if self.unmeasured:
             why = [f"{name} ({why})" for name, why in self.unmeasured.items()]
             lines.append(f"not measured: {some(why, 3)}")
@@ -243,15 +250,19 @@ class ForeignNetwork(Network):
 
     # ---- finding out how it is called
 
+    def _asked(self, net: nn.Module, images: Tensor) -> Any:
+        """The answer of a copy to a first window."""
+        return self._called(net, self.takes, images, self.time_steps)
+
     def _watched(self, takes: str, images: Tensor) -> tuple[Any, dict[str, list[int]]]:
         """Its answer to a new window, and by name how many steps each call of a neuron shows it."""
         self.reset()
         with watched(self.net) as calls:
-            return self._called(takes, images, self.time_steps), calls
+            return self._called(self.net, takes, images, self.time_steps), calls
 
     def _recognised(self, takes: str, shape: tuple[int, int, int], classes: int) -> str:
         """ "time_first", "images" or "steps"; sets what it answers and which neurons are measured."""
-        steps, batch = self.time_steps, 2 + (self.time_steps == 2)
+        steps, batch = self.time_steps, _batch(self.time_steps)
         images = noise(batch, shape)
         failed: dict[str, str] = {}
         refused = ""  # what was wrong with an answer to [T, B, C, H, W]
@@ -383,6 +394,11 @@ class ForeignNetwork(Network):
                 f"{self.name} answers differently to the same images a second time{where}; accepted: a state that the "
                 "reset() method of its module forgets, as SpikingJelly's neurons do, or one that forward begins anew"
             )
+
+
+def _batch(steps: int) -> int:
+    """Of the images that it is shown at first: another number than that of the steps."""
+    return 2 + (steps == 2)
 
 
 def _mark(module: nn.Module, given: object, out: Tensor) -> Tensor:

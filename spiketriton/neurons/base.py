@@ -14,6 +14,7 @@ from spiketriton.errors import UserError
 from spiketriton.neurons.norm import Norm
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.neuron import Outputs
+from spiketriton_kernels.nn.handed import Handed
 
 
 class SpikingNeuron(kernels.SpikingNeuron):
@@ -139,10 +140,11 @@ def adopt(neuron: kernels.SpikingNeuron) -> SpikingNeuron:
     return neuron  # type: ignore[return-value]
 
 
-def normalised(neuron: kernels.SpikingNeuron, x: Any) -> Tensor:
-    """The current of a neuron that `swap` has joined with the batch norm in front, from what that hands on."""
-    norm: Any = neuron.handed_on[0]
-    y, residual = (x.y, x.residual) if norm.adds else (x, None)
+def normalised(x: Any) -> Tensor:
+    """The current of a neuron: x, or what a batch norm that `swap` has fused hands it, normalised."""
+    if not isinstance(x, Handed):
+        return x
+    norm, y, residual = x.norm, x.y, x.residual
     tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     own = norm.training or norm.running_mean is None
     # this is a trial, by a momentum of 0: the call itself updates the statistics

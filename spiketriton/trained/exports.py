@@ -222,8 +222,7 @@ def _unflatten(x: Tensor, dim: int, sizes: Any) -> Tensor:
 
 def _by_definition(neuron: kernels.SpikingNeuron, x: Tensor) -> Tensor:
     """A neuron's forward pass in plain operators."""
-    if neuron.handed_on:
-        x = normalised(neuron, x)
+    x = normalised(x)
     single = neuron.step_mode == "s"
     x = x.unsqueeze(0) if single else x
     given = neuron.neuron_arguments()

@@ -57,6 +57,30 @@ class Recurrent(nn.Module):
         return torch.stack(answers).mean(0)
 
 
+class OtherInTests(nn.Module):
+    """What stands between its norm and its neuron in eval mode alone."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem, self.head = Conv(in_channels, 8, 2), nn.Linear(8, num_classes)
+
+    def between(self, x: Tensor) -> Tensor:
+        return x if self.training else x.clamp(max=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem.bn(self.stem.conv(x))
+        return self.head(self.stem.neuron(self.between(x)).mean((3, 4)))
+
+
+class FrozenNorm(OtherInTests):
+    """No gradient to its norm, which no graph shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.stem.bn(self.stem.conv(x))
+        return self.head(self.stem.neuron(x).mean((3, 4)))
+
+
 class Spare(Recurrent):
     """Has a layer that nothing calls; trained by tests/ranks/test_ranks.py."""
 

@@ -26,6 +26,8 @@ SMALL_ONES = {
     f"{HERE}:OneStep": {},
     f"{HERE}:TwoClocks": {},
     f"{HERE}:RunningMean": {},
+    f"{HERE}:OtherInTests": {},
+    f"{HERE}:FrozenNorm": {},
 }
 
 
@@ -71,6 +73,10 @@ def test_answers_gradients_and_statistics_are_those_of_the_original(name):
     size = 16 if name.startswith("spikingjelly:") else 8
     images = torch.randn(4, 1, size, size, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(4)
+    with torch.no_grad():
+        answers, expected = ours.eval()(images), by_hand(theirs.eval(), ours.takes, images)
+    torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-5)
+    ours.train(), theirs.train()
     for _ in range(2):  # the second window begins as the first
         answers = ours(images)
         expected = by_hand(theirs, ours.takes, images).detach()
@@ -177,6 +183,20 @@ def test_a_step_in_which_the_images_choose_other_time_steps_is_not_measured():
     ]
     with pytest.raises(UserError, match=r"is shown 2 time steps.*accepted: as many of all images"):
         Prober(model, [(torch.full((4, 1, 8, 8), 100.0), None)], lambda x, y: x.sum()).measure()
+
+
+def test_norms_are_fused_where_a_copy_answers_alike_in_both_modes():
+    model = build(f"{HERE}:LongSkip")
+    assert model.swapped.fused
+    assert model.swapped.check["modes"] == ["eval", "training"]
+    model = build(f"{HERE}:OtherInTests")
+    assert model.swapped.fused == {}
+    assert "in eval mode clamp is in front" in model.report()
+    model = build(f"{HERE}:FrozenNorm")
+    assert model.swapped.fused == {}
+    (line,) = [line for line in model.notes() if line.startswith("not fused: ")]
+    assert "a copy with norms in the neurons' kernels answers otherwise: another grad mode" in line
+    assert build(f"{HERE}:FrozenNorm", "model.fused=false").differs == ""
 
 
 def test_what_no_answer_depends_on_is_named():

@@ -1,5 +1,6 @@
 """Batch norm of input currents, also over several ranks."""
 
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -9,10 +10,11 @@ import torch
 from torch import nn
 
 from spiketriton.errors import UserError
-from spiketriton.neurons import LIF, Norm
+from spiketriton.neurons import Norm
 from spiketriton.neurons import norm as module
 from spiketriton.neurons.base import normalised
-from spiketriton_kernels.nn.fuse import NormHandedOn
+from spiketriton_kernels.nn.calls import on_kernel
+from spiketriton_kernels.nn.handed import NormHandedOn
 from tests.neurons.test_neurons import B, C, T, currents
 
 
@@ -111,13 +113,14 @@ def test_a_recomputed_batch_moves_no_statistics():
 @pytest.mark.parametrize(("adds", "training"), [(False, True), (True, True), (True, False)])
 def test_what_a_joined_norm_hands_on_is_normalised_and_moves_no_statistics(adds, training):
     """As probes and exports do it, which call a neuron step by step that `swap` has joined with its norm."""
-    norm, neuron = nn.BatchNorm2d(C).double().train(training), LIF()
+    norm = nn.BatchNorm2d(C).double().train(training)
     y, residual = currents(T, B, C, 3, 2), currents(T, B, C, 3, 2, seed=1)
-    neuron.handed_on = (NormHandedOn(norm, folded=False, adds=adds),)
-    handed = neuron.handed_on[0](y)
-    found = normalised(neuron, handed + residual if adds else handed)
-    assert torch.equal(norm.running_mean, torch.zeros(C).double())
-    assert torch.equal(norm.running_var, torch.ones(C).double())
+    fused = copy.deepcopy(norm)
+    fused.__class__, fused.folded = on_kernel(NormHandedOn, type(norm)), False
+    handed = fused(y)
+    found = normalised(handed + residual if adds else handed)
+    assert torch.equal(fused.running_mean, torch.zeros(C).double())
+    assert torch.equal(fused.running_var, torch.ones(C).double())
     expected = norm(y.flatten(0, 1)).unflatten(0, (T, B))
     torch.testing.assert_close(found, expected + residual if adds else expected)
 

@@ -16,8 +16,8 @@ from ..lif import multistep_lif
 from ..surrogate import Surrogate
 
 
-class OnKernel:
-    """A peer's module whose forward runs on our kernels."""
+class Grafted:
+    """A module that stays the object that it is, and of a class of its own with another forward."""
 
     peer: type[nn.Module]
 
@@ -27,7 +27,11 @@ class OnKernel:
         return _bare, (type(self).__mro__[1], self.peer), state
 
 
-def _bare(kernel: type[OnKernel], peer: type[nn.Module]) -> nn.Module:
+class OnKernel(Grafted):
+    """A peer's module whose forward runs on our kernels."""
+
+
+def _bare(kernel: type[Grafted], peer: type[nn.Module]) -> nn.Module:
     made = on_kernel(kernel, peer)
     return made.__new__(made)
 
@@ -35,8 +39,8 @@ def _bare(kernel: type[OnKernel], peer: type[nn.Module]) -> nn.Module:
 _classes: dict[tuple[type, type], type[nn.Module]] = {}
 
 
-def on_kernel(kernel: type[OnKernel], peer: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a peer's class that runs on our kernels, made once."""
+def on_kernel(kernel: type[Grafted], peer: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a peer's class whose forward is the kernel's, made once."""
     if (kernel, peer) not in _classes:
         body = {"peer": peer, "__doc__": kernel.__doc__}
         _classes[kernel, peer] = type(peer.__name__, (kernel, peer), body)

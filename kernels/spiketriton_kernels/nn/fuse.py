@@ -1,23 +1,23 @@
 """Joins a batch norm and the spiking neuron behind it, where a graph shows that nothing else reads between.
 
-torch.fx traces the network, or where it cannot the largest parts of it that it can. The norm stays in its place with
-its parameters, buffers and keys, but hands its input on; the neuron normalises it in its own kernel, and adds what a
-residual block adds in between.
+torch.fx traces the network in training and in eval mode, or where it cannot the largest parts of it that it can, and
+only what both show is joined. The norm stays the object that it is, but hands its input on (``Handed``); the neuron
+normalises it in its own kernel, and adds what a residual block adds in between.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 import operator
 from collections import Counter, OrderedDict, deque
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from .calls import on_kernel
+from .handed import NormHandedOn
 from .neurons import SpikingNeuron
 
 log = logging.getLogger("spiketriton_kernels")
@@ -28,86 +28,7 @@ _FOLDS = ("reshape", "view", "unflatten", "contiguous")
 
 _ADDS = {"call_function": (operator.add, operator.iadd, torch.add), "call_method": ("add", "add_")}
 """What may lie between, once, and becomes the residual of the fused operation."""
-_METHODS = ("add", "add_", "__add__", "__radd__", "__iadd__")
-_PLUS = (*_ADDS["call_function"], *(getattr(Tensor, name) for name in _METHODS))
-
-
-@dataclass(eq=False)
-class Handed:
-    """What a norm hands on where something is added before the neuron: y, and what was added.
-
-    It has only the operations that may lie between the two, so that no other can read a y that is not normalised.
-    """
-
-    y: Tensor
-    residual: Tensor | None = None
-
-    def plus(self, other: Tensor) -> Handed:
-        if other.dtype != self.y.dtype:
-            raise TypeError(
-                f"{other.dtype} is added to a batch norm's {self.y.dtype} in front of a fused neuron; accepted: the "
-                "same dtype, or swap without fuse"
-            )
-        return Handed(self.y, other.expand_as(self.y))
-
-    __add__ = __radd__ = __iadd__ = add = add_ = plus
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Handed:
-        if function not in _PLUS or kwargs:
-            raise TypeError(
-                f"{function} of a batch norm whose neuron normalises for it; accepted: one addition"
-            )
-        ours, other = args if isinstance(args[0], Handed) else args[::-1]
-        return ours.plus(other)
-
-    def _folded(self, method: str, *args: Any, **options: Any) -> Handed:
-        y = getattr(self.y, method)(*args, **options)
-        return Handed(y, None if self.residual is None else self.residual.reshape(y.shape))
-
-    reshape = functools.partialmethod(_folded, "reshape")
-    view = functools.partialmethod(_folded, "view")
-    unflatten = functools.partialmethod(_folded, "unflatten")
-    contiguous = functools.partialmethod(_folded, "contiguous")
-
-
-class NormHandedOn(nn.Module):
-    """A batch norm whose neuron normalises for it: the same tensors under the same names, and y is handed on as it is.
-
-    Not a subclass of torch's batch norm, because tools that replace those (``convert_sync_batchnorm``) would make it
-    normalise a second time.
-    """
-
-    def __init__(self, norm: nn.Module, folded: bool, adds: bool = False) -> None:
-        super().__init__()
-        for name in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
-            setattr(self, name, getattr(norm, name))
-        self._parameters = norm._parameters
-        self._buffers = norm._buffers
-        if hasattr(norm, "step_mode"):
-            self.step_mode = norm.step_mode
-        self.folded = folded
-        self.adds = adds
-        self.seen: tuple[int, ...] = ()
-        self.train(norm.training)
-
-    def forward(self, y: Tensor) -> Tensor | Handed:
-        if self.folded:
-            self.seen = tuple(y.shape[1:])
-        return Handed(y) if self.adds else y
-
-    def check(self, x: Tensor) -> None:
-        """Refuses currents [T, B, C, ...] that are no unfolding of the y [T*B, C, ...] handed on."""
-        if self.folded and tuple(x.shape[2:]) != self.seen:
-            raise ValueError(
-                f"a fused neuron got {tuple(x.shape)} of a batch norm that was called with "
-                f"[T*B, {', '.join(map(str, self.seen))}]; accepted: the same, unfolded"
-            )
-
-    def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+_IN_PLACE = (operator.iadd, "add_")
 
 
 def fuse(
@@ -122,33 +43,49 @@ def fuse(
         inside = [n for n in neurons if n.startswith(prefix)]
         if not inside:
             return
-        held = _held(part)
         try:
-            graph = _Tracer().trace(part)
+            graphs = _graphs(part)
         except Exception as error:  # of any kind: the user's code runs on proxies
             log.debug("no graph of %s: %s", prefix or "the network", error)
             for name in inside:
                 what = f"{type(part).__name__}.forward"
                 reasons[name] = f"torch.fx cannot trace {what}: {_line(error)}"
-            graph = None
-        for container, content in held:  # forward has run on proxies, and may have kept one
-            container.clear()
-            (container.extend if isinstance(container, list | deque) else container.update)(content)
-        if graph is None:
             for child_name, child in part.named_children():
                 visit(f"{prefix}{child_name}.", child)
             return
         for name in inside:
-            found = _norm_in_front(part, prefix, graph, name, places)
+            found = _norm_in_every(part, prefix, graphs, name, places)
             if isinstance(found, str):
                 reasons[name] = found
             else:
-                fused[name] = found[0]
+                norm_name, folded = found
+                fused[name] = norm_name
                 del reasons[name]
-                _join(net, neurons[name], *found)
+                _join(net, norm_name, folded)
 
     visit("", net)
     return fused, reasons
+
+
+def _graphs(part: nn.Module) -> dict[str, fx.Graph]:
+    """Of a part in training mode, in eval mode, and as it is, where some of it is in the one and some in the other."""
+    modules = list(part.modules())
+    own = [m.training for m in modules]
+    modes = {"training mode": [True] * len(own), "eval mode": [False] * len(own)}
+    if own not in modes.values():
+        modes["the mode that it is in"] = own
+    graphs, held = {}, _held(part)
+    for mode, flags in modes.items():
+        try:
+            for module, training in zip(modules, flags, strict=True):
+                module.training = training
+            graphs[mode] = _Tracer().trace(part)
+        finally:  # forward has run on proxies, and may have kept one
+            for container, content in held:
+                container.clear()
+                keep = container.extend if isinstance(container, list | deque) else container.update
+                keep(content)
+    return graphs
 
 
 def _held(part: nn.Module) -> list[tuple[Any, Any]]:
@@ -172,13 +109,23 @@ class _Tracer(fx.Tracer):
         )
 
 
+def _norm_in_every(
+    part: nn.Module, prefix: str, graphs: dict[str, fx.Graph], name: str, places: Counter[int]
+) -> tuple[str, bool] | str:
+    """(name of the norm in front of the neuron in every graph, whether it sees folded steps), or why it has none."""
+    found = {m: _norm_in_front(part, prefix, graph, name, places) for m, graph in graphs.items()}
+    if len({*found.values()}) == 1:
+        return next(iter(found.values()))
+    for mode, reason in found.items():
+        if isinstance(reason, str):
+            return f"in {mode} {reason}"
+    return f"it is behind another batch norm in {' than in '.join(found)}"
+
+
 def _norm_in_front(
     part: nn.Module, prefix: str, graph: fx.Graph, name: str, places: Counter[int]
-) -> tuple[str, bool, bool] | str:
-    """(name of the norm in front of the neuron, whether it sees folded steps, whether something is added behind it).
-
-    Or why there is none.
-    """
+) -> tuple[str, bool] | str:
+    """(name of the norm in front of the neuron, whether it sees folded steps), or why it has none."""
     target = name[len(prefix) :]
     neuron = part.get_submodule(target)
     calls = [n for n in graph.nodes if n.op == "call_module" and _is(part, n, neuron)]
@@ -192,7 +139,15 @@ def _norm_in_front(
         return "a single step has other statistics than a window"
     if _has_hooks(neuron):
         return "hooks on it read the current"
-    return _norm_behind(part, prefix, graph, calls[0].args[0] if calls[0].args else None, places)
+    given = calls[0].args[0] if calls[0].args else None
+    found = _norm_behind(part, prefix, graph, given, places)
+    if isinstance(found, str):
+        return found
+    norm, path, folded = found
+    changed = _changed_before(part, graph, norm.args[0], calls[0])
+    if changed:
+        return f"{changed} changes the input of {norm.target} in place before it is read"
+    return prefix + path, folded
 
 
 def _norm_behind(
@@ -203,8 +158,11 @@ def _norm_behind(
     places: Counter[int],
     folds: bool = False,
     added: bool = False,
-) -> tuple[str, bool, bool] | str:
-    """``_norm_in_front`` from a node on: through folds, and through one addition of two tensors."""
+) -> tuple[fx.Node, str, bool] | str:
+    """(the norm's node, its path, whether it sees folded steps) from a node on back, or why there is none.
+
+    Through folds, and through one addition of two tensors.
+    """
     while isinstance(node, fx.Node) and node.op == "call_method" and node.target in _FOLDS:
         if len(node.users) > 1:
             return f"{node.name} in front of it is read elsewhere"
@@ -218,6 +176,8 @@ def _norm_behind(
         for term in node.args:
             found = _norm_behind(part, prefix, graph, term, places, folds, added=True)
             if not isinstance(found, str):
+                if node.target in _IN_PLACE and term is not node.args[0]:
+                    return f"{node.name} in front of it changes {node.args[0]} in place"
                 return found
             reasons.append(f"of {node.name} in front of it: {found}")
         return reasons[0]
@@ -227,7 +187,7 @@ def _norm_behind(
     ending = _ending_norm(part.get_submodule(str(node.target)), str(node.target), folds)
     if isinstance(ending, str):
         return ending
-    norm, path, container = ending
+    norm, path, container, folded = ending
     if len(node.users) > 1:
         return f"{node.target} in front of it is read elsewhere"
     calls = [n for n in graph.nodes if n.op == "call_module"]
@@ -237,7 +197,33 @@ def _norm_behind(
         return f"{path} in front of it is shared between several places"
     if _has_hooks(norm) or _has_hooks(container):
         return f"hooks on {path} read what it gives"
-    return prefix + path, folds, added
+    if any(n.op == "get_attr" and str(n.target).startswith(f"{path}.") for n in graph.nodes):
+        return f"{type(part).__name__}.forward reads a tensor of {path} in front of it"
+    return node, path, folded
+
+
+def _changed_before(part: nn.Module, graph: fx.Graph, y: Any, call: fx.Node) -> str:
+    """The node that changes y, or what may be a view of it, in place before the neuron's call; "" for none."""
+    views = {y}
+    for node in graph.nodes:
+        if node is call:
+            break
+        if not views.intersection(node.all_input_nodes):
+            continue
+        if node.op == "call_module":
+            if getattr(part.get_submodule(str(node.target)), "inplace", False):
+                return node.name
+            continue
+        word = getattr(node.target, "__name__", str(node.target))
+        own = word.strip("_") in _OPERATORS or (word.endswith("_") and not word.startswith("_"))
+        changed = node.args[:1] if own or node.kwargs.get("inplace") else [node.kwargs.get("out")]
+        if views.intersection(changed):
+            return node.name
+        views.add(node)
+    return ""
+
+
+_OPERATORS = ("iadd", "isub", "imul", "itruediv", "ipow", "ifloordiv", "imod", "setitem")
 
 
 def _is(part: nn.Module, node: fx.Node, module: nn.Module) -> bool:
@@ -246,8 +232,8 @@ def _is(part: nn.Module, node: fx.Node, module: nn.Module) -> bool:
 
 def _ending_norm(
     module: nn.Module, path: str, folds: bool
-) -> tuple[nn.Module, str, nn.Module] | str:
-    """(norm, its path, what holds it) of a norm, or of a container over folded steps that ends with one."""
+) -> tuple[nn.Module, str, nn.Module, bool] | str:
+    """(norm, its path, what holds it, whether it sees folded steps) of a norm, or of a container that ends with one."""
     kind = type(module).__name__
     root = type(module).__module__.split(".")[0]
     if root == "spikingjelly" and kind == "SeqToANNContainer" and len(module._modules):
@@ -255,15 +241,15 @@ def _ending_norm(
         norm = module._modules[last]
         known = type(norm).__module__.startswith(("torch.nn.", "spikingjelly."))
         if known and type(norm).__name__ in _NORMS:
-            return norm, f"{path}.{last}", module  # type: ignore[return-value]
+            return norm, f"{path}.{last}", module, True  # type: ignore[return-value]
     elif kind in _NORMS and root == "torch" and folds:
-        return module, path, module
+        return module, path, module, True
     elif kind in _NORMS and root == "torch":
         return f"{path} in front of it normalises what is not folded"
     elif kind in _NORMS and root == "spikingjelly":
         if module.step_mode != "m":
             return f"{path} in front of it has step_mode 's'"
-        return module, path, module
+        return module, path, module, False
     return f"{path} ({kind}) is in front of it, no batch norm"
 
 
@@ -272,12 +258,10 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in names)
 
 
-def _join(net: nn.Module, neuron: SpikingNeuron, norm_name: str, folded: bool, adds: bool) -> None:
-    parent_name, _, child_name = norm_name.rpartition(".")
-    holder = net.get_submodule(parent_name)._modules
-    norm = NormHandedOn(holder[child_name], folded, adds)  # type: ignore[arg-type]
-    holder[child_name] = norm
-    neuron.handed_on = (norm,)
+def _join(net: nn.Module, norm_name: str, folded: bool) -> None:
+    norm = net.get_submodule(norm_name)
+    norm.__class__ = on_kernel(NormHandedOn, type(norm))
+    norm.folded = folded  # type: ignore[assignment]
 
 
 def _line(error: Exception) -> str:

@@ -13,10 +13,11 @@ from ..arguments import make_neuron
 from ..fire import fire
 from ..neuron import Call, Inputs, Neuron, Norm, Outputs
 from ..surrogate import Surrogate
+from .handed import Handed
 
 STEP_MODES = ("m", "s")
 
-_NO_CONSTANTS = {"v", "m", "v_seq", "probe", "training", "handed_on", "_began"}
+_NO_CONSTANTS = {"v", "m", "v_seq", "probe", "training", "_began"}
 """Attributes that may change without another ``SpikingNeuron.record``."""
 
 _over_ranks = torch.compiler.disable(fire)  # a compiled graph cannot hold the process group
@@ -116,7 +117,6 @@ class SpikingNeuron(nn.Module):
         self.v = self.m = None
         self._began: Any = None  # the states before the last call
         self.probe = None
-        self.handed_on: tuple[nn.Module, ...] = ()  # the norm in front, where swap fused one
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -158,7 +158,7 @@ class SpikingNeuron(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Currents [T, B, ...] (with step_mode "s" [B, ...]) -> spikes of the same shape, dtype and memory layout."""
-        if self.handed_on:
+        if isinstance(x, Handed):
             return self._fire_normalised(x)
         if self.step_mode == "s":
             x = x.unsqueeze(0)
@@ -187,20 +187,16 @@ class SpikingNeuron(nn.Module):
         out = self._fire(y, norm, return_current, residual, spike_add)
         return (out.spikes, out.current) if return_current else out.spikes
 
-    def _fire_normalised(self, x: Tensor) -> Tensor:
-        """The call of a neuron that ``swap`` has joined with the norm in front, which hands its input on."""
-        (norm,) = self.handed_on
+    def _fire_normalised(self, handed: Handed) -> Tensor:
+        """The call of a neuron behind a batch norm that ``swap`` has fused, which hands its input on."""
         if self.step_mode != "m":
             raise ValueError(
                 "a neuron that is fused with its batch norm has step_mode 's'; accepted: 'm', "
                 "because a step alone has other statistics than a window"
             )
-        residual = None
-        if norm.adds:
-            x, residual = x.y, x.residual  # type: ignore[attr-defined]
-        norm.check(x)  # type: ignore[operator]
-        self._check(x)
-        return self.fused_norm(x, norm_record(norm, x), residual)
+        y, residual = handed.take()
+        self._check(y)
+        return self.fused_norm(y, norm_record(handed.norm, y), residual)
 
     def _check(self, x: Tensor) -> None:
         """Refuses currents without time and batch, and a chunk that does not fit the membrane."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +29,9 @@ class SwapReport:
         left: name of a neuron that stays as it was -> why.
         fused: name of a swapped neuron -> name of the batch norm that now runs in its kernel.
         unfused: with ``fuse=True``, name of another swapped neuron -> why not.
-        check: None, or the largest relative differences that ``check=batch`` found: "outputs", "gradients", "buffers",
-            and the "dtype" that it ran in.
+        check: None, or the largest relative differences that ``check=batch`` found in either mode: "outputs",
+            "gradients", "buffers", the "dtype" that it ran in, and the "modes": "training" and "eval", without the one
+            in which the network itself fails, if it is not in it.
     """
 
     swapped: dict[str, str] = field(default_factory=dict)
@@ -53,9 +55,10 @@ class SwapReport:
             )
         if self.check is not None:
             found = ", ".join(
-                f"{k} differ by {v:.1e}" for k, v in self.check.items() if k != "dtype"
+                f"{k} differ by {v:.1e}" for k, v in self.check.items() if isinstance(v, float)
             )
-            lines.append(f"checked in {self.check['dtype']}: {found}")
+            modes = " and ".join(self.check["modes"])
+            lines.append(f"checked in {self.check['dtype']}, {modes} mode: {found}")
         return "\n".join(lines)
 
 
@@ -75,11 +78,12 @@ def swap(net: nn.Module, *, fuse: bool = False, check: Any = None) -> SwapReport
 
     Args:
         net: any module that contains neurons. It must not be compiled or scripted yet.
-        fuse: also join the batch norm in front of a neuron with it, where torch.fx shows that nothing else reads
-            between, and with it the tensor that a residual block adds between the two. The norm keeps its name,
-            parameters and buffers. Forward hooks see its input from then on.
+        fuse: also join the batch norm in front of a neuron with it, where torch.fx shows in training and in eval mode
+            that nothing else reads between, and with it the tensor that a residual block adds between the two. The norm
+            stays the object that it is, and hands a ``Handed`` to the neuron: whatever else reads that raises.
         check: a batch (or a tuple of arguments) on which outputs, gradients and buffers are compared on copies before
-            anything is changed: in float64 where the network runs in it, so that rounding decides no spike.
+            anything is changed, in the mode that net is in and in the other: in float64 where the network runs in it,
+            so that rounding decides no spike.
 
     Returns:
         The report; ``print`` it.
@@ -176,31 +180,97 @@ def _forget_lists_of_neurons() -> None:
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
+Call = Callable[..., Any]
+"""Of a network and its inputs: its outputs."""
+
+
+def _call(net: nn.Module, *inputs: Any) -> Any:
+    return net(*inputs)
+
+
 def _compare(net: nn.Module, fuse: bool, batch: Any) -> dict[str, Any]:
     """Runs copies of the network before and after on the batch; ValueError where they differ."""
-    inputs = batch if isinstance(batch, tuple) else (batch,)
     after = _copied(net)
     neurons = _put_in_place(after, SwapReport())
     if fuse:
         fuse_norms(after, neurons)
-    before = _copied(net)
-    dtype = torch.float64
     try:
-        expected = _run(before.double(), _cast(inputs, dtype))
-    except RuntimeError:  # not every library computes in float64
-        dtype = torch.float32
-        before = _copied(net)
-        expected = _run(before.float(), _cast(inputs, dtype))
-    found = _run(after.to(dtype), _cast(inputs, dtype))
-    differences = {kind: _difference(found[kind], values) for kind, values in expected.items()}
-    worst = max(differences.values())
-    if not worst <= _TOLERANCE[dtype]:
-        text = ", ".join(f"{kind} differ by {value:.1e}" for kind, value in differences.items())
-        raise ValueError(
-            f"check: after swapping, {text} of their size ({str(dtype).removeprefix('torch.')}); "
-            f"accepted: {_TOLERANCE[dtype]:.0e}. Nothing was swapped"
-        )
-    return {**differences, "dtype": str(dtype).removeprefix("torch.")}
+        return compare(net, after, batch if isinstance(batch, tuple) else (batch,))
+    except Difference as error:
+        raise ValueError(f"check: after swapping, {error}. Nothing was swapped") from None
+
+
+def fuse_compared(net: nn.Module, report: SwapReport, inputs: tuple, call: Call) -> str:
+    """``fuse`` of a network that is swapped already, if a copy then answers as before in both modes; in the report.
+
+    Returns "", or why nothing was fused: what a copy answered.
+    """
+    names = [n for n in report.swapped if isinstance(net.get_submodule(n), SpikingNeuron)]
+    try:
+        after = _copied(net)
+        fused, report.unfused = fuse_norms(after, {n: after.get_submodule(n) for n in names})  # type: ignore[misc]
+        if fused:
+            report.check = compare(net, after, inputs, call)
+    except Exception as error:  # somebody else's code, which met a norm that hands its input on
+        why = f"a copy with norms in the neurons' kernels answers otherwise: {' '.join(str(error).split())}"
+        report.unfused = dict.fromkeys(names, why)
+        return why
+    report.fused, _ = fuse_norms(net, {n: net.get_submodule(n) for n in names})  # type: ignore[misc]
+    return ""
+
+
+class Difference(ValueError):
+    """Two networks that should answer alike do not."""
+
+
+def compare(
+    before: nn.Module, after: nn.Module, inputs: tuple, call: Call = _call
+) -> dict[str, Any]:
+    """The largest relative differences of two networks, on copies, in training and in eval mode; ``Difference``.
+
+    A mode in which the first is not, and fails, is left out.
+    """
+    worst: dict[str, float] = {}
+    dtypes, modes = set(), []
+    for other in (False, True):
+        try:
+            mode, dtype, expected = _answers(before, other, inputs, call)
+        except Exception:  # of the network's own
+            if not other:
+                raise
+            continue
+        copied = _in_mode(_copied(after), other).to(dtype)
+        found = _run(copied, _cast(inputs, dtype), call)
+        apart = {kind: _difference(found[kind], values) for kind, values in expected.items()}
+        word = str(dtype).removeprefix("torch.")
+        if not max(apart.values()) <= _TOLERANCE[dtype]:
+            text = ", ".join(f"{kind} differ by {value:.1e}" for kind, value in apart.items())
+            raise Difference(
+                f"{text} of their size in {mode} mode ({word}); accepted: {_TOLERANCE[dtype]:.0e}"
+            )
+        worst = {kind: max(value, worst.get(kind, 0.0)) for kind, value in apart.items()}
+        dtypes.add(word)
+        modes.append(mode)
+    return {**worst, "dtype": min(dtypes), "modes": modes}
+
+
+def _answers(
+    net: nn.Module, other: bool, inputs: tuple, call: Call
+) -> tuple[str, torch.dtype, dict[str, dict[str, Tensor]]]:
+    """(mode, dtype, what ``_run`` found) of a copy, in its own mode or the other."""
+    for dtype in (torch.float64, torch.float32):
+        copied = _in_mode(_copied(net), other).to(dtype)
+        try:
+            found = _run(copied, _cast(inputs, dtype), call)
+            return "training" if copied.training else "eval", dtype, found
+        except RuntimeError:  # not every library computes in float64
+            if dtype == torch.float32:
+                raise
+    raise AssertionError("the last dtype returns or raises")
+
+
+def _in_mode(net: nn.Module, other: bool) -> nn.Module:
+    return net.train(not net.training) if other else net
 
 
 def _copied(net: nn.Module) -> nn.Module:
@@ -222,11 +292,11 @@ def _cast(inputs: tuple, dtype: torch.dtype) -> tuple:
     return pytree.tree_map(one, inputs)
 
 
-def _run(net: nn.Module, inputs: tuple) -> dict[str, dict[str, Tensor]]:
+def _run(net: nn.Module, inputs: tuple, call: Call) -> dict[str, dict[str, Tensor]]:
     """Outputs, gradients of a fixed random sum of them by parameters and inputs, and buffers, by name."""
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
-        outputs = [o for o in pytree.tree_leaves(net(*inputs)) if isinstance(o, Tensor)]
+        outputs = [o for o in pytree.tree_leaves(call(net, *inputs)) if isinstance(o, Tensor)]
         for parameter in net.parameters():
             parameter.grad = None
         learning = [o for o in outputs if o.requires_grad]

@@ -355,7 +355,7 @@ def test_check_compares_before_and_after_and_changes_nothing_else():
     report = swap(net, check=image())
     assert report.check["dtype"] == "float64"
     assert 0 <= max(report.check[k] for k in ("outputs", "gradients", "buffers")) < 1e-9
-    assert "checked in float64: outputs differ by" in str(report)
+    assert "checked in float64, training and eval mode: outputs differ by" in str(report)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
