@@ -80,6 +80,18 @@ def test_a_network_in_hand_is_trained_and_resumed_to_the_same_bits(tmp_path, mon
     assert spiketriton.load_run("whole", net=net).step == 6
 
 
+@pytest.mark.parametrize("name", ["NorseIntegrator", "SnnTorch"])
+def test_networks_of_other_libraries_train_and_resume_to_the_same_bits(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("r.toml").write_text(to_toml(recipe_of(f"{HERE}:{name}", *SHORT)))
+    run = spiketriton.train("r.toml", run_dir="whole", quiet=True)
+    assert run.step == 6
+    wanted = last_state(Path("whole"))
+    Path("whole/checkpoints/last.pt").unlink()
+    spiketriton.train(resume="whole", quiet=True)
+    assert_equal(last_state(Path("whole"))["model"], wanted["model"])
+
+
 def test_two_arguments_are_a_network_and_a_recipe():
     with pytest.raises(UserError, match="accepted: train\\(recipe\\), or train\\(net, recipe\\)"):
         spiketriton.train("quickstart", "quickstart")

@@ -17,6 +17,7 @@ from spiketriton.config.recipe import Arguments
 from spiketriton.config.words import some
 from spiketriton.errors import UserError, one_line
 from spiketriton.models.inspection import (
+    constants_of,
     failing,
     hidden_modules,
     leaves_of,
@@ -288,7 +289,7 @@ class ForeignNetwork(Network):
                 raise UserError(f"{self.name} {refused or wrong}")
             self.answers_each_step = found.ndim == 3
             self._measured(calls)
-            self._learning(found)
+            self._learning(found, kind, images)
             return kind
         if refused:
             raise UserError(f"{self.name} {refused}")
@@ -320,16 +321,23 @@ class ForeignNetwork(Network):
                 self.unmeasured[f"net.{name}"] = f"it is called for {neuron.window} steps"
         self._layers = [(f"net.{name}", neurons[name]) for name in calls if name in neurons]
 
-    def _learning(self, found: Tensor) -> None:
-        """Sets which parameters an answer does not depend on. UserError: it depends on others than the network's."""
+    def _learning(self, found: Tensor, kind: str, images: Tensor) -> None:
+        """Sets which parameters an answer does not depend on. UserError: it depends on others than the network's.
+
+        What each call makes anew is a state to begin with, and no weight, although norse marks it as learning.
+        """
         own = {id(p): name for name, p in self.net.named_parameters() if p.requires_grad}
-        reached = {id(p): list(p.shape) for p in leaves_of(found)}
-        strange = [shape for key, shape in reached.items() if key not in own]
+        reached = {id(p): p for p in leaves_of(found)}
+        strange = [p for key, p in reached.items() if key not in own]
+        if strange:
+            again = {id(p) for p in leaves_of(self._watched(kind, images)[0])}
+            constants = constants_of(self.net)
+            strange = [p for p in strange if id(p) in again and id(p) not in constants]
         if strange:
             raise UserError(
-                f"{self.name} depends on a weight of {strange[0]} that is none of its parameters and would not be "
-                f"trained{hidden_modules(self.net)}; accepted: modules that are attributes or in a ModuleList, and "
-                "functions that refer to no other copy of the network"
+                f"{self.name} depends on a weight of {list(strange[0].shape)} that is none of its parameters and would "
+                f"not be trained{hidden_modules(self.net)}; accepted: modules that are attributes or in a ModuleList, "
+                "and functions that refer to no other copy of the network"
             )
         self.idle = [name for key, name in own.items() if key not in reached]
 

@@ -117,6 +117,13 @@ def leaves_of(found: Tensor) -> list[Tensor]:
     return leaves
 
 
+def constants_of(net: nn.Module) -> set[int]:
+    """By id: the constants of norse's cells, which its IAF marks as learning to begin at one. A Parameter learns."""
+    held = [getattr(m, "p", ()) for m in net.modules() if peers.is_neuron(m)]
+    tensors = [t for p in held if isinstance(p, tuple) for t in p]
+    return {id(t) for t in tensors if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)}
+
+
 def hidden_modules(net: nn.Module) -> str:
     """Words about modules in plain lists, which the network does not know of."""
     known = set(net.modules())

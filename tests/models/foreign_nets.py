@@ -168,6 +168,55 @@ class SnnTorch(nn.Module):
         return torch.stack(answers)
 
 
+class Norse(nn.Module):
+    """A loop over cells of norse's, whose states they mark as learning. `cells`: the neuron, and a read-out or none."""
+
+    cells: tuple[str, ...] = ("LIFCell", "LICell")
+    values: dict[str, Any] = {}
+
+    def __init__(self, in_channels: int, num_classes: int, T: int) -> None:
+        super().__init__()
+        from norse import torch as norse
+
+        cell, *last = (getattr(norse, name) for name in self.cells)
+        parts = [nn.Linear(64 * in_channels, 16), cell(), nn.Linear(16, num_classes)]
+        if self.values:
+            parts[1].p = parts[1].p._replace(**self.values)
+        self.T, self.parts = T, norse.SequentialState(*parts, *(make() for make in last))
+        parts[0].weight.data *= 20
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, answers = None, []
+        for _ in range(self.T):
+            answer, state = self.parts(x.flatten(1), state)
+            answers.append(answer)
+        return torch.stack(answers)
+
+
+class NorseIntegrator(Norse):
+    """Begins at a constant of its own, which it marks as learning."""
+
+    cells = ("IAFCell",)
+
+
+class NorseBox(Norse):
+    cells = ("LIFBoxCell", "LIBoxCell")
+
+
+class NorseHidden(Norse):
+    """A Parameter that no module holds."""
+
+    cells = ("LIFCell",)
+    values = {"tau_mem_inv": nn.Parameter(torch.tensor(100.0))}
+
+
+class NorseWindow(Norse):
+    cells = ("LIF", "LI")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts(x.flatten(2))[0]
+
+
 class RunningMean(nn.Module):
     """Takes its activity's average away, a buffer that forward replaces."""
 

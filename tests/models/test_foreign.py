@@ -28,6 +28,11 @@ SMALL_ONES = {
     f"{HERE}:RunningMean": {},
     f"{HERE}:OtherInTests": {},
     f"{HERE}:FrozenNorm": {},
+    f"{HERE}:Norse": {},
+    f"{HERE}:NorseIntegrator": {},
+    f"{HERE}:NorseBox": {},
+    f"{HERE}:NorseWindow": {},
+    f"{HERE}:SnnTorch": {},
 }
 
 
@@ -89,7 +94,7 @@ def test_answers_gradients_and_statistics_are_those_of_the_original(name):
         gradient = torch.zeros_like(parameter) if found[key] is None else found[key]
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5, msg=key)
     state = ours.net.state_dict()
-    for key, value in theirs.named_buffers():
+    for key, value in theirs.state_dict().items():
         torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-5)
 
 
@@ -128,6 +133,7 @@ def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
         ("AuxiliaryInTraining", [], "answers with another thing in training mode, tuple; accepted"),
         ("StepsInTheMiddle", [], "returned [B, T, K] = [2, 3, 10]; accepted: one tensor, [T, B"),
         ("InPlace", [], "changes its images in place"),
+        ("NorseHidden", [], "depends on a weight of [] that is none of its parameters and would not be trained"),
         ("PlainList", [], "would not be trained: more is a list of modules"),
         ("OneMethod", [], "a module, and has no single_step_forward"),
         ("BatchFirst", [], "shows neuron as many time steps as there are images: it takes [B, T"),
