@@ -172,7 +172,6 @@ class Norse(nn.Module):
     """A loop over cells of norse's, whose states they mark as learning. `cells`: the neuron, and a read-out or none."""
 
     cells: tuple[str, ...] = ("LIFCell", "LICell")
-    values: dict[str, Any] = {}
 
     def __init__(self, in_channels: int, num_classes: int, T: int) -> None:
         super().__init__()
@@ -180,10 +179,12 @@ class Norse(nn.Module):
 
         cell, *last = (getattr(norse, name) for name in self.cells)
         parts = [nn.Linear(64 * in_channels, 16), cell(), nn.Linear(16, num_classes)]
-        if self.values:
-            parts[1].p = parts[1].p._replace(**self.values)
+        self.learn(parts[1])
         self.T, self.parts = T, norse.SequentialState(*parts, *(make() for make in last))
         parts[0].weight.data *= 20
+
+    def learn(self, cell: nn.Module) -> None:
+        pass
 
     def forward(self, x: Tensor) -> Tensor:
         state, answers = None, []
@@ -207,7 +208,9 @@ class NorseHidden(Norse):
     """A Parameter that no module holds."""
 
     cells = ("LIFCell",)
-    values = {"tau_mem_inv": nn.Parameter(torch.tensor(100.0))}
+
+    def learn(self, cell: Any) -> None:
+        cell.p = cell.p._replace(tau_mem_inv=nn.Parameter(torch.tensor(100.0)))
 
 
 class NorseWindow(Norse):

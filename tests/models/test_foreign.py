@@ -133,7 +133,11 @@ def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
         ("AuxiliaryInTraining", [], "answers with another thing in training mode, tuple; accepted"),
         ("StepsInTheMiddle", [], "returned [B, T, K] = [2, 3, 10]; accepted: one tensor, [T, B"),
         ("InPlace", [], "changes its images in place"),
-        ("NorseHidden", [], "depends on a weight of [] that is none of its parameters and would not be trained"),
+        (
+            "NorseHidden",
+            [],
+            "depends on a weight of [] that is none of its parameters and would not be trained",
+        ),
         ("PlainList", [], "would not be trained: more is a list of modules"),
         ("OneMethod", [], "a module, and has no single_step_forward"),
         ("BatchFirst", [], "shows neuron as many time steps as there are images: it takes [B, T"),
