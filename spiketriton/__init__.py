@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spiketriton import errors, machine
+from spiketriton import errors
 from spiketriton.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ __all__ = ["Run", "diagnose", "from_nir", "load_run", "train"]
 
 if sys.argv[:1] == ["-m"]:  # python -m spiketriton.COMMAND, which is about to import torch
     errors.end_quietly_on_interrupt()
-machine.wait_without_spinning_if_busy()
 
 
 def __getattr__(name: str) -> Any:

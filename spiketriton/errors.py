@@ -17,7 +17,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NoReturn
 
-from spiketriton import streams
+from spiketriton import machine, streams
 
 EXIT_DONE = 0
 EXIT_ERROR = 1
@@ -128,6 +128,7 @@ def run_command(
     program is one line on stderr and exits with 2, Ctrl-C with 130. Python prints the traceback of
     every other exception and exits with 1. Output that nobody reads is dropped.
     """
+    machine.wait_without_spinning_if_busy()  # a command imports torch after this
     streams.survive_closed_output()
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,7 @@
 """What the system says of this machine: its processors, which others may be using, and its memory.
 
 OpenMP's threads spin while they wait: one busy core of two made a small training 20 times slower. So the processors
-are looked at once, before torch is imported and reads the environment.
+are looked at once, by a command before it imports torch, which reads the environment; importing this does nothing.
 """
 
 import contextlib

@@ -91,11 +91,13 @@ def test_threads_sleep_only_on_busy_machines_and_unless_the_user_chose(
         os.environ.pop("OMP_WAIT_POLICY", None)
 
 
-def test_it_is_decided_before_any_command_imports_torch():
-    """Every module of the package runs the package's own first."""
+def test_it_is_decided_by_a_command_before_it_imports_torch():
     code = (
-        "import sys, spiketriton; assert 'torch' not in sys.modules; "
-        "print('measured' if spiketriton.machine.taken.cache_info().currsize else 'not')"
+        "import sys; from spiketriton import errors, machine\n"
+        "def main(arguments):\n"
+        "    assert 'torch' not in sys.modules\n"
+        "    print('measured' if machine.taken.cache_info().currsize else 'not')\n"
+        "errors.run_command(main, [])"
     )
     clean = {k: v for k, v in environment().items() if k not in machine.CHOSEN}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean)
@@ -148,3 +150,16 @@ def test_the_free_memory_of_a_container(tmp_path, monkeypatch):
     for limit, free in (("max", 102_400), ("50000", 48_000), ("1000", 0), ("900000", 102_400)):
         (tmp_path / "sys/fs/cgroup/memory.max").write_text(limit)
         assert machine.available_memory() == free
+
+
+def test_importing_the_package_neither_waits_nor_changes_the_environment(tmp_path):
+    code = (
+        "import os, time\n"
+        "before = dict(os.environ)\n"
+        "time.sleep = None  # whoever calls it fails\n"
+        "import spiketriton\n"
+        "assert dict(os.environ) == before\n"
+    )
+    given = {k: v for k, v in environment().items() if k not in machine.CHOSEN}
+    ended = subprocess.run([sys.executable, "-c", code], env=given, cwd=tmp_path)
+    assert ended.returncode == 0
