@@ -12,12 +12,18 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+def no_link(path: str, flags: int) -> int:
+    """An ``opener`` of ``open`` that follows no link: OSError of ELOOP."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool, forks_share: bool = True) -> Iterator[None]:
     """Holds the lock of the file ``path``, which is made where it is missing.
 
-    BlockingIOError or PermissionError: another process holds it, and ``wait`` is False. Other OSErrors: there is no
-    such lock here. ``forks_share``: forked children that outlive this process keep the lock.
+    BlockingIOError or PermissionError: another process holds it, and ``wait`` is False. OSError of ELOOP: it is a link,
+    which is not followed. Other OSErrors: there is no such lock here. ``forks_share``: forked children that outlive
+    this process keep the lock.
     """
     if fcntl is None:
         import filelock  # torch needs it too
@@ -32,7 +38,7 @@ def locked(path: Path, *, wait: bool, forks_share: bool = True) -> Iterator[None
         finally:
             held.release()
         return
-    with path.open("w") as file:
+    with open(path, "ab", opener=no_link) as file:
         lock = fcntl.flock if forks_share else fcntl.lockf
         lock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
@@ -48,7 +54,7 @@ def writing(part: Path) -> Iterator[None]:
         yield
         return
     while True:
-        with part.open("ab") as file:
+        with open(part, "ab", opener=no_link) as file:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             try:

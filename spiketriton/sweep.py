@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from spiketriton.commandline import KEYS_PAGE, RECIPE_HELP, Parser, spelled
 from spiketriton.errors import EXIT_DONE, UserError, importing, one_line, run_command
-from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.folder import RunFolder, refuse_links_out
 from spiketriton.runs.grid import Cell, Group, grid, grouped
 from spiketriton.runs.outputs import refuse_foreign
 from spiketriton.runs.rows import Row, read_record, write_json
@@ -119,6 +119,7 @@ def table(console: "Console", groups: Sequence[Group], synthetic: bool) -> None:
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
     out = Path(args.out or f"runs/sweep-{Path(args.recipe).stem}")
+    refuse_links_out(out)
     cells = grid(args.recipe, args.axes, out)
     print(f"{len(cells)} cells in {out}", flush=True)
     refuse_other_sweep(out / "results.json", cells)

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import os
 import re
 import time
 import tomllib
@@ -74,6 +75,9 @@ _LATER = (
 )
 """What a run writes once its recipe is in its folder: where there is none, they are somebody else's."""
 
+_FOLDERS = ("checkpoints", "evaluation", "hub", "tensorboard", "wandb")
+"""Folders in that of a run in which commands write."""
+
 
 class RunFolder:
     """The files of a run at `path`; `create` makes a new one and `open` finds an old one."""
@@ -99,6 +103,7 @@ class RunFolder:
         stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         folder = cls(Path(path) if path else _unused(Path("runs", stem)))
         folder.refuse_a_run()
+        refuse_links_out(folder.path, _FOLDERS)
         folder._prepare()
         return folder
 
@@ -129,12 +134,13 @@ class RunFolder:
 
     @classmethod
     def find(cls, path: str | Path) -> "RunFolder":
-        """The folder of an earlier run, which may be read-only. UserError: `path` holds no run."""
+        """The folder of an earlier run, which may be read-only. UserError: it holds no run, or links that lead out."""
         folder = cls(Path(path))
         if not folder.recipe.is_file():
             what = "is not a folder" if folder.path.exists() else "does not exist"
             what = "holds no run (no recipe.toml)" if folder.path.is_dir() else what
             raise UserError(f"{folder.path} {what}; accepted: the folder of an earlier run")
+        refuse_links_out(folder.path, _FOLDERS)
         return folder
 
     def _prepare(self) -> None:
@@ -162,6 +168,8 @@ class RunFolder:
                         f"run folder {self.path} is in use by another process; a new run takes "
                         "another one by --run-dir"
                     ) from None
+                if error.errno == errno.ELOOP:
+                    raise UserError(f"{self.path / '.lock'} is a link; accepted: a file") from None
             try:
                 yield
             except BaseException:
@@ -385,6 +393,34 @@ def refuse_unusable(path: str | Path, overrides: Sequence[str] = ()) -> None:
     """UserError: there is no run at `path`, or an override would change it. Needs neither torch nor plugins."""
     RunFolder.find(path)
     refuse_changes(overrides, {})
+
+
+def refuse_links_out(folder: Path, folders: Sequence[str] | None = None) -> None:
+    """UserError: a name that a command may write to, in a folder that may be another's, is a link that leads out of it.
+
+    folders: those in it in which commands write, looked into as well; None: every one that is a link. Code (.py) is
+    only read.
+    """
+    base = os.path.realpath(folder)
+    for place in (folder, *(folder / name for name in folders or ())):
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UserError(f"{place} cannot be read: {error.strerror}") from None
+        for entry in entries if place == folder or not place.is_symlink() else ():
+            if not entry.is_symlink():
+                continue
+            theirs = entry.is_dir() and folders is not None and entry.name not in folders
+            if place == folder and (theirs or entry.name.endswith(".py")):
+                continue
+            target = os.path.realpath(entry.path)
+            if os.path.commonpath([base, target]) != base:
+                raise UserError(
+                    f"{entry.path} is a link that leads out of {folder}, to {target}, where a command would write; "
+                    "accepted: a file or folder of its own; remove the link, or put a copy of what it names there"
+                )
 
 
 def make_writable(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spiketriton.errors import UserError, one_line
-from spiketriton.locks import writing
+from spiketriton.locks import no_link, writing
 from spiketriton.plain import of_plain
 
 Row = dict[str, Any]
@@ -118,7 +118,7 @@ class Lines:
     def add(self, text: str) -> None:
         self._waiting += text.encode()
         try:
-            with open(self.path, "ab", buffering=0) as file:
+            with open(self.path, "ab", buffering=0, opener=no_link) as file:
                 _write_or_leave(file, self._waiting)
         except OSError as error:
             warned, self._warned = self._warned, True

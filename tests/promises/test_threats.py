@@ -1,9 +1,10 @@
-"""docs/threats.md: no code of a run folder runs that nobody asked for."""
+"""docs/threats.md: no code of a run folder runs that nobody asked for, and nothing is written outside of it."""
 
 import contextlib
 import io
 import os
 import py_compile
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,11 @@ from spiketriton import consent, report
 from spiketriton.config import load_recipe, parts, recipe_from_toml
 from spiketriton.config.parts import NotAskedFor
 from spiketriton.errors import UserError
+from spiketriton.locks import locked
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
+from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.rows import Lines, replace_file
+from spiketriton.training.pretrained import find_weights
 from tests.small_runs import small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -174,3 +179,95 @@ def test_a_function_that_a_run_names_is_not_called_unasked(folder, lines, said, 
     assert recipe_from_toml(text, "received", of_run=folder).model == recipe.model
     refused(text.replace(lines.split('"')[-2], other))
     assert not Path("marker").exists()
+
+
+# ---- links
+
+
+OWN = [  # what commands write: files, and folders with a slash
+    ".lock", "console.log", "gradients.jsonl", "metrics.jsonl", "metrics.jsonl.part", "report.html", "curves.png",
+    "small.onnx", "nonfinite.pt", "wandb_id", "checkpoints/", "evaluation/", "tensorboard/", "checkpoints/last.pt.part",
+    "evaluation/evaluation.json",
+]  # fmt: skip
+
+
+@pytest.fixture
+def linked(received, tmp_path, monkeypatch):
+    """Copies the honest run to ./run, in which a name is a link to ./outside, whose content it gives."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(received / "honest", "run")
+    Path("outside").mkdir()
+    Path("outside/file").write_text("mine")
+
+    def link(name: str, target: str | None = None) -> None:
+        path = Path("run", name.rstrip("/"))
+        path.parent.mkdir(exist_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        path.symlink_to(target or Path("outside", "" if name.endswith("/") else "file").absolute())
+
+    yield link
+    assert Path("outside/file").read_text() == "mine"
+    assert os.listdir("outside") == ["file"]
+
+
+WRITERS = {
+    "resume": lambda: spiketriton.train(resume="run", extend=1, quiet=True),
+    "evaluate": lambda: called("evaluate", "run"),
+    "report": lambda: called("report", "run", "--no-evaluation"),
+    "export": lambda: called("export", "run", "--to", "torch"),
+    "load_run": lambda: spiketriton.load_run("run"),
+    "diagnose": lambda: called("diagnose", "run"),
+    "nonfinite": lambda: called("nonfinite", "run"),
+    "sweep": lambda: called("sweep", "quickstart", "seed=0,1", "train.max_steps=1", "--out", "run"),
+    "init_from": lambda: find_weights("run"),
+    "new run": lambda: spiketriton.train("quickstart", run_dir="run", max_steps=1),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_name_of_a_run_that_leads_out_of_it_is_refused(linked, name):
+    linked(name)
+    with pytest.raises(UserError, match=r"run/.* is a link that leads out of run, to .*outside"):
+        spiketriton.load_run("run")
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_nobody_writes_through_a_link(linked, writer):
+    linked("seed=0/" if writer == "sweep" else ".lock")
+    if writer == "new run":
+        shutil.rmtree("run/checkpoints")
+        for path in Path("run").iterdir():
+            if not path.is_symlink():
+                path.unlink()
+    with pytest.raises(UserError, match=r"is a link that leads out of run, to "):
+        WRITERS[writer]()
+
+
+def test_links_that_nothing_is_written_to_are_accepted(linked):
+    linked("code.py")
+    linked("photographs/")
+    linked("checkpoints/best.pt", "last.pt")
+    assert spiketriton.load_run("run").step == 1
+
+
+def test_locks_and_lines_follow_no_link_that_appears_later(linked):
+    linked(".lock")
+    linked("console.log")
+    with pytest.raises(OSError, match="symbolic links"), locked(Path("run/.lock"), wait=False):
+        pass
+    with pytest.raises(UserError, match=r"run/\.lock is a link"), RunFolder(Path("run")).held():
+        pass
+    said = []
+    Lines(Path("run/console.log"), said.append).add("text")
+    assert "console.log cannot be written (Too many levels of symbolic links)" in said[0]
+    linked("metrics.jsonl.part")
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written"):
+        replace_file(Path("run/metrics.jsonl"), "text")
+
+
+def test_a_lock_empties_no_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with locked(tmp_path / "file", wait=False):
+        assert (tmp_path / "file").read_text() == "mine"
