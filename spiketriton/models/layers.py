@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spiketriton.config import ModelConfig, NeuronConfig
 from spiketriton.models.memory import mark_spikes
+from spiketriton.models.small_maps import SmallMapConv2d
 from spiketriton.neurons import Norm, SpikingNeuron, build_neuron
 
 
@@ -80,7 +81,7 @@ def over_time(current: Tensor, steps: int) -> Tensor:
     return current if len(current) == steps else current.expand(steps, *current.shape[1:]).clone()
 
 
-class StridedPointwise(nn.Conv2d):
+class StridedPointwise(SmallMapConv2d):
     """A 1x1 convolution with a stride, which on a CPU reads the pixels that it needs as a pool.
 
     The same numbers, and no overrun: with channels_last and four input channels, the gradient of the
@@ -158,7 +159,7 @@ class Parts:
 
     def conv(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
         """A convolution that keeps the size at stride 1; with a bias if no norm follows."""
-        kind = StridedPointwise if kernel == 1 and stride > 1 else nn.Conv2d
+        kind = StridedPointwise if kernel == 1 and stride > 1 else SmallMapConv2d
         bias = self.norm_kind == "none"
         return kind(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=bias)
 

@@ -1,0 +1,256 @@
+"""Convolutions on small maps as matrix products, where that takes a CPU less time than its library's convolution.
+
+oneDNN (as in torch 2.13) is made for large maps. docs/small_maps.md has the measurements behind `SIZES`, and the
+smallest program that shows them. On a GPU nothing changes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import conv2d, pad
+
+from spiketriton import machine
+from spiketriton_kernels.fire import traced
+
+
+class Size(NamedTuple):
+    """Convolutions of a square kernel: their least stride, most pixels of an output, least channels and images.
+
+    The fewer of the channels that are read and written count; images are those of all time steps.
+    """
+
+    kernel: int
+    stride: int
+    pixels: int
+    channels: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes at which products are faster: of the output and the gradient by the input, and by the weights.
+
+    rows: kernels above 1x1 are multiplied row by row (`Rows`), otherwise as columns (`Columns`).
+    """
+
+    by_pixels: tuple[Size, ...]
+    by_weights: tuple[Size, ...]
+    rows: bool
+
+
+SIZES = {
+    # medians on one thread of an AMD EPYC with AVX2
+    torch.float32: Sizes(
+        by_pixels=(Size(3, 1, 4, 128, 8), Size(1, 2, 16, 256, 64)),
+        by_weights=(
+            *(Size(3, 1, 4, 128, 8), Size(3, 1, 16, 256, 16), Size(3, 1, 49, 512, 32)),
+            *(Size(1, 1, 4, 256, 64), Size(1, 2, 16, 256, 64)),
+        ),
+        rows=True,
+    ),
+    # an earlier measurement on one thread of an Intel Xeon with AMX
+    torch.bfloat16: Sizes(
+        by_pixels=(Size(3, 1, 16, 512, 32), Size(3, 2, 4, 256, 32), Size(1, 1, 4, 512, 32)),
+        by_weights=(Size(3, 1, 16, 256, 32), Size(3, 1, 49, 512, 32), Size(1, 1, 4, 512, 32)),
+        rows=False,
+    ),
+}
+
+
+def _measured_here(dtype: torch.dtype) -> bool:
+    """Whether this is a processor of the kind on which the sizes of a dtype were measured."""
+    if dtype == torch.bfloat16:
+        return "amx_bf16" in machine.bf16_instructions()
+    return "avx2" in machine.cpu_flags()
+
+
+class SmallMapConv2d(nn.Conv2d):
+    """A convolution that on a CPU is computed by matrix products at the sizes of `SIZES`; the same numbers.
+
+    Forward and each of both gradients are chosen by themselves. Where torch traces, it sees a plain convolution.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.ndim != 4 or traced((x, self.weight)):
+            return super().forward(x)
+        half = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if half else x.dtype
+        chosen = self._chosen(x, dtype)
+        if not any(chosen) or not _measured_here(dtype):
+            return super().forward(x)
+        given, weight = x.to(dtype), self.weight.to(dtype)
+        y: Tensor = _Convolution.apply(given, weight, self.stride[0], self.padding[0], chosen)
+        return y if self.bias is None else y + self.bias.to(dtype)[:, None, None]
+
+    def _chosen(self, x: Tensor, dtype: torch.dtype) -> tuple[bool, bool]:
+        """Whether products give the output and the gradient by the input, and that by the weights."""
+        kernel, stride, padding = self.kernel_size[0], self.stride[0], self.padding
+        alike = self.kernel_size == (kernel, kernel) and self.stride == (stride, stride)
+        plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
+        if dtype not in SIZES or not (alike and plain and padding == (kernel // 2, kernel // 2)):
+            return False, False
+        pixels = -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
+        channels = min(self.in_channels, self.out_channels)
+
+        def faster(size: Size) -> bool:
+            enough = channels >= size.channels and len(x) >= size.images
+            return (
+                kernel == size.kernel and stride >= size.stride and pixels <= size.pixels and enough
+            )
+
+        sizes = SIZES[dtype]
+        return any(map(faster, sizes.by_pixels)), any(map(faster, sizes.by_weights))
+
+
+class _Convolution(torch.autograd.Function):
+    """x [N, C, H, W] by weights [O, C, k, k], padded by (k - 1) / 2, without bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, chosen: tuple[bool, bool]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding, ctx.chosen = stride, padding, chosen
+        if not chosen[0]:
+            return conv2d(x, weight, None, stride, padding)
+        return _channels_first(_way(weight).output(_last(x), _last(weight), stride))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        by_product = [
+            want and chosen for want, chosen in zip(ctx.needs_input_grad, ctx.chosen, strict=False)
+        ]
+        by_library = [
+            want and not product
+            for want, product in zip(ctx.needs_input_grad, by_product, strict=False)
+        ]
+        dx = dweight = None
+        if any(by_library):
+            twice = [[n, n] for n in (ctx.stride, ctx.padding, 1, 0)]
+            stride, padding, dilation, more = twice
+            options = (None, stride, padding, dilation, False, more, 1, [*by_library, False])
+            dx, dweight, _ = torch.ops.aten.convolution_backward(dy, x, weight, *options)
+        way, seen = _way(weight), _last(dy)
+        if by_product[0]:
+            dx = _channels_first(way.by_input(seen, _last(weight), ctx.stride, x.shape))
+        if by_product[1]:
+            dweight = _channels_first(way.by_weight(seen, _last(x), ctx.stride, weight.shape))
+        return dx, dweight, None, None, None
+
+
+def _last(x: Tensor) -> Tensor:
+    """[N, C, H, W] as dense [N, H, W, C]: of channels_last a view."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
+
+
+class Rows:
+    """One product for each pixel of the output and each row of the kernel, of views: nothing is copied or padded.
+
+    A row of inputs under the kernel lies together in memory, as does that row of the kernel's weights. Each of both
+    gradients are the same products, transposed and added up where they come from. All is [N, H, W, C].
+    """
+
+    @staticmethod
+    def output(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        sides = [-(-side // stride) for side in x.shape[1:3]]
+        y = x.new_zeros(len(x), *sides, len(weight))
+        for pixel, inputs, weights in Rows._of(y, x, weight, stride):
+            pixel.addmm_(inputs, weights.t())
+        return y
+
+    @staticmethod
+    def by_input(dy: Tensor, weight: Tensor, stride: int, size: torch.Size) -> Tensor:
+        dx = dy.new_zeros(size[0], size[2], size[3], size[1])
+        for pixel, inputs, weights in Rows._of(dy, dx, weight, stride):
+            inputs.addmm_(pixel, weights)
+        return dx
+
+    @staticmethod
+    def by_weight(dy: Tensor, x: Tensor, stride: int, size: torch.Size) -> Tensor:
+        dweight = dy.new_zeros(size[0], size[2], size[3], size[1])
+        for pixel, inputs, weights in Rows._of(dy, x, dweight, stride):
+            weights.addmm_(pixel.t(), inputs)
+        return dweight
+
+    @staticmethod
+    def _of(
+        y: Tensor, x: Tensor, weight: Tensor, stride: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Views of a pixel [N, O] of y, of n inputs that it sees in one row [N, n * C], of their weights [O, n * C]."""
+        kernel = weight.shape[1]
+        for down, top, rows in _seen(y.shape[1], x.shape[1], kernel, stride):
+            for across, left, columns in _seen(y.shape[2], x.shape[2], kernel, stride):
+                end = left + len(columns)
+                for place, row in enumerate(rows, top):
+                    inputs = x[:, place, left:end].flatten(1)
+                    weights = weight[:, row, columns[0] : columns[-1] + 1].flatten(1)
+                    yield y[:, down, across], inputs, weights
+
+
+def _seen(outputs: int, inputs: int, kernel: int, stride: int) -> Iterator[tuple[int, int, range]]:
+    """Along a side: each output, the first input that it sees, and the places of the kernel that lie on inputs."""
+    for output in range(outputs):
+        first = output * stride - kernel // 2
+        places = range(max(0, -first), min(kernel, inputs - first))
+        yield output, first + places[0], places
+
+
+class Columns:
+    """One product for all pixels, of inputs that are copied once for each place of the kernel; [N, H, W, C]."""
+
+    @staticmethod
+    def output(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        columns = Columns._of(x, weight.shape[1], stride)
+        return (columns.flatten(0, 2) @ weight.flatten(1).t()).view(*columns.shape[:3], len(weight))
+
+    @staticmethod
+    def by_input(dy: Tensor, weight: Tensor, stride: int, size: torch.Size) -> Tensor:
+        kernel, (images, channels, height, width) = weight.shape[1], size
+        if stride == 1:
+            turned = weight.flip(1, 2).permute(1, 2, 0, 3).flatten(0, 2)
+            columns = Columns._of(dy, kernel, 1).flatten(0, 2)
+            return (columns @ turned).view(images, height, width, channels)
+        shares = (dy.flatten(0, 2) @ weight.flatten(1)).view(*dy.shape[:3], kernel, kernel, -1)
+        # sums of up to four shares, rounded once
+        padded = [stride * side + kernel for side in dy.shape[1:3]]
+        dx = dy.new_zeros(
+            images, *padded, channels, dtype=torch.promote_types(dy.dtype, torch.float32)
+        )
+        down, across = (slice(0, stride * side, stride) for side in dy.shape[1:3])
+        for row in range(kernel):
+            for column in range(kernel):
+                dx[:, row:, column:][:, down, across] += shares[:, :, :, row, column]
+        edge = kernel // 2
+        return dx[:, edge : edge + height, edge : edge + width].to(dy.dtype)
+
+    @staticmethod
+    def by_weight(dy: Tensor, x: Tensor, stride: int, size: torch.Size) -> Tensor:
+        columns = Columns._of(x, size[2], stride).flatten(0, 2)
+        return (dy.flatten(0, 2).t() @ columns).view(size[0], size[2], size[3], size[1])
+
+    @staticmethod
+    def _of(x: Tensor, kernel: int, stride: int) -> Tensor:
+        """What each pixel of the output sees, [N, H', W', kernel * kernel * C]; of a 1x1 kernel a view."""
+        if kernel == 1:
+            return x[:, ::stride, ::stride]
+        edge = kernel // 2
+        heights, widths = (-(-side // stride) for side in x.shape[1:3])
+        x = pad(x, (0, 0, edge, edge, edge, edge))
+        image, row, column, one = x.stride()
+        size = (len(x), heights, widths, kernel, kernel, x.shape[3])
+        steps = (image, row * stride, column * stride, row, column, one)
+        return x.as_strided(size, steps).flatten(3)
+
+
+def _way(weight: Tensor) -> type[Rows] | type[Columns]:
+    return Rows if SIZES[weight.dtype].rows and weight.shape[2] > 1 else Columns

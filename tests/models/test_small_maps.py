@@ -1,0 +1,213 @@
+"""Convolutions on small maps: matrix products that equal torch's convolution, where and only where they are faster."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spiketriton.models import memory, small_maps
+from spiketriton.models.layers import StridedPointwise
+from spiketriton.models.small_maps import Size, Sizes, SmallMapConv2d
+from tests.models.support import build
+
+F32, BF16 = torch.float32, torch.bfloat16
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """`always(dtype, rows, pixels, weights)`: products at every size, of a processor of any kind."""
+
+    def choose(dtype: torch.dtype, rows: bool, pixels: bool = True, weights: bool = True) -> None:
+        every = tuple(Size(kernel, 1, 10**6, 1, 1) for kernel in (1, 3, 5))
+        sizes = Sizes(every if pixels else (), every if weights else (), rows)
+        monkeypatch.setitem(small_maps.SIZES, dtype, sizes)
+        monkeypatch.setattr(small_maps, "_measured_here", lambda _: True)
+
+    return choose
+
+
+def there_and_back(conv: nn.Conv2d, x: Tensor) -> list[Tensor]:
+    """Output and gradients of a copy of x, the weights and the bias."""
+    given = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    out = conv(given)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    return [out, *torch.autograd.grad((out * weights).sum(), [given, *conv.parameters()])]
+
+
+def pair(*sizes: int, dtype: torch.dtype = torch.float64, **options) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """Ours and torch's, with the same weights."""
+    ours, theirs = SmallMapConv2d(*sizes, **options), nn.Conv2d(*sizes, **options)
+    theirs.load_state_dict(ours.state_dict())
+    return ours.to(dtype), theirs.to(dtype)
+
+
+@pytest.mark.parametrize("rows", [True, False], ids=["rows", "columns"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_products_equal_the_convolution(always, rows, kernel, stride, layout):
+    always(torch.float64, rows)
+    for height, width in ((1, 1), (2, 2), (4, 4), (3, 5), (1, 6), (7, 2)):
+        options = {"stride": stride, "padding": kernel // 2, "bias": width == 5}
+        ours, theirs = pair(3, 7, kernel, **options)
+        ours.to(memory_format=layout)
+        x = torch.randn(5, 3, height, width, dtype=torch.float64).contiguous(memory_format=layout)
+        for mine, expected in zip(there_and_back(ours, x), there_and_back(theirs, x), strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(("pixels", "weights"), [(True, False), (False, True)])
+def test_forward_and_backward_are_chosen_by_themselves(always, monkeypatch, pixels, weights):
+    always(torch.float64, True, pixels, weights)
+    ours, theirs = pair(4, 6, 3, padding=1)
+    called: list[str] = []
+    for name in ("output", "by_input", "by_weight"):
+        real = getattr(small_maps.Rows, name)
+
+        def counted(*given, name=name, real=real):
+            called.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(small_maps.Rows, name, counted)
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    for mine, expected in zip(there_and_back(ours, x), there_and_back(theirs, x), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-12)
+    assert called == (["output", "by_input"] if pixels else ["by_weight"])
+    called.clear()
+    ours.weight.requires_grad_(False)  # as train.freeze does
+    ours(x.requires_grad_()).sum().backward()
+    assert called == (["output", "by_input"] if pixels else [])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "conv", "images", "side", "chosen"),
+    [
+        (F32, (512, 512, 3, 1), 64, 2, (True, True)),  # the last stage of ResNet-18 at 64 pixels
+        (F32, (512, 512, 3, 1), 4, 2, (False, False)),
+        (F32, (64, 64, 3, 1), 64, 2, (False, False)),
+        (F32, (256, 512, 3, 2), 64, 4, (True, True)),
+        (F32, (256, 512, 1, 2), 64, 4, (True, True)),
+        (F32, (256, 256, 3, 1), 64, 4, (False, True)),
+        (F32, (512, 512, 3, 1), 64, 7, (False, True)),
+        (F32, (128, 128, 3, 1), 64, 8, (False, False)),
+        (BF16, (512, 512, 3, 1), 64, 4, (True, True)),  # the last stage of CIFAR's ResNet-18
+        (BF16, (256, 256, 3, 1), 64, 4, (False, True)),
+        (BF16, (256, 512, 3, 2), 64, 4, (True, True)),
+        (BF16, (512, 2048, 1, 1), 64, 2, (True, True)),
+        (BF16, (512, 512, 3, 1), 32, 7, (False, True)),
+        (BF16, (128, 128, 3, 1), 64, 2, (False, False)),
+        (torch.float64, (512, 512, 3, 1), 64, 2, (False, False)),
+    ],
+)
+def test_the_measured_sizes(dtype, conv, images, side, chosen):
+    read, written, kernel, stride = conv
+    with torch.device("meta"):
+        layer = SmallMapConv2d(read, written, kernel, stride, padding=kernel // 2)
+        assert layer._chosen(torch.empty(images, read, side, side), dtype) == chosen
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"groups": 2},
+        {"dilation": 2},
+        {"padding": 0},
+        {"padding_mode": "circular"},
+        {"stride": (1, 2)},
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_torchs(always, options):
+    always(torch.float64, True)
+    ours, theirs = pair(4, 4, 3, **{"padding": 1, **options})
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    assert ours._chosen(x, x.dtype) == (False, False)
+    assert torch.equal(ours(x), theirs(x))
+
+
+def test_only_processors_that_were_measured(monkeypatch):
+    for flags, bf16, there in (
+        ({"avx2"}, [], {F32}),
+        ({"avx2", "avx512_bf16"}, ["avx512_bf16"], {F32}),
+        ({"avx2", "amx_bf16"}, ["amx_bf16"], {F32, BF16}),
+        (set(), [], set()),
+    ):
+        monkeypatch.setattr("spiketriton.machine.cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr("spiketriton.machine.bf16_instructions", lambda bf16=bf16: bf16)
+        assert {dtype for dtype in (F32, BF16) if small_maps._measured_here(dtype)} == there
+    ours, theirs = pair(128, 128, 3, padding=1, bias=False, dtype=F32)
+    x = torch.randn(8, 128, 1, 1)
+    assert torch.equal(ours(x), theirs(x))
+    assert type(ours(x).grad_fn) is type(theirs(x).grad_fn)
+    monkeypatch.setattr("spiketriton.machine.cpu_flags", lambda: {"avx2"})
+    assert type(ours(x).grad_fn) is not type(theirs(x).grad_fn)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2)])
+@pytest.mark.parametrize("rows", [True, False], ids=["rows", "columns"])
+def test_in_bf16_the_error_is_at_most_twice_that_of_torch(always, rows, kernel, stride):
+    """Against float64, of the same rounded images and weights."""
+    always(BF16, rows)
+    ours, theirs = pair(32, 48, kernel, stride, kernel // 2, bias=False, dtype=F32)
+    x = torch.randn(16, 32, 4, 4).bfloat16()
+    exact = nn.Conv2d(32, 48, kernel, stride, kernel // 2, bias=False)
+    exact.load_state_dict({"weight": ours.weight.detach().bfloat16()})
+    truth = there_and_back(exact.double(), x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [there_and_back(conv, x) for conv in (ours, theirs)]
+    assert found[0][0].dtype == BF16
+    assert found[0][2].dtype == F32  # of the weights
+    for mine, theirs_, true in zip(*found, truth, strict=True):
+        ours_off, theirs_off = ((it.double() - true).norm() for it in (mine, theirs_))
+        assert ours_off <= 2 * theirs_off + 1e-6 * true.norm()
+
+
+def test_spikes_are_kept_as_bits(always):
+    """`model.memory = "packed"` knows a convolution's input again."""
+    always(F32, True)
+    conv = SmallMapConv2d(8, 8, 3, padding=1, bias=False)
+    spikes = (torch.rand(4, 8, 2, 2) < 0.5).float().contiguous(memory_format=torch.channels_last)
+    plain = there_and_back(conv, spikes)
+    kept: list[Tensor] = []
+    with memory.PackedSpikes(kept.append):
+        given = memory.mark_spikes(spikes.clone(memory_format=torch.preserve_format))
+        out = conv(given)
+        weights = torch.linspace(-1, 1, out.numel()).view_as(out)
+    (by_weight,) = torch.autograd.grad((out * weights).sum(), [conv.weight])
+    assert [tensor.dtype for tensor in kept] == [torch.uint8, F32]
+    assert torch.equal(by_weight, plain[2])
+
+
+def test_what_traces_sees_a_convolution(always):
+    always(F32, True)
+    conv, x = SmallMapConv2d(4, 4, 3, padding=1), torch.randn(2, 4, 2, 2)
+    assert "_convolution" in str(torch.jit.trace(conv, x).graph)
+    assert "conv2d" in str(torch.export.export(conv, (x,)).graph)
+
+
+def test_a_gradient_of_a_gradient_is_refused(always):
+    always(F32, True)
+    conv, x = SmallMapConv2d(4, 4, 3, padding=1), torch.randn(2, 4, 2, 2, requires_grad=True)
+    (grad,) = torch.autograd.grad(conv(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("rows", [True, False], ids=["rows", "columns"])
+def test_a_network_computes_what_it_computed(always, monkeypatch, rows):
+    """All convolutions of a residual network with both kinds of shortcuts, in float64."""
+    model = build("resnet8", width=8).double()
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert {type(conv) for conv in convs} == {SmallMapConv2d, StridedPointwise}
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    found = []
+    for products in (False, True):
+        if products:
+            always(torch.float64, rows)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    for one, other in itertools.zip_longest(*found):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
