@@ -18,6 +18,7 @@ BUSY = 0.4  # processors in use by others from which on threads sleep while they
 # the user's own choice, or a launcher's: nothing is changed
 CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 _STAT = Path("/proc/stat")
+_SHARED = Path("/dev/shm")
 _IDLE = (3, 4)  # columns of /proc/stat: idle and iowait
 _COUNTED = 8  # user, nice, system, idle, iowait, irq, softirq, steal; guests are in user and nice
 
@@ -108,6 +109,18 @@ def available_memory() -> int | None:
         free = max(0, limit - int((group / "memory.current").read_text()))
         return available and min(available, free)
     return available
+
+
+def shared_memory() -> int | None:
+    """Free bytes of what processes share, 0 where it cannot be written; None where the system does not say."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        room = os.statvfs(_SHARED)
+    except OSError:  # it is missing
+        return 0
+    read_only = room.f_flag & os.ST_RDONLY or not os.access(_SHARED, os.W_OK)
+    return 0 if read_only else room.f_bavail * room.f_frsize
 
 
 def limit_memory(free: int | None) -> None:

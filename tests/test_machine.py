@@ -163,3 +163,19 @@ def test_importing_the_package_neither_waits_nor_changes_the_environment(tmp_pat
     given = {k: v for k, v in environment().items() if k not in machine.CHOSEN}
     ended = subprocess.run([sys.executable, "-c", code], env=given, cwd=tmp_path)
     assert ended.returncode == 0
+
+
+def test_shared_memory_is_what_is_free_where_it_can_be_written(monkeypatch, tmp_path):
+    if not sys.platform.startswith("linux"):
+        assert machine.shared_memory() is None
+        return
+    assert machine.shared_memory() > 0
+    monkeypatch.setattr(machine, "_SHARED", tmp_path)
+    room = os.statvfs(tmp_path)
+    assert abs(machine.shared_memory() - room.f_bavail * room.f_frsize) < 1 << 30
+    monkeypatch.setattr(machine, "_SHARED", tmp_path / "missing")
+    assert machine.shared_memory() == 0
+    monkeypatch.setattr(machine, "_SHARED", "/proc/1" if os.access("/proc/1", os.R_OK) else "/proc")
+    assert machine.shared_memory() == 0
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert machine.shared_memory() is None

@@ -3,6 +3,7 @@
 sources.py finds them, transforms.py makes tensors of them, stream.py batches.
 """
 
+import math
 import os
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -34,6 +35,7 @@ from spiketriton.data.stream import (
     TrainStream,
     auto_workers,
     subset,
+    workers_that_fit,
 )
 from spiketriton.data.transforms import (
     ArrayTransform,
@@ -112,7 +114,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     _check_counts(config, train.batch_size, source, int((~held_out).sum()))
     facts = _facts(config, recipe.time_steps, source, training)
     transform = _transform(facts, _changes(config, source, facts))
-    loading = _loading(config, train, source, world_size)
+    loading, fewer = _loading(config, train, source, facts, part, world_size)
     ours: dict[str, Any] = {"rank": rank, "world_size": world_size, "loading": loading}
 
     def tested(split: Split, members: np.ndarray) -> TestSet:
@@ -148,7 +150,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         validation=validation,
         skipped=skipped,
         place=source.place,
-        note=source.note,
+        note="; ".join(filter(None, (source.note, fewer))),
         frames=facts.frames - config.augmentation.delete if facts.frames else 0,
         bin_ms=source.bin_ms,
     )
@@ -170,16 +172,19 @@ def _transform(facts: Facts, changes: Augmentation | Moves) -> Transform:
     return PhotoTransform(*given) if facts.move == "photo" else ArrayTransform(*given, facts.move)
 
 
-def _loading(config: DataConfig, train: TrainConfig, source: Source, world_size: int) -> Loading:
+def _loading(
+    config: DataConfig, train: TrainConfig, source: Source, facts: Facts, part: int, world_size: int
+) -> tuple[Loading, str]:
+    """How batches of `part` images are loaded, and a note where that is by fewer processes than there could be."""
     cuda = train.device != "cpu" and torch.cuda.is_available()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     workers = config.workers
     if workers == "auto":
-        workers = auto_workers(
-            in_memory=not isinstance(source.train, FileSplit),
-            cuda=cuda,
-            ranks_here=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
-        )
-    return Loading(workers=workers, pin_memory=cuda)
+        in_memory = not isinstance(source.train, FileSplit)
+        workers = auto_workers(in_memory=in_memory, cuda=cuda, ranks_here=here)
+    batch = part * math.prod(facts.image_shape) * max(1, facts.frames)  # bytes
+    fit, fewer = workers_that_fit(workers, config.workers != "auto", batch, here)
+    return Loading(workers=fit, pin_memory=cuda), fewer
 
 
 def _source(config: DataConfig, steps: int) -> Source:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from spiketriton.config import DataConfig
 from spiketriton.data.download import data_root
-from spiketriton.machine import usable
+from spiketriton.machine import shared_memory, usable
 
 
 def kept_in(config: DataConfig, usual: str) -> Path:
@@ -21,7 +21,9 @@ def kept_in(config: DataConfig, usual: str) -> Path:
 
 
 def workers_of(config: DataConfig) -> int:
-    """Processes for such work: `data.workers`, or one for each processor."""
+    """Processes for such work: `data.workers`, or one for each processor; 0 without shared memory to speak through."""
+    if shared_memory() == 0:
+        return 0
     return usable() if config.workers == "auto" else int(config.workers)
 
 

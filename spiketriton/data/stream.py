@@ -22,7 +22,7 @@ from spiketriton.data.prefetch import Batch, Loaded, finished
 from spiketriton.data.splits import Split
 from spiketriton.data.transforms import Transform, seeded_each
 from spiketriton.errors import UserError, in_code_of_others, one_line
-from spiketriton.machine import usable
+from spiketriton.machine import shared_memory, usable
 
 
 class Request(NamedTuple):
@@ -34,6 +34,9 @@ class Request(NamedTuple):
 
 
 CPU = torch.device("cpu")
+LIMIT = 600  # seconds that a batch may take to be loaded
+AHEAD = 2  # batches that each worker loads before they are asked for
+_PAGES = 1 << 14  # bytes that small tensors of a batch take, at least
 
 # Keep the uses of one seed apart; 3, 5 and 6 are taken elsewhere.
 _ORDER, _AUGMENTATION, _BALANCE, _OWN = 1, 2, 4, 7
@@ -112,8 +115,10 @@ class Loading:
             pin_memory=self.pin_memory,
             worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # or it would draw a seed from the global one
+            timeout=LIMIT if self.workers else 0,
+            prefetch_factor=AHEAD if self.workers else None,
         )
-        loaded = _raise_mistakes(iter(loader))
+        loaded = _raise_mistakes(iter(loader), self.workers)
         batches = finished(loaded, dataset.finish, device)
         _open.add(batches)
         return batches
@@ -134,15 +139,65 @@ def _close_all() -> None:
         batches.close()
 
 
-def _raise_mistakes(answers: Iterator[Loaded | UserError]) -> Generator[Loaded, None, None]:
+def _raise_mistakes(
+    answers: Iterator[Loaded | UserError], workers: int
+) -> Generator[Loaded, None, None]:
     try:
-        for answer in answers:
+        while True:
+            try:
+                answer = next(answers)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not workers or not str(error).startswith("DataLoader"):
+                    raise
+                raise UserError(_no_batch(workers, one_line(error))) from None
             if isinstance(answer, UserError):
                 # A new error: `answer` would refer to this frame and keep both alive.
                 raise UserError(str(answer))
             yield answer
     finally:
         del answers  # ends the workers even if a traceback keeps this frame alive
+
+
+def _no_batch(workers: int, why: str) -> str:
+    free = shared_memory()
+    room = "" if free is None else f"; /dev/shm has {_mib(free)} free"
+    return (
+        f"data.workers = {workers}: no batch came from the processes that load images ({why}{room}); accepted: "
+        "data.workers=0, which needs no shared memory, or more of it (of a container: --shm-size=8g, or --ipc=host)"
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def workers_that_fit(
+    workers: int, asked: bool, batch_bytes: int, ranks_here: int
+) -> tuple[int, str]:
+    """How many workers have room in shared memory for the batches that they hand over, and a note where it is fewer.
+
+    Loaded ahead are `AHEAD` batches a worker, in training and, while a test runs, for that as well. UserError: fewer
+    than were `asked` for.
+    """
+    free = shared_memory()
+    if not workers or free is None:
+        return workers, ""
+    one = 2 * ranks_here * AHEAD * (batch_bytes + _PAGES)
+    fit = min(workers, free // one)
+    if fit == workers:
+        return workers, ""
+    need = f"need {_mib(one * workers)} of shared memory, and /dev/shm has {_mib(free)} free"
+    if not free:
+        need = "need shared memory, and /dev/shm cannot be written"
+    more = "of a container: --shm-size=8g, or --ipc=host"
+    if asked:
+        raise UserError(
+            f"data.workers = {workers}: the processes that load images {need}; accepted: data.workers={fit}, or more "
+            f"of it ({more})"
+        )
+    return fit, f"images are loaded by {fit} processes, not {workers}, which {need} ({more})"
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import signal
+import time
 from dataclasses import replace
 from itertools import islice
 
@@ -13,8 +14,16 @@ import pytest
 import torch
 
 from spiketriton.data import build_data
+from spiketriton.data import stream as module
 from spiketriton.data.counter_rng import mix
-from spiketriton.data.stream import _leave_signals_to_the_parent, auto_workers, subset
+from spiketriton.data.preparing import workers_of
+from spiketriton.data.stream import (
+    _leave_signals_to_the_parent,
+    auto_workers,
+    subset,
+    workers_that_fit,
+)
+from spiketriton.errors import UserError
 from tests.processes import done
 from tests.small_data import all_of, data_recipe, make_class_tree, make_fashion_mnist, same, take
 
@@ -174,6 +183,74 @@ def test_auto_workers(monkeypatch, cores, in_memory, cuda, ranks, workers):
     of_this_process = {0: set(range(cores))}.__getitem__
     monkeypatch.setattr(os, "sched_getaffinity", of_this_process, raising=False)
     assert auto_workers(in_memory=in_memory, cuda=cuda, ranks_here=ranks) == workers
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("workers", "free", "ranks", "fit"),
+    [
+        (4, None, 1, 4),  # no Linux
+        (0, 0, 1, 0),
+        (4, 0, 1, 0),  # read-only, or missing
+        (4, 1 << 16, 1, 0),
+        (4, 64 * MIB, 1, 3),  # a container's, of which each takes 4 batches of 4.02 MiB
+        (4, 65 * MIB, 1, 4),
+        (4, 65 * MIB, 2, 2),
+    ],
+)
+def test_workers_have_room_for_what_they_hand_over(monkeypatch, workers, free, ranks, fit):
+    monkeypatch.setattr(module, "shared_memory", lambda: free)
+    size = 4 * MIB
+    found, note = workers_that_fit(workers, False, size, ranks)
+    assert found == fit
+    assert bool(note) == (fit < workers)
+    if fit == workers:
+        assert workers_that_fit(workers, True, size, ranks) == (workers, "")
+        return
+    with pytest.raises(UserError) as refused:
+        workers_that_fit(workers, True, size, ranks)
+    for words in (f"data.workers = {workers}", "/dev/shm", f"data.workers={fit},", "--shm-size"):
+        assert words in str(refused.value)
+    assert ("cannot be written" in str(refused.value)) == (free == 0)
+
+
+def test_shared_memory_is_looked_at_before_the_first_batch(make, monkeypatch):
+    monkeypatch.setattr(module, "shared_memory", lambda: 0)
+    with pytest.raises(
+        UserError, match=r"data\.workers = 2: .*/dev/shm cannot be written; accepted"
+    ):
+        make(data='augment = "strong"\nworkers = 2')
+    monkeypatch.setattr("spiketriton.data.auto_workers", lambda **_: 3)
+    data = make(data='augment = "strong"\nworkers = "auto"')
+    assert data.train.loading.workers == 0
+    assert "images are loaded by 0 processes, not 3, which need shared memory" in data.note
+    monkeypatch.setattr("spiketriton.data.preparing.shared_memory", lambda: 0)
+    assert workers_of(data_recipe("digits", data="workers = 2").data) == 0
+
+
+def test_a_batch_that_does_not_come_ends_in_a_line(make, monkeypatch):
+    """As of workers that find no shared memory: they say so on stderr, and hand over nothing."""
+    monkeypatch.setattr(module, "LIMIT", 1)
+    data = make(data='augment = "none"\nworkers = 1').train
+    monkeypatch.setattr(type(data.dataset), "__getitem__", lambda *_: time.sleep(5))
+    with pytest.raises(UserError) as refused:
+        next(data.from_step(0))
+    assert "data.workers = 1: no batch came from the processes that load images" in str(
+        refused.value
+    )
+    assert "timed out after 1 seconds; /dev/shm has " in str(refused.value)
+    assert "accepted: data.workers=0, which needs no shared memory" in str(refused.value)
+
+
+def test_a_worker_that_is_killed_ends_in_a_line(make, monkeypatch):
+    data = make(data='augment = "none"\nworkers = 1').train
+    monkeypatch.setattr(
+        type(data.dataset), "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    )
+    with pytest.raises(UserError, match=r"data\.workers = 1: no batch came.*DataLoader worker"):
+        next(data.from_step(0))
 
 
 def test_a_program_that_ends_with_an_open_stream_ends(tmp_path):
