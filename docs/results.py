@@ -1,0 +1,193 @@
+"""The table and the picture of docs/results.md, from docs/data/results.csv, and a row from a run that has ended.
+
+    python docs/results.py                          # the page's table and docs/img/results.png, from the rows
+    python docs/results.py --add RUN --name NAME    # first a row, its curve, and its weights in examples/weights
+
+A row says what the run folder holds and nothing else: the accuracy of the last epoch is that of the last test, the best
+one is chosen by the test images and stands beside it only because others report it.
+"""
+
+import argparse
+import csv
+import io
+import json
+import shlex
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from spiketriton.errors import UserError
+from spiketriton.models import count_parameters
+from spiketriton.runs.rows import Rows, replace_file
+from spiketriton.show.figures import BLUE, GREEN, STYLE
+from spiketriton.trained.run import TrainedRun, load_run
+from spiketriton.trained.weights import export_safetensors
+
+ROOT = Path(__file__).parents[1]
+ROWS, CURVES = ROOT / "docs" / "data" / "results.csv", ROOT / "docs" / "data" / "results"
+PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "img" / "results.png"
+WEIGHTS = ROOT / "examples" / "weights"
+BEGIN, END = "<!-- made by docs/results.py: begin -->\n", "<!-- end -->"
+LARGEST = 10_000_000  # bytes of weights that the repository keeps
+COLUMNS = (
+    *("name", "data", "command", "neuron", "T", "parameters", "epochs", "seed", "accuracy", "best"),
+    *("minutes", "images_per_s", "memory_mb", "spikes", "machine", "commit", "weights"),
+)
+# what a stranger has elsewhere, or what changes no weight
+ELSEWHERE = ("data.root=", "data.workers=", "data.cache=", "train.device=")
+Row = dict[str, str]
+
+
+def command(given: str) -> str:
+    """A run's command without its places on the disk: what a stranger types."""
+    words, kept = iter(shlex.split(given)), []
+    for word in words:
+        if word == "--run-dir":
+            next(words, None)
+        elif not word.startswith((*ELSEWHERE, "--run-dir=")):
+            kept.append(word)
+    return shlex.join(kept)
+
+
+def row_of(run: TrainedRun, name: str, weights: str) -> Row:
+    """The row of a run that has ended. UserError: it has not, or its code was not as committed."""
+    rows = Rows(run.folder.path / "metrics.jsonl").read()
+    tests = [row for row in rows if row["kind"] == "eval"]
+    steps = [row for row in rows if row["kind"] == "train"]
+    if not tests or not steps or tests[-1]["epoch"] < run.recipe.train.epochs:
+        raise UserError(f"{run.folder.path} has not been tested after its last epoch; a row has")
+    sessions = run.folder.sessions()
+    if changed := [one["time"] for one in sessions if one["dirty"] or not one["commit"]]:
+        raise UserError(
+            f"{run.folder.path}: the session of {changed[0]} ran code that is in no commit"
+        )
+    neuron, last = run.recipe.neuron.kind, tests[-1]
+    first = sessions[0]
+    threads = f"{first['threads']} thread" + ("s" if first["threads"] > 1 else "")
+    place = first["cpu"] if first["device"] == "cpu" else first["cuda"]
+    return {
+        "name": name,
+        "data": run.recipe.data.label + (" (JPEG)" if run.data.note else ""),
+        "command": command(first["command"]),
+        "neuron": "relu (ANN)" if neuron == "relu" else neuron,
+        "T": "-" if neuron == "relu" else str(run.recipe.time_steps),
+        "parameters": str(count_parameters(run.model)),
+        "epochs": f"{run.recipe.train.epochs:g}",
+        "seed": str(run.recipe.seed),
+        "accuracy": percent(last["test_accuracy"]),
+        "best": percent(max(row["test_accuracy"] for row in tests)),
+        "minutes": f"{last['seconds'] / 60:.1f}",
+        "images_per_s": f"{statistics.median(row['images_per_s'] for row in steps):.0f}",
+        "memory_mb": f"{max(row['peak_memory_mib'] for row in steps) * 1.048576:.0f}",
+        "spikes": "-" if neuron == "relu" else f"{steps[-1]['firing_rate']:.3f}",
+        "machine": f"{place}, {threads}" if first["device"] == "cpu" else str(place),
+        "commit": str(first["commit"])[:9],
+        "weights": weights,
+    }
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def curve(run: TrainedRun) -> str:
+    """The tests of a run, a JSON object a line: epoch, seconds, accuracy, loss."""
+    kept = ("step", "epoch", "seconds", "test_accuracy", "test_loss", "test_images")
+    rows = Rows(run.folder.path / "metrics.jsonl").read()
+    tests = [{key: row[key] for key in kept} for row in rows if row["kind"] == "eval"]
+    return "".join(json.dumps(row) + "\n" for row in tests)
+
+
+def read() -> list[Row]:
+    if not ROWS.exists():
+        return []
+    with ROWS.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def add(path: str, name: str) -> None:
+    """Writes the row of a run, in place of one of that name, with its curve and its weights."""
+    run, weights = load_run(path), WEIGHTS / f"{name}.safetensors"
+    row = row_of(run, name, weights.name)
+    export_safetensors(run, weights)
+    if weights.stat().st_size > LARGEST:
+        weights.unlink()
+        row["weights"] = ""
+    CURVES.mkdir(parents=True, exist_ok=True)
+    replace_file(CURVES / f"{name}.jsonl", curve(run))
+    rows = [other for other in read() if other["name"] != name] + [row]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(ROWS, text.getvalue())
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The rows in Markdown, by data and accuracy."""
+    head = (
+        "data | command | neuron | T | epochs | seed | accuracy | best | minutes | images/s | MB | "
+        "spikes | machine | commit | weights"
+    )
+    lines = [f"| {head} |", "|" + " --- |" * (head.count("|") + 1)]
+    for row in sorted(rows, key=lambda row: (row["data"], -float(row["accuracy"]))):
+        link = f"[{row['weights']}](../examples/weights/{row['weights']})" if row["weights"] else ""
+        cells: list[Any] = [row["data"], f"`{row['command']}`", row["neuron"], row["T"]]
+        cells += [row["epochs"], row["seed"], f"**{row['accuracy']}**", row["best"], row["minutes"]]
+        cells += [row["images_per_s"], row["memory_mb"], row["spikes"], row["machine"]]
+        lines.append("| " + " | ".join([*cells, row["commit"], link]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: Iterable[Row]) -> None:
+    """Accuracy against minutes: a line for each row, green for ANNs."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+        for row in rows:
+            tests = Rows(CURVES / f"{row['name']}.jsonl").read()
+            minutes = [test["seconds"] / 60 for test in tests]
+            accuracy = [100 * test["test_accuracy"] for test in tests]
+            colour = GREEN if row["T"] == "-" else BLUE
+            steps = "ANN twin" if row["T"] == "-" else f"{row['neuron'].upper()}, T = {row['T']}"
+            axes.plot(minutes, accuracy, "o-", color=colour)
+            text = f" {steps}, {row['accuracy']} %"
+            axes.annotate(text, (minutes[-1], accuracy[-1]), color=colour, va="center", fontsize=9)
+        axes.set_title("Accuracy on CIFAR-10's test images after each epoch")
+        axes.set_xlabel("minutes, tests included")
+        axes.set_ylabel("test accuracy, %")
+        axes.margins(x=0.35)
+        axes.set_xlim(left=0)
+        figure.savefig(PICTURE, dpi=150)
+        plt.close(figure)
+
+
+def page(text: str, rows: Iterable[Row]) -> str:
+    """The page with the table of the rows between its marks."""
+    before, mark, rest = text.partition(BEGIN)
+    _, ending, after = rest.partition(END)
+    if not mark or not ending:
+        raise UserError(
+            f"{PAGE} has no marks {BEGIN.strip()} and {END}; the table goes between them"
+        )
+    return before + BEGIN + table(rows) + END + after
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--add", metavar="RUN", help="the folder of a run that has ended")
+    parser.add_argument("--name", help="of its row, curve and weights")
+    given = parser.parse_args()
+    if (given.add is None) != (given.name is None):
+        parser.error("--add and --name go together")
+    if given.add is not None:
+        add(given.add, given.name)
+    rows = read()
+    replace_file(PAGE, page(PAGE.read_text("utf-8"), rows))
+    draw(row for row in rows if row["data"].startswith("cifar10"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""docs/results.md says what its rows say, and a row what its run folder holds."""
+
+import csv
+import runpy
+from pathlib import Path
+
+import pytest
+
+from spiketriton.errors import UserError
+from spiketriton.runs.rows import Rows
+from spiketriton.trained.run import load_run
+from tests.small_runs import small_trainer
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = runpy.run_path(str(ROOT / "docs" / "results.py"))
+ROWS = SCRIPT["read"]()
+
+
+def test_the_page_has_the_table_of_the_rows():
+    text = (ROOT / "docs" / "results.md").read_text("utf-8")
+    assert SCRIPT["page"](text, ROWS) == text
+    assert all(f"**{row['accuracy']}**" in text for row in ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row["name"] for row in ROWS])
+def test_a_row_is_its_curve(row):
+    tests = Rows(ROOT / "docs" / "data" / "results" / f"{row['name']}.jsonl").read()
+    percents = [SCRIPT["percent"](test["test_accuracy"]) for test in tests]
+    assert row["accuracy"] == percents[-1]
+    assert row["best"] == max(percents, key=float)
+    assert float(row["minutes"]) == pytest.approx(tests[-1]["seconds"] / 60, abs=0.051)
+    assert tests[-1]["epoch"] == float(row["epochs"])
+    assert "/" not in row["command"].replace("recipes/", "")  # no place of the machine it ran on
+    weights = ROOT / "examples" / "weights" / f"{row['name']}.safetensors"
+    assert weights.exists() == bool(row["weights"])
+
+
+def test_a_command_loses_its_places_alone():
+    given = "spiketriton train recipes/a.toml data.root=/x data.workers=0 seed=1 --run-dir /y train.lr=1e-2"
+    assert SCRIPT["command"](given) == "spiketriton train recipes/a.toml seed=1 train.lr=1e-2"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("results") / "run"
+    small_trainer(path, "train.epochs=2").fit()
+    return path
+
+
+def test_a_row_says_what_the_run_folder_holds(run, monkeypatch):
+    found = load_run(run)
+    monkeypatch.setattr(
+        type(found.folder),
+        "sessions",
+        lambda folder: [
+            {
+                "time": "then", "dirty": False, "commit": "0123456789ab", "device": "cpu", "cpu": "A CPU", "cuda": None,
+                "threads": 1, "command": "spiketriton train a.toml data.root=/x",
+            }
+        ],
+    )  # fmt: skip
+    row = SCRIPT["row_of"](found, "a", "a.safetensors")
+    assert tuple(row) == SCRIPT["COLUMNS"]
+    last = [r for r in Rows(run / "metrics.jsonl").read() if r["kind"] == "eval"][-1]
+    assert row["accuracy"] == f"{100 * last['test_accuracy']:.2f}"
+    assert (row["epochs"], row["T"], row["neuron"], row["commit"]) == ("2", "3", "lif", "012345678")
+    assert (row["command"], row["machine"]) == ("spiketriton train a.toml", "A CPU, 1 thread")
+    with (ROOT / "docs" / "data" / "results.csv").open(encoding="utf-8") as file:
+        assert tuple(next(csv.reader(file))) == SCRIPT["COLUMNS"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["train.max_steps=3"], "not been tested after its last epoch"),
+        ([], "code that is in no commit"),
+    ],
+)
+def test_an_unfinished_run_or_unknown_code_has_no_row(tmp_path, monkeypatch, changes, words):
+    small_trainer(tmp_path / "run", "train.epochs=2", *changes).fit()
+    found = load_run(tmp_path / "run")
+    session = {"time": "then", "dirty": True, "commit": "0123", "device": "cpu"}
+    monkeypatch.setattr(type(found.folder), "sessions", lambda folder: [session])
+    with pytest.raises(UserError, match=words):
+        SCRIPT["row_of"](found, "a", "a.safetensors")
