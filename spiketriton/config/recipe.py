@@ -225,8 +225,8 @@ class DataConfig(TableOfPart):
     sensor: str = key("auto")
     """pixels of the camera of `eventfolder`, for example 346x260 (width x height); `auto`: 128x128 of AEDAT 2 files"""
     cache: str = key("auto")
-    """folder for frames of events, built once, and for what `check` has found; `auto`: event_frames or
-    .checked_images in data.root"""
+    """folder for frames of events and small images, made once, and for what `check` has found; `auto`:
+    event_frames, .decoded_images or .checked_images in data.root"""
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
 
     @property

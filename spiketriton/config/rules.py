@@ -99,7 +99,7 @@ def _readers(values: Mapping[str, Any]) -> Iterator[tuple[list[str], str, tuple[
         (["data.check", "data.broken"], "data.name", (*PHOTOGRAPHS, *plugins)),
         (["data.broken"], "data.check", ("fast", "full")),
         (["data.cache"], "data.check", unless("data.check", *unchecked)),
-        (["data.cache"], "data.name", (*get_args(Events), *PHOTOGRAPHS, *plugins)),
+        (["data.cache"], "data.name", (*get_args(Events), *PHOTOGRAPHS, "cifar10", *plugins)),
         (["data.split_seed"], "data.split", ("random90",)),
         (["data.split_seed"], "data.name", get_args(Events)),
         (["data.format"], "data.name", ("eventfolder", "digits_dvs")),

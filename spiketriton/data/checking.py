@@ -3,11 +3,9 @@
 Each is checked once, and again when its path, size or time of change differs.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,15 +15,20 @@ import numpy as np
 
 from spiketriton.config import DataConfig
 from spiketriton.data.download import one_process_at_a_time
-from spiketriton.data.preparing import in_processes, kept_in, say, workers_of
+from spiketriton.data.preparing import (
+    file_keys,
+    in_chunks,
+    in_processes,
+    kept_in,
+    say,
+    workers_of,
+)
 from spiketriton.data.sources import Source
 from spiketriton.data.splits import FileSplit, check_file
 from spiketriton.errors import UserError
 
 FOLDER = ".checked_images"  # in data.root
-CHUNK = 128  # files that a process checks at a time
 NAMED = 3  # broken files in an error
-_AT_ONCE = 16  # threads that ask for sizes and times, for network disks
 
 
 def checked(config: DataConfig, source: Source) -> tuple[Source, tuple[str, ...]]:
@@ -76,7 +79,7 @@ def _found(config: DataConfig, splits: Sequence[FileSplit]) -> list[str]:
     """Why each file of the splits is broken; "" if it is whole."""
     cache = kept_in(config, FOLDER) / f"{config.name}-{config.check}.npz"
     files = [(split.path(at), split.class_of(at)) for split in splits for at in range(len(split))]
-    keys = _keys([path for path, _ in files])
+    keys = file_keys([path for path, _ in files])
     known = _Known.read(cache)
     if known.lacks(keys).any():
         try:
@@ -127,33 +130,12 @@ class _Known:
         return ~(np.isin(keys, self.whole) | np.isin(keys, broken))
 
 
-def _keys(paths: Sequence[Path]) -> np.ndarray:
-    """A number for path, size and time of change of each file; uint64 [N]."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        chunks = pool.map(lambda some: [_key(path) for path in some], _chunks(paths))
-        return np.array([key for keys in chunks for key in keys], np.uint64)
-
-
-def _chunks(of: Sequence[Any]) -> list[Any]:
-    return [of[at : at + CHUNK] for at in range(0, len(of), CHUNK)]
-
-
-def _key(path: Path) -> int:
-    try:
-        found = path.stat()
-        state = f"{found.st_size} {found.st_mtime_ns}"
-    except OSError:  # a link to nothing; opening it says why
-        state = "missing"
-    name = hashlib.blake2b(os.fsencode(path) + f"\0{state}".encode(), digest_size=8)
-    return int.from_bytes(name.digest(), "little")
-
-
 def _check(
     config: DataConfig, files: Sequence[tuple[Path, str]], keys: np.ndarray, known: _Known
 ) -> None:
     """Checks the files that are not known yet, in several processes if they are many."""
     new = np.flatnonzero(known.lacks(keys))
-    chunks = _chunks([files[at] for at in new.tolist()])
+    chunks = in_chunks([files[at] for at in new.tolist()])
     processes = min(workers_of(config), len(chunks)) if len(chunks) > 2 else 0
     if processes:
         say(

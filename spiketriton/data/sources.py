@@ -18,6 +18,7 @@ from spiketriton.config import DataConfig
 from spiketriton.config.words import some
 from spiketriton.data import idx
 from spiketriton.data.clutter import SIDE, cluttered
+from spiketriton.data.decoded import decoded
 from spiketriton.data.download import (
     FAILURES,
     RemoteFile,
@@ -292,7 +293,7 @@ def cifar10(config: DataConfig) -> Source:
         return _cifar(archive, CIFAR10_STATISTICS, config)
     source = _photographs(folder, folders_of_splits(folder, config, "small images"), config)
     files = [split for split in (source.train, source.test) if isinstance(split, FileSplit)]
-    train, test = (_pixels(config, split) for split in files)
+    train, test = (decoded(config, split) for split in files)
     if train.shape[1:] != test.shape[1:]:
         side, other = ("x".join(map(str, images.shape[2:])) for images in (train, test))
         raise UserError(
@@ -314,26 +315,6 @@ def cifar10(config: DataConfig) -> Source:
         move="crop",
         note=note,
     )
-
-
-def _pixels(config: DataConfig, split: FileSplit) -> np.ndarray:
-    """All images of the files, uint8 [N, 3, H, W]. UserError: one is damaged, or has another size than the first."""
-    held: np.ndarray | None = None
-    for at, photo in enumerate(split.read(np.arange(len(split)))):
-        pixels = np.asarray(photo.decode()).transpose(2, 0, 1)
-        if held is None:
-            held = np.empty((len(split), *pixels.shape), np.uint8)
-        if pixels.shape != held.shape[1:]:
-            first, this = (
-                "x".join(map(str, shape[1:])) for shape in (held.shape[1:], pixels.shape)
-            )
-            raise UserError(
-                f"{config.name}: {photo.path} is {this} pixels, the first image {first}; accepted: one size"
-                ' (data.name = "imagefolder" takes images of any)'
-            )
-        held[at] = pixels
-    assert held is not None  # a class folder without images was refused
-    return held
 
 
 @plugins.data("cifar100")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spiketriton.data import build_data, checking
+from spiketriton.data import build_data, checking, preparing
 from spiketriton.data.checking import why_broken
 from tests.small_data import (
     all_of,
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_written_is_no_mistake(tmp_path, capsys):
 
 
 def test_many_files_are_checked_by_several_processes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(checking, "CHUNK", 4)
+    monkeypatch.setattr(preparing, "CHUNK", 4)
     root = folder_of(tmp_path)
     damage(file(root, 5), "cut short")
     damage(file(root, 1, "val", "bee"), "empty")
