@@ -2,7 +2,7 @@
 
 python docs/small_maps.py [fp32|bf16]
 
-The rows of docs/small_maps.md. Both take turns; medians of processor time.
+The rows of docs/data/small_maps.md. Both take turns; medians of processor time.
 """
 
 import statistics

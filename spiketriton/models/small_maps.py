@@ -1,6 +1,6 @@
 """Convolutions on small maps as matrix products, where that takes a CPU less time than its library's convolution.
 
-oneDNN (as in torch 2.13) is made for large maps. docs/small_maps.md has the measurements behind `SIZES`, and the
+oneDNN (as in torch 2.13) is made for large maps. docs/data/small_maps.md has the measurements behind `SIZES`, and the
 smallest program that shows them. On a GPU nothing changes.
 """
 
