@@ -6,6 +6,7 @@ run = spiketriton.load_run("runs/quickstart-20260101-120000")
 
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -263,7 +264,7 @@ class Run:
         path: the run folder.
         recipe: the resolved recipe.
         model: the network: normalised images [B, C, H, W] -> logits [T, B, K]. Whatever mode it is left in, `predict`
-            and `evaluate` use eval mode.
+            and `evaluate` use eval mode, one call at a time, whatever thread it comes from.
         classes: the names of the K classes.
         step: optimizer steps behind the weights.
     """
@@ -276,6 +277,7 @@ class Run:
         self.facts: Facts = run.facts
         self.classes: tuple[str, ...] = run.facts.classes
         self.step: int = run.step
+        self._one = threading.RLock()  # whoever leaves eval mode leaves it for all
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.recipe.model.name} on {self.facts.name}, step {self.step})"
@@ -298,7 +300,7 @@ class Run:
             raise UserError(f"batch_size = {batch_size}: accepted: 1 or more, 0: the recipe's")
         test = given_images(images, self.facts, batch_size or self.recipe.train.batch_size)
         found = []
-        with in_eval_mode(self.model):
+        with self._one, in_eval_mode(self.model):
             for batch, _ in test:
                 with self._run.autocast():
                     currents = self.model(self._run.to_device(batch))
@@ -312,7 +314,7 @@ class Run:
         """
         if steps is not None and not (isinstance(steps, int) and steps >= 1):
             raise UserError(f"steps = {steps!r}: accepted: an integer from 1 on")
-        with in_eval_mode(self.model):
+        with self._one, in_eval_mode(self.model):
             return evaluate(self._run, steps)
 
     @property

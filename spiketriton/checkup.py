@@ -201,7 +201,10 @@ def backend(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
         yield Finding(name, "ok", "eager PyTorch: float64 has no kernel on a GPU")
     else:
         why = native.failure(dtype) if on_cpu else "triton is not installed"
-        yield Finding(name, "slow", f"eager PyTorch: {one_line(why)}", "install g++ or clang++")
+        advice = (
+            "install g++ or clang++" if "do not load" not in str(why) else "set SPIKETRITON_CACHE"
+        )
+        yield Finding(name, "slow", f"eager PyTorch: {one_line(why)}", advice)
 
 
 def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:

@@ -2,15 +2,28 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spiketriton.commandline import Parser, number
-from spiketriton.errors import importing, run_command
+from spiketriton.errors import UserError, importing, run_command
 from spiketriton.runs.folder import refuse_unusable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from spiketriton.api import Run
 
 EPILOG = """\
 examples:
   spiketriton predict runs/flowers rose.jpg tulip.png
   spiketriton predict runs/flowers *.jpg --json > answers.json
+  spiketriton predict runs/flowers holidays/
+
+Of a folder, all image files in it and below are answered. A file that cannot be read is named, the others are
+answered, and the exit code is 2.
 
 Images are prepared as the recipe prepares its test images: resized, cropped, normalised. The numbers are
 probabilities: the softmax of the mean logits over time. Neither the data nor the recipe's file is needed."""
@@ -20,7 +33,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("predict", EPILOG)
     parser.add_trust()
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, or folders of them"
+    )
     count = number(1, 10**6)
     parser.add_argument(
         "--top", type=count, default=3, help="classes to show, the likeliest first (3)"
@@ -39,7 +54,15 @@ def main(arguments: list[str]) -> None:
 
     run = Run(load_run(args.run, checkpoint=args.checkpoint))
     top = min(args.top, len(run.classes))
-    for path, row in zip(args.images, run.predict(args.images), strict=True):
+    paths = [path for given in args.images for path in _files(given)]
+    broken = 0
+    for path, row in _answers(run, paths):
+        if isinstance(row, UserError):
+            if len(paths) == 1:
+                raise row
+            broken += 1
+            print(f"error: {row}", file=sys.stderr, flush=True)
+            continue
         likeliest = zip(*(found.tolist() for found in row.topk(top)), strict=True)
         said = {run.classes[place]: round(share, 6) for share, place in likeliest}
         if args.json:
@@ -47,6 +70,35 @@ def main(arguments: list[str]) -> None:
         else:
             words = (f"{name} {100 * share:.1f} %" for name, share in said.items())
             print(f"{path}: {', '.join(words)}")
+    if broken:
+        raise UserError(f"{broken} of {len(paths)} images have no answer; each is named above")
+
+
+def _files(given: str) -> list[str]:
+    """The image files of a folder, and below; or the one that is given. UserError: a folder has none."""
+    from spiketriton.data.sources import IMAGE_ENDINGS
+
+    if not Path(given).is_dir():
+        return [given]
+    found = (path for path in Path(given).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    if not (files := sorted(str(path) for path in found if path.is_file())):
+        raise UserError(f"{given} holds no image file; accepted: files, or folders with some")
+    return files
+
+
+def _answers(run: "Run", paths: Sequence[str]) -> "Iterator[tuple[str, Tensor | UserError]]":
+    """Of each image its probabilities, or what is wrong with it; a batch at once where all can be read."""
+    size = run.recipe.train.batch_size
+    for start in range(0, len(paths), size):
+        batch = paths[start : start + size]
+        try:
+            yield from zip(batch, run.predict(batch), strict=True)
+        except UserError:
+            for path in batch:
+                try:
+                    yield path, run.predict(path)[0]
+                except UserError as error:
+                    yield path, error
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import signal
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,31 @@ def test_python_and_the_command_make_the_same_run(recipe, capsys):
     assert rows[0] == rows[1]
     assert "plan: 14 steps of 16 images" in shown
     assert repr(run) == "Run('python', resnet8 on digits, step 14)"
+
+
+def test_predictions_of_threads_take_turns_whatever_mode_the_network_is_left_in(recipe):
+    """Or one that ends puts another's network into training mode, which moves its statistics for good."""
+    run = spiketriton.train(recipe, run_dir="run", epochs=1, quiet=True)
+    images = torch.rand(12, 1, 8, 8)
+    expected = run.predict(images)
+    seen, inside = [], []
+
+    def enter(model, given):
+        inside.append(1)
+        time.sleep(0.02)
+
+    def leave(model, given, out):
+        seen.append((len(inside), model.training))
+        inside.pop()
+
+    run.model.register_forward_pre_hook(enter)
+    run.model.register_forward_hook(leave)
+    run.model.train()
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda k: run.predict(images[k : k + 2]), range(0, 12, 2)))
+    assert seen == [(1, False)] * 6
+    torch.testing.assert_close(torch.cat(parts), expected)
+    assert run.model.training
 
 
 def test_a_run_is_extended_as_by_the_command(recipe):

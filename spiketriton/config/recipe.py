@@ -205,8 +205,8 @@ class DataConfig(TableOfPart):
     """training images held out to choose weights by: a fraction of every class, the same for every seed, or the
     folder of an `imagefolder` or `eventfolder` that holds them; 0: none"""
     sampler: Literal["shuffle", "balanced"] = key("shuffle")
-    """an epoch has every training image once, or equally many of each class: images of small classes repeat, some of
-    large ones are left out"""
+    """an epoch has every training image once, but for those that fill no whole batch, others each time; or equally many
+    of each class: images of small classes repeat, some of large ones are left out"""
     classes: int = key(10, numbers=Range(2, 1_000_000))
     """number of classes of `synthetic`"""
     split: Literal["official", "first100", "random90"] = key("official")
@@ -473,7 +473,8 @@ class TrainConfig(Table):
     """dtype of convolutions and activations (autocast); membranes and weights stay fp32; `auto`: bf16 where the
     processor has instructions for it, else fp32, or fp16 on a GPU; fp16 is for GPUs, and `auto` on a CPU"""
     sync_bn: bool = key(False)
-    """batch norm's statistics over all devices together; no effect on a single device"""
+    """batch norm's statistics over all devices together; no effect on a single device; refused for a network of
+    others, whose norms are its own"""
     channels_last: bool = key(True)
     """channels_last memory format for images and activations"""
     compile: bool = key(False)

@@ -150,12 +150,17 @@ def idle(values: Mapping[str, Any]) -> dict[str, str]:
     Those that only the ANN twin ignores are allowed, so that a recipe and its twin differ in one word.
     """
     return {
-        dotted: f"{reader} is {shown(values[reader])}"
+        dotted: f"{reader} is {shown(values[reader])}{_WHY.get(dotted, '')}"
         for keys, reader, active in _readers(values)
         for dotted in keys
         if values[reader] not in active
     }
 
+
+_WHY = {
+    "train.sync_bn": ", whose batch norms are its own: each device's images are normalised by themselves"
+}
+"""More of a reason, by the key that has no effect."""
 
 # what earlier versions had: words that stand for the default now, and what else to write
 STANDS_FOR_DEFAULT = [("model.start", "auto"), ("neuron.surrogate.width", "auto")]

@@ -31,6 +31,12 @@ def failing(what: str, make: Callable[..., Any]) -> Iterator[None]:
         ) from error
 
 
+_TASK = (
+    ". What is trained here is classification, with one label an image; for another task use "
+    "spiketriton_kernels.nn.swap in a loop of your own"
+)
+
+
 def wrong_answer(
     kind: str,
     found: Any,
@@ -45,7 +51,7 @@ def wrong_answer(
         size = f" of {len(found)}" if isinstance(found, tuple | list | dict) else ""
         return (
             f"returned a {type(found).__name__}{size}; {accepted}. Name a function that makes a module around it, "
-            "whose forward returns the one to train"
+            f"whose forward returns the one to train{_TASK}"
         )
     shape = list(found.shape)
     if shape == [batch, steps, classes]:
@@ -54,9 +60,9 @@ def wrong_answer(
         if shape and shape[-1] != classes:
             return (
                 f"gives {shape[-1]} numbers for {classes} classes, a tensor of {shape}; {accepted}. Its argument "
-                "for the number of classes goes into [model.arguments]"
+                f"for the number of classes goes into [model.arguments]{_TASK}"
             )
-        return f"returned a tensor of {shape} for {batch} images and {steps} time steps; {accepted}"
+        return f"returned a tensor of {shape} for {batch} images and {steps} time steps; {accepted}{_TASK}"
     if not found.is_floating_point() or not found.requires_grad:
         return (
             "gives an answer without a gradient, so that nothing can be learnt; accepted: one that is computed "

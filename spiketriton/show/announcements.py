@@ -11,8 +11,9 @@ import torch
 from spiketriton.commandline import spelled
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.config.shipped import shipped_recipes
+from spiketriton.config.words import some
 from spiketriton.data import Data
-from spiketriton.errors import UserError
+from spiketriton.errors import UserError, one_line
 from spiketriton.models import Network, count_parameters
 from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
@@ -22,12 +23,20 @@ from spiketriton.training import environment
 from spiketriton.training.plan import Outcome, Plan
 from spiketriton.training.ranks import Ranks
 from spiketriton_kernels import backend_for
+from spiketriton_kernels.backends import native
 
 BACKENDS = {
     "triton": "Triton kernels",
     "native": "compiled C++ passes",
-    "torch": "eager PyTorch, which is slow: there is neither a GPU nor a C++ compiler",
+    "torch": "eager PyTorch, which is slow",
 }
+
+
+def _backend(device: torch.device) -> str:
+    """What runs the neurons; and why, where it is slow."""
+    name = backend_for(torch.empty(1, device=device))
+    why = native.failure(torch.float32) if name == "torch" and device.type == "cpu" else None
+    return BACKENDS[name] + (f": no GPU, and {one_line(why)}" if why else "")
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Announcements:
         if device.type == "cpu":
             note(f"threads: {environment.thread_words(recipe.train.threads)}")
         if layers:
-            note(f"neurons: {BACKENDS[backend_for(torch.empty(1, device=device))]}")
+            note(f"neurons: {_backend(device)}")
         if words := self.ranks.in_words():
             norms = "all ranks together" if recipe.train.sync_bn else "each rank by itself"
             note(f"ranks: {words}; batch norm's statistics are those of {norms}")
@@ -100,11 +109,20 @@ class Announcements:
         self.display.note(said)
         if data.note:
             self.display.note(data.note)
+        if left_out := data.train.images - data.train.steps_per_epoch * data.train.batch_size:
+            self.display.note(
+                f"an epoch leaves out {left_out} training {what}, others each time: it has whole batches of "
+                f"{data.train.batch_size}"
+            )
         counts = zip(data.classes, data.facts.class_counts, strict=False)
         if empty := [name for name, count in counts if not count]:
-            few = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
             self.display.warn(
-                f"no training {what} of {few}: the network cannot learn what they look like"
+                f"no training {what} of {some(empty, 5)}: the network cannot learn what they look like"
+            )
+        tested = set(data.test.dataset.split.labels.tolist())
+        if untested := [name for at, name in enumerate(data.classes) if at not in tested]:
+            self.display.warn(
+                f"no test {what} of {some(untested, 5)}: tests say nothing of how well they are told apart"
             )
         if data.skipped:
             first, *more = data.skipped

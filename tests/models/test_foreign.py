@@ -146,6 +146,11 @@ def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
         ("no_module", [], "made a int; accepted: a function or class that makes a torch.nn.Module"),
         ("breaks", [], "breaks() failed: KeyError: 'depth'"),
         ("OneStep", ["model.arguments.num_classes=7"], "gives 7 numbers for 10 classes"),
+        (
+            "OneStep",
+            ["model.arguments.num_classes=7"],
+            "classification, with one label an image; for another",
+        ),
         ("OneStep", ["model.arguments.depth=7"], "OneStep(num_classes=10, in_channels=1, depth=7)"),
         ("Recurrent", ["model.arguments.T=2"], "accepted: time_steps = 2"),
         ("Recurrent", ["model.input=time_first"], "answers to no images of this recipe. Of [T, B"),
@@ -207,6 +212,13 @@ def test_norms_are_fused_where_a_copy_answers_alike_in_both_modes():
     (line,) = [line for line in model.notes() if line.startswith("not fused: ")]
     assert "a copy with norms in the neurons' kernels answers otherwise: another grad mode" in line
     assert build(f"{HERE}:FrozenNorm", "model.fused=false").differs == ""
+
+
+def test_norms_of_others_are_not_joined_over_devices_and_the_refusal_says_why():
+    with pytest.raises(
+        UserError, match=r"sync_bn = true has no effect because .*batch norms are its own"
+    ):
+        recipe_of(f"{HERE}:LongSkip", "train.sync_bn=true")
 
 
 def test_what_no_answer_depends_on_is_named():

@@ -4,14 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from spiketriton.config import load_recipe
 from spiketriton.data import build_data
+from spiketriton.data.splits import ArraySplit
 from spiketriton.models import build_model
 from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
+from spiketriton.show import announcements
 from spiketriton.show.announcements import Announcements
 from spiketriton.training.plan import Plan, Progress
+from spiketriton_kernels.backends import native
 from tests.show.support import outcome
 from tests.small_runs import SMALL, Lines, small_recipe
 
@@ -141,8 +145,11 @@ def test_the_parts_of_a_run_and_what_its_data_lack():
     )
     model = build_model(recipe, **data.facts.sizes)
     Announcements(display, recipe, RUN).training(data, model, Plan.of(recipe, data))
-    shown, skipped, network, threads, neurons, *rest = display.text.splitlines()
+    shown, left_out, skipped, network, threads, neurons, *rest = display.text.splitlines()
     assert shown == "data: digits, 120 training and 50 test images of 1x8x8, 10 classes"
+    assert left_out == (
+        "an epoch leaves out 8 training images, others each time: it has whole batches of 16"
+    )
     assert skipped == (
         "left out: image files that cannot be read, a.png (class a): empty and 1 more"
     )
@@ -153,3 +160,23 @@ def test_the_parts_of_a_run_and_what_its_data_lack():
     assert display.warnings == [
         "no training images of 1, 3: the network cannot learn what they look like"
     ]
+    display = Lines()
+    split = data.test.dataset.split
+    split = ArraySplit(split.images, split.labels.masked_fill(split.labels == 4, 5))
+    dataset = replace(data.test.dataset, split=split)
+    data = replace(data, test=replace(data.test, dataset=dataset))
+    Announcements(display, recipe, RUN).training(data, model, Plan.of(recipe, data))
+    assert display.warnings[1:] == [
+        "no test images of 4: tests say nothing of how well they are told apart"
+    ]
+
+
+def test_slow_neurons_are_said_with_the_cause(monkeypatch):
+    why = native.CompilerError(
+        "the compiled CPU kernels do not load: x.so: Operation not permitted"
+    )
+    monkeypatch.setattr(native, "failure", lambda dtype: why)
+    monkeypatch.setattr(announcements, "backend_for", lambda x: "torch")
+    assert announcements._backend(torch.device("cpu")) == (
+        f"eager PyTorch, which is slow: no GPU, and {why}"
+    )

@@ -155,7 +155,10 @@ def load(dtype: torch.dtype, kind: str) -> ctypes.CDLL | CompilerError:
     except CompilerError as error:
         return error
     except OSError as error:
-        return CompilerError(f"the compiled CPU kernels do not load: {error}")
+        return CompilerError(
+            f"the compiled CPU kernels do not load: {error}; a folder that is mounted noexec holds no code: accepted: "
+            f"another one than {path.parent}, by SPIKETRITON_CACHE"
+        )
     loaded.spiketriton_run.argtypes = [ctypes.c_void_p, ctypes.c_int]
     loaded.spiketriton_run.restype = None
     if loaded.spiketriton_call_size() != _CALL_SIZE:

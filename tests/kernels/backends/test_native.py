@@ -163,3 +163,13 @@ def test_an_interrupted_compiler_leaves_no_slower_library(code, said, monkeypatc
         native._build(torch.float32, "lif")
     assert len(calls) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_code_that_does_not_load_is_told_from_a_compiler_that_is_missing(monkeypatch, tmp_path):
+    """As from a folder that is mounted noexec."""
+    (tmp_path / "kernels.so").write_text("no code")
+    monkeypatch.setattr(native, "_build", lambda *_: tmp_path / "kernels.so")
+    found = native.load.__wrapped__(torch.float32, "lif")
+    assert isinstance(found, native.CompilerError)
+    for words in ("do not load", "kernels.so", "noexec", f"than {tmp_path}, by SPIKETRITON_CACHE"):
+        assert words in str(found)
