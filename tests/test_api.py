@@ -140,7 +140,7 @@ def test_mistakes_are_named(recipe, words):
 def test_ctrl_c_saves_and_is_raised_and_the_run_continues_with_the_same_bits(
     recipe, tmp_path, monkeypatch
 ):
-    small_trainer(tmp_path / "unbroken").fit()
+    small_trainer(tmp_path / "unbroken", "model.block=ms").fit()
 
     class Interrupts(Lines):
         def advance(self, step: int) -> None:
