@@ -27,6 +27,7 @@ from profiling import first  # noqa: E402
 from profiling.harness.contenders import OURS, Case, Options, Status  # noqa: E402
 from profiling.harness.peers import PEERS, version  # noqa: E402
 from profiling.render import pictures, report, tables  # noqa: E402
+from profiling.render.compare import compare  # noqa: E402
 from profiling.sections import compiled, kernels  # noqa: E402
 from profiling.sections.gradients import Monitoring  # noqa: E402
 from profiling.sections.host import HostTime  # noqa: E402
@@ -51,6 +52,7 @@ commands:
                                every kernel lowered for --target, which needs no GPU
   first                        a GPU's first ten minutes (--minutes): is it right, and how fast? with tests and doctor
   all                          all of these, within 10 minutes (--minutes); modes on a GPU only
+  compare A.jsonl B.jsonl      what takes another time in B, beyond --threshold; exits with 1 where ours is slower
   report                       docs/performance.md and the pictures, from the results in --out
 
 examples:
@@ -66,7 +68,7 @@ WITH_RECIPE = ("step", "modes", "memory", "gradients", "data")
 ON_GPU = "cifar_r20", "imagenette_r18", "cifar100_r18", "imagenette_r50"
 """Whose modes `all` measures on a GPU after the most important kernels: networks that Python slows down, and
 networks that fill the GPU. torch.compile takes most of the time."""
-COMMANDS = ("kernels", *WITH_RECIPE, "host", "compiled", "first", "all", "report")
+COMMANDS = ("kernels", *WITH_RECIPE, "host", "compiled", "first", "all", "compare", "report")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -88,9 +90,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's choice)")
     minutes = "begin no case later (first, all: 10; 0: no limit)"
+    share = "compare: times that differ by less are left out (0.1, a tenth)"
+    add("--threshold", type=float, metavar="SHARE", help=share)
     add("--minutes", type=float, metavar="M", help=minutes)
     args = parser.parse_intermixed_args(arguments)
-    if args.words and args.command not in (*WITH_RECIPE, "compiled"):
+    if args.command == "compare" and len(args.words) != 2:
+        parser.error(f"compare takes two result files (*.jsonl), not {len(args.words)}")
+    if args.threshold is not None and args.command != "compare":
+        parser.error(f"{args.command} takes no --threshold, which is of compare")
+    if args.threshold is not None and not 0 < args.threshold < 10:
+        parser.error(f"--threshold {args.threshold:g}: accepted: numbers above 0 and below 10")
+    if args.words and args.command not in (*WITH_RECIPE, "compiled", "compare"):
         parser.error(f"{args.command} takes no {args.words[0]!r}")
     if args.cases and args.command not in ("kernels", "all"):
         parser.error(f"{args.command} takes no --cases, which are of kernels")
@@ -231,21 +241,31 @@ def main(arguments: list[str]) -> int:
         for path in report.write(args.out, ROOT / "docs/performance.md"):
             print(f"wrote {path}")
         return 0
+    if args.command == "compare":
+        grid, slower = compare(*map(Path, args.words), args.threshold or 0.1)
+        print(shown(grid))
+        return EXIT_ERROR if slower else 0
     options = options_of(args)
     return run_first(args, options) if args.command == "first" else measure(args, options)
 
 
 def run_first(args: argparse.Namespace, options: Options) -> int:
-    """Prints a line of each step of the plan. UserError: there is no GPU, and it is no rehearsal."""
+    """Prints a line of each step of the plan, then all in a table; packs it. EXIT_ERROR: a step failed.
+
+    UserError: there is no GPU, and it is no rehearsal.
+    """
     if options.device.type != "cuda" and not args.quick:
         raise UserError("first: PyTorch finds no GPU; accepted: a GPU, or --quick for a rehearsal")
     make_writable(args.out)
     if find_spec("rich") is None:
         print("the package rich is missing: tables are in Markdown, doctor and trainings left out")
     plan = first.steps(args.out.absolute(), args.quick, options.device.type)
-    for line in first.run(plan, args.out.absolute(), args.minutes or float("inf")):
-        print(line, flush=True)
-    return 0
+    ended = []
+    for one in first.run(plan, args.out.absolute(), args.minutes or float("inf")):
+        print(one.line, flush=True)
+        ended.append(one)
+    print(f"\n{shown(first.table(ended))}\n\nfor an issue: {first.packed(args.out, ended)}")
+    return EXIT_ERROR if any(one.right is False for one in ended) else 0
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from spiketriton_kernels import (
     multistep_lif_reference,
 )
 
-OPERATIONS = ("lif", "bn_lif", "bn_lif_residual")
+OPERATIONS = ("lif", "bn_lif", "bn_lif_residual", "bn_lif_current")
 MODES = ("training", "inference")  # forward and backward; forward without a graph
 
 Shape = tuple[int, int, int, int]  # [B, C, H, W]
@@ -135,10 +135,14 @@ def gb_per_s(spec: Mapping[str, Any], seconds: float, contender: str = "") -> fl
 
 
 class Inputs(NamedTuple):
-    """Data of one call: currents (or what batch norm makes currents of), residual; dL/ds."""
+    """Data of one call: currents (or what batch norm makes currents of), residual; dL/ds, dL/dx of the current."""
 
     leaves: list[Tensor]
-    grad: Tensor
+    grads: list[Tensor]
+
+    @property
+    def tensors(self) -> int:
+        return len(self.leaves) + len(self.grads)
 
 
 class Arena:
@@ -158,20 +162,24 @@ class Arena:
     @cached_property
     def inputs(self) -> list[Inputs]:
         """Sets of buffers to rotate through."""
-        tensors = 3 if self.case.op == "bn_lif_residual" else 2
-        size = tensors * self.elements * self.dtype.itemsize
-        return [self._draw() for _ in range(buffers_beyond_cache(size, self.device))]
+        first = self._draw()
+        size = first.tensors * self.elements * self.dtype.itemsize
+        more = range(1, buffers_beyond_cache(size, self.device))
+        return [first, *(self._draw() for _ in more)]
 
     def _draw(self) -> Inputs:
         case, residual = self.case, []
         if case.op == "bn_lif_residual":
             residual = [(self._normal() > 1.0).to(self.dtype)]  # a shortcut's spikes
+        elif self.has_current:
+            residual = [self._normal().to(self.dtype)]  # the sum of currents of the block before
         x = self._normal()
         if case.op == "lif":
             # multiples of 1/4, moved by 1/16 off every potential that equals the threshold
             x = ((x + 0.5) * 4).round() / 4 + 1 / 16
         leaves = [one.requires_grad_(self.training) for one in (x.to(self.dtype), *residual)]
-        return Inputs(leaves, self._normal().to(self.dtype))
+        outputs = range(1 + self.has_current)
+        return Inputs(leaves, [self._normal().to(self.dtype) for _ in outputs])
 
     def _normal(self) -> Tensor:
         T, (B, C, H, W), last = self.case.T, self.case.shape, self.case.layout == "channels_last"
@@ -183,8 +191,16 @@ class Arena:
     def to_check(self) -> Inputs:
         """The first inputs, of a large case the first images of them."""
         images, first = max(1, self.case.shape[0] * LARGEST_CHECK // self.elements), self.inputs[0]
-        *leaves, grad = (x.detach()[:, :images].clone() for x in (*first.leaves, first.grad))
-        return Inputs([x.requires_grad_(self.training) for x in leaves], grad)
+        leaves, grads = (
+            [x.detach()[:, :images].clone() for x in tensors]
+            for tensors in (first.leaves, first.grads)
+        )
+        return Inputs([x.requires_grad_(self.training) for x in leaves], grads)
+
+    @property
+    def has_current(self) -> bool:
+        """Whether the sum of currents is handed on, beside the spikes, as in MS blocks."""
+        return self.case.op == "bn_lif_current"
 
     @property
     def in_float64(self) -> bool:
@@ -200,7 +216,7 @@ class Arena:
         if self.in_float64:
             definition.module.double()
             leaves = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs.leaves]
-            inputs = Inputs(leaves, inputs.grad.double())
+            inputs = Inputs(leaves, [grad.double() for grad in inputs.grads])
         return definition.results(inputs)
 
     def _allowed(self, surrogate: Surrogate, norm_of_torch: bool) -> tuple[float, float]:
@@ -226,14 +242,14 @@ class Fused(nn.Module):
     def __init__(self, arena: Arena, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.options, self.function = arena.case.neuron().neuron_arguments(), function
-        self.norm = copy.deepcopy(arena.norm)
+        self.norm, self.current = copy.deepcopy(arena.norm), arena.has_current
 
-    def forward(self, y: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, y: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         if (norm := self.norm) is None:
             return self.function(y, **self.options)
         given = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
         own = dict(training=norm.training, residual=residual)
-        return self.function(y, *given, **own, **self.options)
+        return self.function(y, *given, **own, **self.options, return_current=self.current)
 
 
 class BehindNorm(nn.Module):
@@ -242,11 +258,13 @@ class BehindNorm(nn.Module):
     def __init__(self, arena: Arena, neuron: nn.Module) -> None:
         super().__init__()
         self.norm, self.neuron = copy.deepcopy(arena.norm), neuron
+        self.current = arena.has_current
 
-    def forward(self, y: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, y: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         if self.norm is not None:
             y = self.norm(y.flatten(0, 1)).unflatten(0, y.shape[:2])
-        return self.neuron(y if residual is None else y + residual)
+        current = y if residual is None else y + residual
+        return (self.neuron(current), current) if self.current else self.neuron(current)
 
 
 def compiled(module: nn.Module) -> nn.Module:
@@ -274,17 +292,20 @@ class Operation(Work):
         self.device, self.rotation = arena.device, len(arena.inputs)
         self.turns = itertools.cycle(arena.inputs)
 
-    def forward(self, inputs: Inputs) -> Tensor:
+    def forward(self, inputs: Inputs) -> list[Tensor]:
+        """Spikes, and the current where it is handed on."""
         with torch.set_grad_enabled(self.arena.training):
-            return self.module(*inputs.leaves)
+            outputs = self.module(*inputs.leaves)
+        return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
     def results(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
-        """Spikes and all gradients (none in inference)."""
-        spikes = self.forward(inputs)
+        """Spikes; the current where it is handed on, and all gradients (none in inference)."""
+        outputs = self.forward(inputs)
+        spikes, *current = (output.detach() for output in outputs)
         if not self.arena.training:
-            return spikes, []
+            return spikes, current
         leaves = [*inputs.leaves, *self.parameters]
-        return spikes.detach(), list(torch.autograd.grad(spikes, leaves, inputs.grad))
+        return spikes, [*current, *torch.autograd.grad(outputs, leaves, inputs.grads)]
 
     def __call__(self) -> None:
         """One call, on the next set of buffers."""
@@ -316,8 +337,8 @@ class Copy(Work):
 
     def __init__(self, arena: Arena) -> None:
         self.device, self.rotation = arena.device, len(arena.inputs)
-        self.sources = itertools.cycle([inputs.grad for inputs in arena.inputs])
-        self.target = torch.empty_like(arena.inputs[0].grad)
+        self.sources = itertools.cycle([inputs.grads[0] for inputs in arena.inputs])
+        self.target = torch.empty_like(arena.inputs[0].grads[0])
 
     def __call__(self) -> None:
         self.target.copy_(next(self.sources))

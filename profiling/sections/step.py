@@ -112,7 +112,11 @@ class Bench:
         """What the definition makes of `first_images`: as a whole in float32, each block in float64."""
         definition = Step(self, self.definition(), place=self.exact)
         half = self.place.precision != torch.float32
-        return Truth(definition, Step(self, definition.model) if half else None)
+        searches, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+        try:  # cuDNN would try all its algorithms in precisions that are used once
+            return Truth(definition, Step(self, definition.model) if half else None)
+        finally:
+            torch.backends.cudnn.benchmark = searches
 
 
 class Truth:

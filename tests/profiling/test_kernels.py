@@ -66,6 +66,17 @@ def test_a_single_gradient_that_is_nan_is_wrong(lif):
     assert Operation(arena, Fused(arena, mistake)).check()["status"] == Status.WRONG
 
 
+def test_a_current_that_is_not_that_of_the_neuron_is_wrong(lif):
+    def mistake(*given, **o):
+        spikes, current = multistep_bn_lif(*given, **o)
+        return spikes, 1.1 * current
+
+    for mode in kernels.MODES:
+        arena = Arena(replace(lif, op="bn_lif_current", mode=mode), CPU)
+        assert Operation(arena, Fused(arena, multistep_bn_lif)).check()["status"] == Status.OK
+        assert Operation(arena, Fused(arena, mistake)).check()["status"] == Status.WRONG
+
+
 @pytest.mark.parametrize(
     ("op", "layout", "dtype", "mode"),
     each(OPERATIONS, ["contiguous", "channels_last"], ["fp32", "bf16"], kernels.MODES),
@@ -87,7 +98,7 @@ def test_a_large_case_is_checked_on_part_of_its_batch(monkeypatch, lif):
     monkeypatch.setattr(kernels, "LARGEST_CHECK", 3 * 256 // 2)
     arena = Arena(replace(lif, op="bn_lif_residual", layout="channels_last"), CPU)
     assert [x.shape for x in arena.to_check.leaves] == [(3, 1, 8, 4, 4)] * 2
-    assert arena.to_check.grad.shape == (3, 1, 8, 4, 4)
+    assert [x.shape for x in arena.to_check.grads] == [(3, 1, 8, 4, 4)]
     assert Operation(arena, Fused(arena, multistep_bn_lif)).check()["status"] == Status.OK
 
 
@@ -111,11 +122,20 @@ def test_currents_never_meet_the_threshold_and_buffers_are_beyond_the_cache(lif,
     assert asked[-1] == 3 * 4 * 16 * 8192
     assert set(residual.unique().tolist()) == {0, 1}
     assert residual.requires_grad
+    (first, _) = Arena(replace(case, op="bn_lif_current"), CPU).inputs
+    assert asked[-1] == 4 * 4 * 16 * 8192  # and dL/dx of the current
+    assert not torch.equal(*first.grads)
 
 
 def test_gb_per_s_count_what_the_fused_operation_moves(lif):
     elements = 3 * 256
-    passes = {"lif": (5, 2), "bn_lif": (8, 2), "bn_lif_residual": (11, 3)}
+    passes = {
+        "lif": (5, 2),
+        "bn_lif": (8, 2),
+        "bn_lif_residual": (11, 3),
+        "bn_lif_current": (13, 4),
+    }
+    assert passes.keys() == {*OPERATIONS}
     for op, of_modes in passes.items():
         for mode, number in zip(kernels.MODES, of_modes, strict=True):
             spec = replace(lif, op=op, mode=mode, dtype="bf16").spec

@@ -62,7 +62,7 @@ def test_all_begins_with_the_most_important_kernels_and_ends_with_the_others():
     assert len(first) == kernels.FIRST
     assert [*first, *rest] == kernels.cases(cpu)
     assert rest
-    assert [case.spec.get("recipe") for case in work[2][1]] == [None] * 3 + ["fashion_mnist_r20"]
+    assert [case.spec.get("recipe") for case in work[2][1]] == [None] * 4 + ["fashion_mnist_r20"]
     work = run.work_of(args, Options(torch.device("cuda")))
     assert [section for section, _ in work[:4]] == ["kernels", "modes", "step", "modes"]
     assert work[2][1][0].spec["recipe"] == "spikingjelly_740"

@@ -49,19 +49,23 @@ def test_blocks_of_a_large_batch_are_checked_on_its_first_images(model, monkeypa
     monkeypatch.setattr(steps, "MOST_CHECKED", 2 * 2 * 16 * 16)
     one = bench(Options(CPU), *changes)
     assert len(one.batches[0][1]) > 2
-    seen, right = [], Network.forward
+    seen, searched, right = [], [], Network.forward
 
     def forward(self, images, *rest):
         seen.append((images.shape[-4], torch.backends.cudnn.allow_tf32))
+        searched.append(torch.backends.cudnn.benchmark)
         return right(self, images, *rest)
 
     monkeypatch.setattr(Network, "forward", forward)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     for name, ((_, _, grad), output, _) in one.truth.blocks.items():
         assert output.shape[:2] == grad.shape[:2] == (2, 2), name
         assert output.dtype == torch.float64, "the definition itself is too far off in float32"
     for mistakes, status in ([], Status.OK), (["neuron.tau=2.2"], Status.WRONG):
         assert Step(one, one.model(*mistakes), checked=True).check()["status"] == status
+    assert torch.backends.cudnn.benchmark
+    assert not any(searched[:-2]), "cuDNN searches in vain for what is computed once"
     assert {count for count, _ in seen} == {2}, "what the definition saves of all would fill a GPU"
     assert not seen[-1][1], "TF32 is no mistake of the kernels"
     assert torch.backends.cudnn.allow_tf32
