@@ -19,6 +19,7 @@ from spiketriton.trained.results import Layer
 class SpikeCounter:
     """Spikes of each layer by time step and by neuron, in whole numbers, over all images; of an ANN, values above 0.
 
+    They are summed where the network computes, and nothing waits for them before they are read.
     Without a graph (`nodes`) nobody says what is behind a layer, and it may be called once for a window, once a
     step, or several times with the same steps.
     """
@@ -31,7 +32,7 @@ class SpikeCounter:
         self.spiking = any(isinstance(source.module, SpikingNeuron) for source in self.sources)
         self.fan_out = work.fan_out if work else {}
         self.steps, self.within = steps, within
-        self.operations = {s.name: torch.zeros(steps, dtype=torch.int64) for s in self.sources}
+        self.operations: dict[str, Tensor] = {}  # of each source, int64 [steps]
         self.spikes: dict[str, Tensor] = {}  # int64 [steps]
         self.shown: dict[str, Tensor] = {}  # images that a layer saw in each step, int64 [steps]
         self.by_neuron: dict[str, Tensor] = {}  # within T, int64 [N]
@@ -72,20 +73,21 @@ class SpikeCounter:
         if name in self.pools:
             spikes = spikes.unflatten(0, (self.length, -1))
         # float sums of a batch are exact, and twice as fast as integer ones
-        events = spikes.flatten(2).sum(1, dtype=torch.float32).cpu().long()
+        events = spikes.flatten(2).sum(1, dtype=torch.float32).long()
         if name not in self.spikes:
-            self.spikes[name] = torch.zeros(self.steps, dtype=torch.int64)
-            self.shown[name] = torch.zeros(self.steps, dtype=torch.int64)
-            self.by_neuron[name] = torch.zeros(events.shape[1], dtype=torch.int64)
+            for counts in (self.spikes, self.shown, self.operations):
+                counts[name] = events.new_zeros(self.steps)
+            self.by_neuron[name] = events.new_zeros(events.shape[1])
             self.most[name] = getattr(module, "levels", 1)
         at = self.seen.get(name, 0)
         self.seen[name] = at + len(events)
-        places = self.start + (at + torch.arange(len(events))) % self.length
+        steps = torch.arange(len(events), device=events.device)
+        places = self.start + (at + steps) % self.length
         self.spikes[name].index_add_(0, places, events.sum(1))
         self.shown[name].index_add_(0, places, torch.full_like(places, spikes.shape[1]))
-        self.by_neuron[name] += events[places < self.within].sum(0)
-        if name in self.operations:
-            synapses = events * self.fan_out[name].flatten()
+        self.by_neuron[name] += (events * (places < self.within)[:, None]).sum(0)
+        if self.sources:
+            synapses = events * self.fan_out[name].flatten().to(events.device)
             self.operations[name].index_add_(0, places, synapses.sum(1))
 
     def operations_within(self) -> list[int]:
