@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from spiketriton.config.reading import recipe_from_toml
+from spiketriton.config.rules import BLOCK_NETS
 from spiketriton.errors import UserError
 from spiketriton.gradients.ablations import Experiment
 from spiketriton.gradients.diagnosed import find_subject
@@ -143,7 +144,8 @@ def test_a_learnt_threshold_is_one_number_a_layer_or_one_a_channel(kind, block, 
 
 @pytest.mark.parametrize("name", ["net7b", "mlp", "vggsnn", "resnet19", "resnet50"])
 def test_every_network_tells_its_neurons_their_channels(name):
-    text = TEXT.replace("resnet8", name).format(kind="plif", block="plain", more=LEARNT)
+    block = "plain" if name in BLOCK_NETS else "ms"  # the default, where a net has no blocks
+    text = TEXT.replace("resnet8", name).format(kind="plif", block=block, more=LEARNT)
     net, (images, _) = built(recipe_from_toml(text, "kinds")), batch()
     net(images).sum().backward()
     assert all(p.grad is not None for _, n in net.spiking_layers() for p in n.parameters())
