@@ -32,7 +32,7 @@ from profiling.sections import compiled, kernels  # noqa: E402
 from profiling.sections.gradients import Monitoring  # noqa: E402
 from profiling.sections.host import HostTime  # noqa: E402
 from profiling.sections.recipes import find_recipe  # noqa: E402
-from profiling.sections.step import TrainingStep, modes  # noqa: E402
+from profiling.sections.step import TrainingStep, in_precisions, modes  # noqa: E402
 from spiketriton.commandline import Parser  # noqa: E402
 from spiketriton.config import Recipe  # noqa: E402
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, UserError, run_command  # noqa: E402
@@ -137,7 +137,7 @@ def cases_of(section: str, args: argparse.Namespace, options: Options) -> Sequen
         case "kernels":
             return chosen_kernels(args.cases, options) if args.cases else kernels.cases(options)
         case "step":
-            return each(TrainingStep)
+            return [case for precisions in each(in_precisions) for case in precisions]
         case "modes":
             return [case for kinds in each(modes) for case in kinds]
         case "memory":
@@ -171,13 +171,13 @@ def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Seque
     of = partial(cases_of, args=args, options=options)
     if args.command != "all":
         return [(args.command, of(args.command))] if args.command != "compiled" else []
-    steps: list[tuple[str, Sequence[Case]]] = []
+    whole: list[tuple[str, Sequence[Case]]] = []
     if options.device.type == "cuda":
-        steps = [("modes", modes(find_recipe(name), options)) for name in ON_GPU]
-        steps.insert(1, ("step", [TrainingStep(find_recipe("spikingjelly_740"), options)]))
+        whole = [("modes", modes(find_recipe(name), options)) for name in ON_GPU]
+        whole.insert(1, ("step", [TrainingStep(find_recipe("spikingjelly_740"), options)]))
     rest = [(name, of(name)) for name in ("step", "memory", "gradients", "data", "host")]
     first, others = of("kernels")[: kernels.FIRST], of("kernels")[kernels.FIRST :]
-    return [("kernels", first), *steps, *rest, ("kernels", others)]
+    return [("kernels", first), *whole, *rest, ("kernels", others)]
 
 
 def measure(args: argparse.Namespace, options: Options) -> int:

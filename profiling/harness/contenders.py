@@ -80,6 +80,7 @@ class Case:
 
     spec: Row
     first = OURS
+    weighed = False  # whether each contender's memory is measured after its time
 
     def contenders(self, options: Options) -> list[Contender]:
         raise NotImplementedError

@@ -160,6 +160,8 @@ class Session:
                     rows[name]["timed"] = works[name].timed
                 with refusals(rows[name]):
                     rows[name] |= works[name].device_time(timing.median)
+                    if case.weighed:
+                        rows[name] |= works[name].memory()
                 if OURS in timings:  # round by round: noise in one leaves the median alone
                     rows[name]["times_ours"] = timing.ratio_to(timings[OURS]).median
         return list(rows.values())

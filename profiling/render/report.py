@@ -9,7 +9,7 @@ from profiling.harness.contenders import OURS, Row, Status
 from profiling.harness.session import file_name, machine
 from profiling.render import pictures, tables
 from profiling.render.rows import by_case, find, newest, read, times_ours
-from profiling.render.tables import BLANK, Grid, number, percent, times
+from profiling.render.tables import BLANK, Grid, number, times
 from spiketriton.errors import UserError
 
 START, END = "<!-- results: python profiling/run.py report -->", "<!-- end of results -->"
@@ -112,15 +112,17 @@ def _range(ratios: list[float]) -> str:
 
 
 def _steps(rows: list[Row]) -> Grid:
-    """Milliseconds of a step, and the fraction of it outside the convolutions; a column for each setting."""
+    """Images per second and the peak of memory in MB, where it was measured; a column for each setting."""
     groups = by_case(rows)
     groups.sort(key=lambda group: (group[0]["recipe"], group[0]["T"]))
     names = dict.fromkeys(row["contender"] for row in rows)
-    header, lines = ["training step, ms (outside the convolutions)"], [[name] for name in names]
+    header, lines = ["training step, images/s (peak MB)"], [[name] for name in names]
     for group in groups:
         header.append("{recipe}, T = {T}, batch {batch}, {precision}".format(**group[0]))
         for line in lines:
             row = find(group, line[0])
-            outside = f" ({percent(row['above_floor'])})" if "above_floor" in row else ""
-            line.append(number(row.get("median_ms")) + outside + (tables.mark(row) if row else ""))
+            memory = f" ({tables.megabytes(row['peak_bytes'])})" if "peak_bytes" in row else ""
+            line.append(
+                number(row.get("images_per_s")) + memory + (tables.mark(row) if row else "")
+            )
     return Grid("Training step", header, lines)

@@ -103,6 +103,10 @@ def mebibytes(count: float | None) -> str:
     return f"{count / 2**20:,.1f}" if count else BLANK
 
 
+def megabytes(count: float | None) -> str:
+    return f"{count / 1e6:,.0f}" if count else BLANK
+
+
 def of_ours(row: Row, group: list[Row]) -> str:
     peak, ours = row.get("peak_bytes"), find(group, OURS).get("peak_bytes")
     return times(peak / ours if peak and ours else None)
@@ -169,7 +173,7 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "contender": NAME,
         "ms (20-80 %)": spread,
         "images/s": key("images_per_s"),
-        "above convolutions": key("above_floor", percent),
+        "peak MB": key("peak_bytes", megabytes),
         "of T ANN steps": key("twin_ratio"),
         "time / spiketriton's": faster,
     }),

@@ -45,6 +45,7 @@ from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import Block
 from spiketriton.models.feedforward import Layer
 from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton.training.environment import choose_precision, name_of
 from spiketriton.training.graphs import WARM_UP, CudaGraphs, Steps, obstacle_of, tensors_of
 from spiketriton.training.losses import build_loss
 from spiketriton.training.optim import build_optimizer
@@ -349,7 +350,9 @@ def spikingjelly_norm(norm: Norm) -> nn.Module:
 
 
 class TrainingStep(RecipeCase):
-    """UserError: the recipe is an ANN's."""
+    """Time and memory of a recipe's step. UserError: the recipe is an ANN's."""
+
+    weighed = True
 
     def __init__(self, recipe: Recipe, options: Options) -> None:
         super().__init__(recipe, options)
@@ -388,11 +391,8 @@ class TrainingStep(RecipeCase):
         ]
 
     def numbers(self, timings: dict[str, Timing]) -> dict[str, Row]:
-        """Images per second, the share of time above the convolutions, the ratio to T steps of the ANN twin."""
+        """Images per second, and the ratio to T steps of the ANN twin."""
         rows = self.images_per_s(timings)
-        for name in timings if FLOOR in timings else ():
-            if name not in (FLOOR, TWIN):
-                rows[name]["above_floor"] = 1 - timings[FLOOR].ratio_to(timings[name]).median
         for name in timings if TWIN in timings else ():
             if name != TWIN:
                 ratio = timings[name].ratio_to(timings[TWIN])
@@ -405,6 +405,8 @@ class Modes(TrainingStep):
 
     The kinds are cases of their own, so that few networks lie in memory at once; their rows make one table.
     """
+
+    weighed = False
 
     def __init__(self, recipe: Recipe, options: Options, block: str) -> None:
         super().__init__(replace(recipe, f"model.block={block}"), options)
@@ -425,6 +427,15 @@ class Modes(TrainingStep):
 
     def numbers(self, timings: dict[str, Timing]) -> dict[str, Row]:
         return self.images_per_s(timings)
+
+
+def in_precisions(recipe: Recipe, options: Options) -> list[TrainingStep]:
+    """A recipe's step in what the device has instructions for and in fp32, or in what the recipe names."""
+    if recipe.train.precision != "auto":
+        return [TrainingStep(recipe, options)]
+    here = name_of(choose_precision("auto", options.device).value)
+    precisions = dict.fromkeys([here, "fp32"])
+    return [TrainingStep(replace(recipe, f"train.precision={one}"), options) for one in precisions]
 
 
 def modes(recipe: Recipe, options: Options) -> list[Modes]:

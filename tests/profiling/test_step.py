@@ -13,7 +13,16 @@ from profiling.render.rows import case_of
 from profiling.sections import recipes
 from profiling.sections import step as steps
 from profiling.sections.recipes import find_recipe
-from profiling.sections.step import FLOOR, TWIN, Bench, Replayed, Step, TrainingStep, modes
+from profiling.sections.step import (
+    FLOOR,
+    TWIN,
+    Bench,
+    Replayed,
+    Step,
+    TrainingStep,
+    in_precisions,
+    modes,
+)
 from spiketriton.config.rules import Events, Images
 from spiketriton.models import Network
 from spiketriton.training.graphs import WARM_UP
@@ -133,11 +142,26 @@ def test_times_become_images_and_ratios(quick):
         TWIN: {"images_per_s": 1.0},
     }
     assert case.numbers({OURS: timings[OURS]}) == {OURS: {"images_per_s": 0.5}}
-    floor = {OURS: timings[OURS], FLOOR: Timing((1.5, 3.0, 4.5))}
-    assert case.numbers(floor) == {
-        OURS: {"images_per_s": 0.5, "above_floor": 0.5},
-        FLOOR: {"images_per_s": pytest.approx(2 / 3)},
-    }
+
+
+def test_a_step_is_measured_in_fp32_and_in_what_the_device_has(quick, monkeypatch):
+    for found, expected in ((["amx_bf16"], ["bf16", "fp32"]), ([], ["fp32"])):
+        monkeypatch.setattr("spiketriton.machine.bf16_instructions", lambda found=found: found)
+        cases = in_precisions(find_recipe("quickstart"), quick)
+        assert [case.spec["precision"] for case in cases] == expected
+        assert [case.recipe.train.precision for case in cases] == expected
+    (named,) = in_precisions(find_recipe("quickstart", ["train.precision=bf16"]), quick)
+    assert named.spec["precision"] == "bf16"
+
+
+def test_a_step_has_its_memory_beside_its_time(measured, quick):
+    (case,) = in_precisions(find_recipe("quickstart"), quick)
+    (row,) = measured(case, OURS, section="step").values()
+    assert row["images_per_s"] > 0
+    assert row["peak_bytes"] > row["saved_bytes"] > 0
+    (grid,) = tables.tables([row], "step")
+    assert grid.header[2:4] == ["images/s", "peak MB"]
+    assert grid.lines[0][3] == tables.megabytes(row["peak_bytes"])
 
 
 def test_every_data_set_has_its_images_here():
