@@ -144,8 +144,8 @@ def test_a_learnt_threshold_is_one_number_a_layer_or_one_a_channel(kind, block, 
 
 @pytest.mark.parametrize("name", ["net7b", "mlp", "vggsnn", "resnet19", "resnet50"])
 def test_every_network_tells_its_neurons_their_channels(name):
-    block = "plain" if name in BLOCK_NETS else "ms"  # the default, where a net has no blocks
-    text = TEXT.replace("resnet8", name).format(kind="plif", block=block, more=LEARNT)
+    text = TEXT if name in BLOCK_NETS else TEXT.replace('block = "{block}"\n', "")
+    text = text.replace("resnet8", name).format(kind="plif", block="plain", more=LEARNT)
     net, (images, _) = built(recipe_from_toml(text, "kinds")), batch()
     net(images).sum().backward()
     assert all(p.grad is not None for _, n in net.spiking_layers() for p in n.parameters())
