@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import functional as F
 
 from spiketriton.config import DataConfig, Recipe, load_recipe, parts
 from spiketriton.gradients.probing import Prober
-from spiketriton.gradients.verdict import last_layers
+from spiketriton.gradients.verdict import LIMITS, last_layers
 from spiketriton.models import build_model
 from spiketriton.models.blocks import Block
 from spiketriton.neurons import SpikingNeuron
@@ -46,9 +46,11 @@ Images = tuple[Tensor, Tensor]
 
 def load(recipe: Recipe) -> tuple[Images, Images, Images]:
     """Training, validation and test images, normalised, with their labels."""
-    source = parts.chosen("data", recipe.data.name).make(DataConfig(name=recipe.data.name))
+    source = parts.chosen("data", recipe.data.name).make(
+        DataConfig(name=recipe.data.name, root=recipe.data.root)
+    )
     side = recipe.data.image_size or source.image_size
-    mean, std = source.statistics[0][0], source.statistics[1][0]
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in source.statistics)
 
     def ready(images: Tensor) -> Tensor:
         parts = [part.float() / 255 for part in images.split(5000)]
@@ -57,8 +59,16 @@ def load(recipe: Recipe) -> tuple[Images, Images, Images]:
         return (torch.cat(parts) - mean) / std
 
     (x, y), (xt, yt) = ((ready(s.images), s.labels) for s in (source.train, source.test))
+    if recipe.data.name == "cifar10":  # whose folders are a class each
+        (x, y), (xt, yt) = (mixed(*images) for images in ((x, y), (xt, yt)))
     held, test = slice(HELD_OUT), slice(TESTED)
     return (x[HELD_OUT:], y[HELD_OUT:]), (x[held], y[held]), (xt[test], yt[test])
+
+
+def mixed(images: Tensor, labels: Tensor) -> Images:
+    """In an order that is always the same."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return images[order], labels[order]
 
 
 class OneStep(nn.Sequential):
@@ -68,14 +78,14 @@ class OneStep(nn.Sequential):
         return super().forward(images)[None]
 
 
-def network(kind: str, recipe: Recipe, side: int) -> nn.Module:
+def network(kind: str, recipe: Recipe, channels: int, side: int) -> nn.Module:
     """That of the recipe, or the linear one, or the one with a hidden layer."""
     if kind == "linear":
-        return OneStep(nn.Flatten(), nn.Linear(side**2, 10))
+        return OneStep(nn.Flatten(), nn.Linear(channels * side**2, 10))
     if kind == "hidden":
-        hidden = nn.Linear(side**2, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU()
+        hidden = nn.Linear(channels * side**2, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU()
         return OneStep(nn.Flatten(), *hidden, nn.Linear(128, 10))
-    net = build_model(recipe, classes=10, channels=1, image_size=side)
+    net = build_model(recipe, classes=10, channels=channels, image_size=side)
     return net.to(memory_format=torch.channels_last)
 
 
@@ -87,7 +97,7 @@ def train(cell: str) -> dict[str, Any]:
     cfg, loss = recipe.train, build_loss(recipe.loss)
     (x, y), validation, test = load(recipe)
     torch.manual_seed(recipe.seed)
-    net = network(kind, recipe, x.shape[-1])
+    net = network(kind, recipe, x.shape[1], x.shape[-1])
     if learns_width:
         learn_widths(net)
     drawn = torch.Generator().manual_seed(1000 + recipe.seed)
@@ -145,7 +155,7 @@ def learn_widths(net: nn.Module) -> None:
 def before_training(net: nn.Module, batch: Images, loss: Loss) -> dict[str, Any]:
     """What `spiketriton diagnose` measures; the gradient from block to block, where there are blocks."""
     prober = Prober(net, [batch], loss)
-    measured, similarity = prober.measure(), prober.overlap()
+    measured, similarity = prober.measure(), prober.signal().overlap
     first, *_, last = measured.depth_profile[last_layers(measured.names) or slice(None)]
     return {
         "similarity": round(float(similarity[-1]), 3),
@@ -189,33 +199,69 @@ def again(groups: list[str], out: Path) -> None:
                 file.flush()
 
 
-def finds_no_obstacle(row: dict[str, str]) -> bool:
-    """The verdict before training, by the limits of gradients/verdict.py."""
-    ratio, sgd = float(row["gradient_ratio"]), "optimizer=sgd" in row["settings"]
-    gain = row["settings"].partition("model.residual_gain=")[2].split(" ")[0]
-    if math.isinf(ratio) and "model.name=resnet" in row["settings"] and gain in ("", "0"):
-        ratio = 1.0  # no gradient enters branches that start at zero: there is nothing to compare
-    return float(row["similarity"]) >= 0.25 and (1e-3 <= ratio <= 1e3 if sgd else ratio < 1e12)
+def key_of(row: dict[str, str], key: str, default: str = "") -> str:
+    """The value of a key in a row's settings."""
+    words = dict(word.split("=", 1) for word in row["settings"].split())
+    return words.get(key, default)
+
+
+def learnt(row: dict[str, str], above: float = 0.2) -> bool:
+    """Whether a training ended above twice chance, or above another accuracy of the held-out images."""
+    return float(row["validation"] or 0) > above
+
+
+def beyond(limit: str, row: dict[str, str]) -> bool:
+    """Whether a row is beyond one of the limits of gradients/verdict.py, in nets of which it tells something."""
+    if not row["similarity"]:
+        return False
+    name, known = key_of(row, "model.name", "resnet20"), getattr(LIMITS, limit)
+    if limit == "growth":
+        # no gradient enters branches that start at zero: there is nothing to compare
+        closed = name.startswith("resnet") and key_of(row, "model.residual_gain", "0") == "0"
+        unlimited = key_of(row, "train.clip_grad_norm", "0") == "0"
+        grown = float(row["gradient_ratio"]) > known.limit
+        return key_of(row, "train.optimizer") == "sgd" and unlimited and grown and not closed
+    if float(row["similarity"]) >= known.limit or key_of(row, "neuron.kind") == "ilif":
+        return False
+    if limit == "chain":
+        return name in ("plain", "mlp") and int(key_of(row, "model.depth")) >= known.layers
+    deep = name in ("resnet50", "resnet56", "resnet110")
+    return deep and key_of(row, "model.block", "plain") == "plain"
+
+
+def share(hits: int, of: int) -> str:
+    """`40 of 41 (87-100 %)`, with Wilson's interval of 95 %."""
+    z = 1.96
+    middle = (hits + z * z / 2) / (of + z * z)
+    half = z * math.sqrt(hits * (of - hits) / of + z * z / 4) / (of + z * z)
+    low, high = (round(100 * value) for value in (middle - half, middle + half))
+    return f"{hits} of {of} ({low}-{high} %)"
 
 
 def judge() -> None:
-    """Of the nets that were drawn at random: how often each sign of learning was right."""
-    for group in ("clinic", "fresh"):
-        drawn = [row for row in rows(ROWS) if row["group"] == group]
-        learns = [float(row["validation"] or 0) > 0.2 for row in drawn]  # twice chance
-        falls = [float(row["loss_100"] or "inf") < 0.95 * math.log(10) for row in drawn]
-        clear = [finds_no_obstacle(row) for row in drawn]
-        both = [a and b for a, b in zip(clear, falls, strict=True)]
-        print(f"{group}: {len(drawn)} trainings, {sum(learns)} learn")
-        for name, says in (
-            ("no obstacle before training", clear),
-            ("loss at step 100", falls),
-            ("both", both),
-        ):
-            hits = sum(a and b for a, b in zip(says, learns, strict=True))
-            misses = sum(not a and not b for a, b in zip(says, learns, strict=True))
-            no = len(says) - sum(says)
-            print(f"{name}: says yes {sum(says)}, right {hits}; says no {no}, right {misses}")
+    """How often each sign of learning was right; the limit of the loss was chosen on the first 44 rows of `clinic`."""
+    every = rows(ROWS)
+    drawn = [row for row in every if row["group"] in ("clinic", "fresh")]
+    for name, part in (("fitted", drawn[:44]), ("out of sample", drawn[44:])):
+        for above in (0.2, 0.4):
+            falls = [r for r in part if float(r["loss_100"] or "inf") < 0.95 * math.log(10)]
+            both = [r for r in falls if not any(beyond(limit, r) for limit in KINDS)]
+            for sign, said in (("none", part), ("loss", falls), ("loss, no obstacle", both)):
+                right = share(sum(learnt(row, above) for row in said), len(said))
+                print(f"{name}, above {above:.0%}: {sign}: {right}")
+    for limit in KINDS:
+        found = [row for row in every if beyond(limit, row)]
+        print(f"{limit}: {share(sum(map(learnt, found)), len(found))} learn")
+    followed = [row for row in every if row["loss_by_tenth"] and row["similarity"]]
+    for tenth in (2, 3, 5):  # the warm-up is the first fifth
+        stuck = [r for r in followed if float(r["loss_by_tenth"].split()[tenth - 1]) >= 0.95 * LN]
+        others = [row for row in followed if row not in stuck]
+        later, right = (share(sum(map(learnt, part)), len(part)) for part in (stuck, others))
+        print(f"in tenth {tenth} of the training at chance: {later} learn; above it: {right}")
+
+
+KINDS = ("chain", "plain", "growth")
+LN = math.log(10)
 
 
 def draw() -> None:

@@ -21,19 +21,22 @@ from spiketriton import consent
 from spiketriton.config import Recipe, values_by_key
 from spiketriton.config.parts import IN_HAND, handed
 from spiketriton.config.reading import PLUGINS
+from spiketriton.config.rules import RATES
 from spiketriton.data import Facts, given_images
 from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, UserError
+from spiketriton.gradients.cures import own_cures
 from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.modules import Called, is_chain, named_as_given, try_on_batch
 from spiketriton.gradients.probing import Prober
+from spiketriton.gradients.trials import STEPS, Trials
 from spiketriton.gradients.verdict import LIMITS, Verdict, judge
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
-from spiketriton.neurons import adopt
 from spiketriton.runs.folder import Request
 from spiketriton.runs.rows import Row
 from spiketriton.session import Session
 from spiketriton.show.display import Quiet, make_display
-from spiketriton.show.verdict import line, sentences
+from spiketriton.show.verdict import line, sentences, tried
 from spiketriton.trained import run as trained
 from spiketriton.trained.evaluation import evaluate
 from spiketriton.trained.nir_network import network as from_nir
@@ -42,8 +45,6 @@ from spiketriton.trained.weights import handed_on, run_of
 from spiketriton.training.environment import undisturbed
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.ranks import Ranks
-from spiketriton_kernels.nn import SpikingNeuron as KernelNeuron
-from spiketriton_kernels.nn import swap
 
 __all__ = ["NetDiagnosis", "Run", "diagnose", "from_nir", "load_run", "table", "train"]
 
@@ -180,11 +181,13 @@ class NetDiagnosis:
     measured: gradients, firing and reach by layer and time step: `measured.rows()`, `measured.depth_profile`.
     overlap: the forward signal of each layer, [layers]: 1 preserved, 0 lost.
     verdict: `verdict.word`, `verdict.obstacles`, and the numbers behind them.
+    trials: changes that were tried, `trials.helped` those that lowered the loss; None where nothing was to be tried.
     """
 
     measured: Measurement
     overlap: np.ndarray
     verdict: Verdict
+    trials: Trials | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -192,7 +195,8 @@ class NetDiagnosis:
         return self.measured.names
 
     def __str__(self) -> str:
-        return "\n".join([line(self.verdict), *sentences(self.verdict)])
+        said = [line(self.verdict), *sentences(self.verdict)]
+        return "\n".join([*said, *([] if self.trials is None else [tried(self.trials)])])
 
 
 def diagnose(
@@ -202,28 +206,38 @@ def diagnose(
     optimizer: str = "adamw",
     loss: Callable[..., Tensor] | None = None,
     images: int | None = None,
+    time_steps: int = 4,
+    tries: int = STEPS,
 ) -> NetDiagnosis:
-    """Forward signal and gradient of a network of spiking neurons; nothing is trained, `net` stays as it is.
+    """Forward signal and gradient of a network of spiking neurons; `net` stays as it is.
+
+    It finds out what `net` takes: x as it is, or at each of `time_steps` steps, at once or one after the other. Where
+    something stands in the way, changes are tried on copies.
 
     Args:
         net: any module whose neurons are those of `spiketriton_kernels.nn`, or of a library that
             `spiketriton_kernels.nn.swap` knows; a copy is swapped and measured, in training mode.
-        batch: (x, y), inputs as `net` takes them and labels [B]; or x alone, with a `loss`.
-        optimizer: that it will be trained with, "adamw" or "sgd".
+        batch: (x, y), inputs [T, B, ...] or [B, ...] and labels [B]; or x alone, with a `loss`.
+        optimizer: that it will be trained with, "adamw", or "sgd" without a limit on the gradient's norm.
         loss: (outputs, y) -> scalar, of x alone (outputs) -> scalar; None: cross-entropy of the outputs
             [B, K], or of their mean over time, [T, B, K].
         images: the dimension of x that counts images; None: the first of the size of y, of x alone 0.
+        time_steps: of inputs [B, ...] that the network wants with time.
+        tries: steps for which each change is trained on the first images of the batch; 0: none is tried.
 
     Raises:
-        UserError: no neuron that can be measured, labels that do not fit.
+        UserError: no neuron that can be measured, and why; inputs or labels that do not fit.
     """
     pair = (batch, None) if isinstance(batch, Tensor) else (*batch,)  # a DataLoader gives a list
     if len(pair) != 2 or not isinstance(pair[0], Tensor) or not isinstance(pair[1], Tensor | None):
         kinds = ", ".join(type(part).__name__ for part in pair)
         raise UserError(f"a batch of {kinds}; accepted: (x, y), or x, which are tensors")
     x, y = pair
-    if optimizer not in LIMITS.depth:
-        raise UserError(f"optimizer = {optimizer!r}: accepted: {', '.join(LIMITS.depth)}")
+    if optimizer not in RATES:
+        raise UserError(f"optimizer = {optimizer!r}: accepted: {', '.join(RATES)}")
+    for name, value in (("time_steps", time_steps), ("tries", tries)):
+        if not isinstance(value, int) or value < (least := int(name == "time_steps")):
+            raise UserError(f"{name} = {value!r}: accepted: an integer from {least} on")
     if y is None and loss is None:
         raise UserError("inputs without labels need a loss; accepted: (x, y), or x and loss=...")
     if images is None:
@@ -236,14 +250,32 @@ def diagnose(
         images = sizes[0]
     given = (lambda out, _: loss(out)) if loss is not None and y is None else loss
     with undisturbed():
-        copy = deepcopy(net)
-        swap(copy)
-        for module in copy.modules():
-            if isinstance(module, KernelNeuron):
-                adopt(module)
-        prober = Prober(copy, [(x, y)], given or _cross_entropy, images=images)
-        measured, overlap = prober.measure(), prober.overlap()
-    return NetDiagnosis(measured, overlap, judge(measured, optimizer, overlap))
+        return _diagnosed(
+            net, (x, y), images, given or _cross_entropy, optimizer, time_steps, tries
+        )
+
+
+def _diagnosed(
+    net: nn.Module,
+    batch: tuple[Tensor, Any],
+    images: int,
+    loss: Callable[..., Tensor],
+    optimizer: str,
+    time_steps: int,
+    tries: int,
+) -> NetDiagnosis:
+    copy = Called(net, time_steps, timed=images > 0)
+    copy.recognise(batch[0], batch[0].shape[images])
+    fresh = deepcopy(copy)
+    prober = Prober(copy, [batch], loss, images=images)
+    measured, signal = named_as_given(prober.measure()), prober.signal()
+    chain = len(measured.names) >= LIMITS.chain.layers and is_chain(prober)
+    verdict = judge(measured, optimizer, signal, chain=chain)
+    found = own_cures([neuron for _, neuron in copy.neurons()], verdict) if tries else []
+    trials = None
+    if found:
+        trials = try_on_batch(fresh, batch, images, loss, found, optimizer, tries)
+    return NetDiagnosis(measured, signal.overlap, verdict, trials)
 
 
 def _cross_entropy(out: Tensor, labels: Tensor) -> Tensor:

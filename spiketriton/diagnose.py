@@ -1,4 +1,4 @@
-"""spiketriton diagnose RECIPE|RUN [key=value ...] [--json] [--out DIR] [--batches N]"""
+"""spiketriton diagnose RECIPE|RUN [key=value ...] [--json] [--out DIR] [--batches N] [--tries N]"""
 
 import argparse
 import contextlib
@@ -21,8 +21,9 @@ examples:
   spiketriton diagnose imagenette_r50 data.name=synthetic
   spiketriton diagnose runs/quickstart-20250101-120000 --json
 
-Nothing is trained. A recipe is measured at the weights that training starts from, a run at those of
-its newest checkpoint."""
+A recipe is measured at the weights that training starts from, a run at those of its newest checkpoint.
+Nothing of either is trained. Where something stands in the way, or a run is at chance, changes are tried
+on fresh nets, and those that lower the loss are named."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -36,6 +37,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     many = number(1, 1000)
     parser.add_argument(
         "--batches", type=many, default=1, metavar="N", help="batches to measure (1)"
+    )
+    steps = number(0, 100_000)
+    parser.add_argument(
+        "--tries",
+        type=steps,
+        default=50,
+        metavar="N",
+        help="steps for which changes are tried where the verdict asks for one; 0: none (50)",
     )
     return parser.parse_intermixed_args(arguments)
 
@@ -54,7 +63,7 @@ def main(arguments: list[str]) -> int:
     if args.out or not args.json:
         run = args.target if Path(args.target).is_dir() else None
         folder = output_folder(args.out or run or f"runs/diagnose-{subject.recipe.name}")
-    found = diagnose(subject, args.batches)
+    found = diagnose(subject, args.batches, args.tries)
     text = json_text(as_json(found))
     if args.json:
         print(text, end="")

@@ -2,7 +2,7 @@
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
-from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.measurement import Measurement, Signal
 from spiketriton.gradients.watch import Watch
 from spiketriton.runs.boards import Board, TensorBoard, WeightsAndBiases
 from spiketriton.runs.folder import RunFolder
@@ -26,6 +26,7 @@ class Recorder:
         display: Display,
         hooks: Hooks,
         first: bool,
+        steps: int,
     ) -> None:
         self.data, self.folder, self.display, self.hooks = data, folder, display, hooks
         self.boards: list[Board] = []
@@ -36,7 +37,8 @@ class Recorder:
         self.watch = Watch(
             recipe,
             data.facts.class_counts,
-            lambda step, verdict, found: display.warn(warning(step, verdict, found)),
+            steps,
+            lambda step, verdict: display.warn(warning(step, verdict)),
         )
 
     def add(self, row: Row) -> None:
@@ -46,10 +48,7 @@ class Recorder:
         if self.data.facts.split and row["kind"] == "eval":
             row["split"] = self.data.facts.split
         self.folder.metrics.append([row])
-        if row["kind"] == "eval":
-            self.watch.hear_test(row["test_accuracy"], row["test_images"])
-        else:
-            self.watch.hear_loss(row["step"], row["loss"])
+        self.watch.hear(row)
         self.display.row(row, self.watch.verdict)
         for board in self.boards:
             board.add(row)
@@ -58,9 +57,12 @@ class Recorder:
     def add_gradients(self, step: int, measured: Measurement) -> None:
         """The rows of gradients.jsonl for one step."""
         self.folder.gradients.append(measured.rows(step))
-        self.watch.look(step, measured)
         for board in self.boards:
             board.add_gradients(step, measured.names, measured.depth_profile)
+
+    def judge(self, step: int, measured: Measurement, signal: Signal) -> None:
+        """What `diagnose` would measure after this step."""
+        self.watch.look(step, measured, signal)
 
     def close(self) -> None:
         for board in self.boards:

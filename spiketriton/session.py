@@ -65,7 +65,7 @@ class Session:
                 self.announcements.summary(outcome, self._pictures() if self.draws else [])
                 learned = trainer.recorder.watch.learned
                 if outcome.finished and learned is not None and learned.at_chance:
-                    display.note(nothing_learnt(learned, trainer.recorder.watch.cures()))
+                    display.note(nothing_learnt(learned, self.announcements.diagnose()))
         return outcome
 
     def _prepared(self) -> Trainer:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
-from spiketriton.errors import EXIT_DONE, EXIT_ERROR
+from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError
 from spiketriton.gradients.monitor import GradientMonitor
+from spiketriton.gradients.probing import Prober, probe_batches
 from spiketriton.models import build_model
 from spiketriton.recording import Recorder
 from spiketriton.runs.checkpoint import Checkpoints, State
@@ -25,7 +26,7 @@ from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of
 from spiketriton.training.guard import Counts
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.interrupts import StopSignals
-from spiketriton.training.losses import build_loss
+from spiketriton.training.losses import Batch, build_loss
 from spiketriton.training.memory_limit import explained, is_out_of_memory, settle
 from spiketriton.training.meters import Meters, forget_peak_memory, peak_memory_mib
 from spiketriton.training.nonfinite import Diverged, advice, again, report, scene
@@ -80,7 +81,8 @@ class Trainer:
             cfg, recipe.peak_lr, recipe.clipping, model, self.placement, ranks, self.plan.steps
         )
 
-        self.recorder = Recorder(recipe, data, folder, display, self.hooks, ranks.first)
+        first, steps = ranks.first, self.plan.steps
+        self.recorder = Recorder(recipe, data, folder, display, self.hooks, first, steps)
         self.monitor = GradientMonitor(
             model,
             batch=cfg.batch_size // self.accumulate,
@@ -111,6 +113,7 @@ class Trainer:
         self.stateful = {"model": model, **self.update.stateful}
         self.stateful |= {"meters": self.meters, "monitor": self.monitor}
         self.progress = Progress()
+        self.probed: list[Batch] = []  # what the net is judged by
         self.images_per_s: float | None = None
         randomness.seed_everything(recipe.seed)
         self.random_state = randomness.random_state()
@@ -124,6 +127,7 @@ class Trainer:
         with self.stop, self.session():
             forget_peak_memory(self.device)  # of trials
             self.model.set_synchronised(self.recipe.train.sync_bn and self.ranks.world_size > 1)
+            self.judge()
             while True:
                 if self.plan.tests(self.step) and self.progress.tested_at < self.step:
                     self.save()  # a test may fail, for example at a file that cannot be read
@@ -203,11 +207,28 @@ class Trainer:
             results = self.tester.results(self.data, self.update.ema)
         if results is None:
             return
+        self.judge()
         best = self.progress.tested(results)
         self.saved_at = None  # of this step, but without the result, if a signal broke it off
         self.record("eval", **results.row(self.data))
         if best:
             self.written(self.checkpoints.save_best)
+
+    def judge(self) -> None:
+        """Measures the network as `diagnose` does, on the same images, and judges it; all ranks do, and alike."""
+        if not (self.monitor.layers and self.recipe.monitor.enabled):
+            return
+        with self.meters.aside():
+            try:
+                if not self.probed:
+                    with self.placement.autocast():
+                        self.probed = probe_batches(self.data, self.model, self.device, 1)
+                prober = Prober(self.model, self.probed, self.loss, self.placement.autocast)
+                found = prober.measure(), prober.signal()
+            except UserError as error:  # a network of others whose windows differ
+                self.display.note(f"not judged: {error}")
+                return
+        self.recorder.judge(self.step, *found)
 
     def log(self) -> None:
         """Writes a row about the steps since the last one; this waits for the device."""

@@ -22,9 +22,11 @@ from spiketriton import api
 from spiketriton.data import build_data
 from spiketriton.errors import UserError
 from spiketriton.runs.folder import RunFolder
+from spiketriton.show.verdict import change
 from spiketriton.train import main
 from spiketriton_kernels import Surrogate
 from spiketriton_kernels.nn import LIF
+from tests.models.foreign_nets import SnnTorch
 from tests.small_data import make_class_tree
 from tests.small_runs import (
     Lines,
@@ -338,12 +340,122 @@ X = torch.zeros(4, 16, 8)
         ((X, torch.zeros(16)), {"optimizer": "adam"}, "accepted: sgd, adamw"),
         ((X, torch.zeros(16)), {}, "labels torch.float32 from 0 to 0; accepted: int64"),
         ((X, torch.full([16], 99)), {}, "labels torch.int64 from 99 to 99; accepted: int64 from 0"),
+        ((X, torch.zeros(16)), {"tries": -1}, "tries = -1: accepted: an integer from 0 on"),
+        ((X, torch.zeros(16)), {"time_steps": 0}, "time_steps = 0: accepted: an integer from 1 on"),
         ((X, torch.zeros(16), 1), {}, "a batch of Tensor, Tensor, int; accepted: "),
     ],
 )
 def test_what_cannot_be_diagnosed_is_named(batch, options, words):
     with pytest.raises(UserError, match=words):
         spiketriton.diagnose(Chain(1.0), batch, **options)
+
+
+class Convolutions(nn.Module):
+    """Two convolutions, [T, B, 1, 8, 8] -> [T, B, 10]; with `around`, the second is a residual branch."""
+
+    def __init__(self, around: bool = False, scale: float = 1.0) -> None:
+        super().__init__()
+        self.around = around
+        self.convs = nn.ModuleList((nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)))
+        self.neurons = nn.ModuleList((LIF(decay_input=False, v_threshold=0.1), LIF(tau=2.0)))
+        self.fc = nn.Linear(4 * 64, 10)
+        self.convs[1].weight.data.mul_(scale)
+
+    def forward(self, x):
+        first = self.neurons[0](self.convs[0](x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+        x = self.neurons[1](self.convs[1](first.flatten(0, 1)).unflatten(0, x.shape[:2]))
+        return self.fc((first + x if self.around else x).flatten(2))
+
+
+SHOWN = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10
+
+
+def test_what_would_help_a_silent_net_of_ones_own_is_tried():
+    torch.manual_seed(0)
+    net = Convolutions(scale=0.01)
+    found = spiketriton.diagnose(net, SHOWN, tries=30)  # images, of a net that takes [T, B, ...]
+    assert found.measured.grad_input.shape == (2, 4)
+    assert (found.verdict.word, found.verdict.forward.arrives) == ("no obstacle found", False)
+    norm, *_ = found.trials.changed
+    assert found.trials.images == 16
+    assert norm in found.trials.helped
+    words = "batch norm in front of every neuron"
+    assert f"lower with {words} ({norm[1]:.3g})" in str(found).splitlines()[-1]
+    assert all(not hasattr(neuron, "norm_in_front") for neuron in net.neurons)
+    assert spiketriton.diagnose(net, SHOWN, tries=0).trials is None
+    around = Convolutions(around=True, scale=0.01)
+    found = spiketriton.diagnose(around, SHOWN)
+    assert found.verdict.forward.rate < 1e-3
+    assert (found.verdict.obstacles, found.trials) == ((), None)
+
+
+def test_a_growing_gradient_of_ones_own_net_is_tried_with_a_limit():
+    torch.manual_seed(0)
+    batch = torch.randn(4, 16, 8), torch.arange(16) % 3
+    found = spiketriton.diagnose(Chain(50.0), batch, optimizer="sgd", tries=2)
+    assert [change(cure) for cure, _ in found.trials.changed] == [
+        "a limit of 1 on the gradient's norm"
+    ]
+
+
+class Deep(nn.Module):
+    """Layers of the usual start, with their norms, [T, B, 64] -> [T, B, 10]; with `skip`, around one of them."""
+
+    def __init__(self, depth: int = 24, skip: bool = False) -> None:
+        super().__init__()
+        self.skip = skip
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(64) for _ in range(depth))
+        self.neurons = nn.ModuleList(LIF(decay_input=False) for _ in range(depth))
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        for n, (layer, norm, neuron) in enumerate(
+            zip(self.layers, self.norms, self.neurons, strict=True)
+        ):
+            y = neuron(norm(layer(x).flatten(0, 1)).unflatten(0, x.shape[:2]))
+            x = x + y if self.skip and n == 9 else y
+        return self.fc(x)
+
+
+def test_a_lost_signal_is_named_where_the_layers_form_a_chain():
+    torch.manual_seed(0)
+    batch = torch.randn(32, 64), torch.arange(32) % 10
+    lost, short = (spiketriton.diagnose(Deep(depth), batch, tries=0) for depth in (24, 19))
+    assert lost.overlap[-1] < 0.25
+    assert (lost.verdict.word, short.verdict.word) == ("lost", "no obstacle found")
+    assert spiketriton.diagnose(Deep(24, skip=True), batch, tries=0).verdict.forward.judged is None
+
+
+def test_how_a_network_is_called_is_found_out():
+    steps = torch.rand(6, 16, 1, 8, 8)
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
+    one = nn.Sequential(nn.Conv2d(1, 4, 3), neuron.LIFNode(), nn.Flatten(), nn.Linear(144, 10))
+    for net, x, names, shape in (
+        (Convolutions(), SHOWN[0], ("neurons.0", "neurons.1"), (2, 5)),
+        (Convolutions(), steps, ("neurons.0", "neurons.1"), (2, 6)),
+        (one, SHOWN[0], ("1",), (1, 5)),
+        (one, steps, ("1",), (1, 6)),
+    ):
+        found = spiketriton.diagnose(net, (x, SHOWN[1]), time_steps=5)
+        assert (found.names, found.measured.grad_input.shape) == (names, shape)
+    with pytest.raises(
+        UserError, match=r"Convolutions answers to no x of \[16, 3\]: as given: .*; time first: "
+    ):
+        spiketriton.diagnose(Convolutions(), (torch.rand(16, 3), SHOWN[1]))
+
+
+def test_a_net_without_a_neuron_that_can_be_measured_is_told_why():
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(UserError, match="Sequential calls no spiking neuron; accepted: neurons of"):
+        spiketriton.diagnose(linear, SHOWN)
+    pytest.importorskip("snntorch")
+    loop = SnnTorch(1, 10, 4)
+    loop.neuron = nn.Identity()
+    with pytest.raises(
+        UserError, match=r"none of the neurons of SnnTorch can be measured: leaky \("
+    ):
+        spiketriton.diagnose(loop, SHOWN)
 
 
 def test_train_is_a_module_and_a_function():

@@ -319,6 +319,12 @@ class TestSet(_Members):
 
     __test__ = False  # pytest: not a class of tests
 
+    @property
+    def largest_class(self) -> float:
+        """The share of the images that are in the class with most of them, over all ranks."""
+        labels = self.dataset.split.labels.numpy()[self.members]
+        return float(np.bincount(labels).max() / len(labels))
+
     def __len__(self) -> int:
         """Batches that this rank gets."""
         return -(-len(self._mine) // self.batch_size)

@@ -18,7 +18,7 @@ from spiketriton.gradients.diagnosed import Subject
 from spiketriton.gradients.mean_field import MeanField
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.probing import NOISE, Prober, cut_time, probe_batches
-from spiketriton.gradients.verdict import CLOSED, lost_at, starts_closed
+from spiketriton.gradients.verdict import CLOSED, starts_closed
 from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import BlockNetwork
 from spiketriton.neurons import Norm, build_neuron
@@ -31,6 +31,7 @@ class Change(StrEnum):
     """What an ablation changes."""
 
     NOTHING = "as it is"
+    OPENED = "branches opened"
     HALF_WIDTH = "surrogate half as wide"
     TWICE_WIDTH = "surrogate twice as wide"
     HEIGHT = "surrogate height 1"
@@ -104,7 +105,7 @@ class Experiment:
         self.widths = {name: layer.surrogate.width for name, layer in model.spiking_layers()}
         self.width = math.exp(np.mean(np.log([float(w) for w in self.widths.values()])))
         self.has_surrogate = any(layer.kind != "ilif" for _, layer in model.spiking_layers())
-        self.overlap = self.prober().overlap()
+        self.signal = self.prober().signal()
 
     @property
     def images(self) -> int:
@@ -191,8 +192,8 @@ class Experiment:
         """`line`: the change of the recipe, "" for what no recipe can do. `prober`: of a net that has it otherwise."""
         changes = [] if prober else [line]
         prober = prober or self.prober(*changes)
-        overlap = prober.overlap() if kind in CHANGES_SPIKES else self.overlap
-        return Ablation(kind, line, self.measure(prober, *changes), float(overlap[-1]))
+        signal = prober.signal() if kind in CHANGES_SPIKES else self.signal
+        return Ablation(kind, line, self.measure(prober, *changes), float(signal.overlap[-1]))
 
     def _of_recipe(self) -> Iterator[tuple[Change, str]]:
         """What may be changed in the recipe, and by which line."""
@@ -218,7 +219,7 @@ class Experiment:
                 yield Change.NORM, "model.norm=bn"
             else:
                 yield Change.NO_NORM, "model.norm=none"
-            if lost_at(self.overlap) is not None and blocks and model.block == "plain":
+            if blocks and model.block == "plain":
                 yield Change.SEW, "model.block=sew"
                 yield Change.MS, "model.block=ms"
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spiketriton.config import LossConfig, Recipe, load_recipe, moved_plugins, replace
+from spiketriton.config import Recipe, load_recipe, moved_plugins, replace
 from spiketriton.errors import UserError
-from spiketriton.gradients.verdict import Learned, mean_loss
+from spiketriton.gradients.verdict import Learned, learned_by, planned_steps
 from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
-from spiketriton.runs.rows import Row
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,7 @@ class Subject:
 
     state: the weights; None for the fresh ones of the recipe's seed.
     step: optimizer steps behind the weights.
+    begun: whether these steps were the recipe's own: not where it was changed.
     learned: what the run's last test or loss shows; None for a recipe, and where the recipe was changed.
     changes: of the run's recipe, "key=value".
     """
@@ -28,6 +28,7 @@ class Subject:
     title: str
     state: dict[str, Tensor] | None = None
     step: int = 0
+    begun: bool = False
     learned: Learned | None = None
     changes: tuple[str, ...] = ()
 
@@ -59,24 +60,15 @@ def _of_run(folder: RunFolder, overrides: Sequence[str], warn: Callable[[str], N
     if recipe.neuron.surrogate != folder_recipe.neuron.surrogate:  # a width that is asked for wins
         weights = {k: v for k, v in weights.items() if not k.endswith("_extra_state")}
     counts = (state.get("data") or {}).get("class_counts", ())
+    rows = [row for row in folder.metrics.read() if row["step"] <= state["step"]]
+    steps = planned_steps(recipe.train, sum(counts))
     changed = f", with {' '.join(overrides)}" if overrides else ""
     return Subject(
         recipe,
         f"run {folder.path}, after step {state['step']}{changed}",
         weights,
         state["step"],
-        None if changed else learned_by(folder.metrics.read(), recipe.loss, counts, state["step"]),
+        state["step"] > 0 and not changed,
+        None if changed else learned_by(rows, recipe, counts, steps),
         tuple(overrides),
     )
-
-
-def learned_by(
-    rows: Sequence[Row], config: LossConfig, counts: Sequence[int], step: int
-) -> Learned | None:
-    """What the rows of a run's metrics show until `step`: the last test, before it the last loss."""
-    tests = [row for row in rows if row["kind"] == "eval" and row["step"] <= step]
-    losses = [(r["step"], r["loss"]) for r in rows if r["kind"] == "train" and r["step"] <= step]
-    if tests:
-        last = tests[-1]
-        return Learned.of(config, counts, None, last["test_accuracy"], last["test_images"])
-    return Learned.of(config, counts, mean_loss(losses), None, 0)

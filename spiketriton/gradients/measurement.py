@@ -27,6 +27,18 @@ KEYS = {
 
 
 @dataclass(frozen=True)
+class Signal:
+    """What the forward pass carries of the images.
+
+    overlap: what each layer keeps of an image, [layers]: 1 all of it, 0 nothing (`Prober.signal`).
+    arrives: whether the outputs differ between images at all.
+    """
+
+    overlap: np.ndarray
+    arrives: bool
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What the probes measured; arrays are float64 [layers, T].
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spiketriton.data import Data
 from spiketriton.errors import UserError
-from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.measurement import Measurement, Signal
 from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one, told_of_spikes
@@ -46,7 +46,8 @@ def probe_batches(data: Data, model: Network, device: torch.device, count: int) 
         fit *= (data.image_size / size) ** 2
     images, margin = min(MOST[device.type], max(FEWEST, int(fit))), (data.image_size - size) // 2
     middle = slice(margin, margin + size)
-    stream_of_all = replace(data.train, rank=0, world_size=1)
+    alone = replace(data.train.loading, workers=0)
+    stream_of_all = replace(data.train, rank=0, world_size=1, loading=alone)
     with contextlib.closing(stream_of_all.from_step(0)) as stream:
         found = []
         for x, y in islice(stream, count):
@@ -117,7 +118,7 @@ class Prober:
         largest = PROBE_FIELDS.index("grad_input_max")
         weights = {n: p for n, p in self.model.named_parameters() if p.ndim > 1 and p.requires_grad}
         totals = [torch.zeros_like(weight) for weight in weights.values()]
-        with trial(self.model), contextlib.ExitStack() as after:
+        with trial(self.model), _drawn_alike(device), contextlib.ExitStack() as after:
             for _, layer in self.layers:
                 after.callback(setattr, layer, "probe", None)
             for images, labels in self.batches:
@@ -145,16 +146,17 @@ class Prober:
         return replace(measured, weights=dict(zip(weights, rms, strict=True)))
 
     @torch.no_grad()
-    def overlap(self) -> np.ndarray:
-        """How much of an image each layer keeps, [layers]: 1 all of it, 0 nothing.
+    def signal(self) -> Signal:
+        """How much of an image each layer keeps, 1 all of it, 0 nothing, and whether any of it reaches the outputs.
 
         Each image is compared with a copy that has noise of 5 % of the pixels' standard deviation. The
         overlap is (same - other) / (1 - other), where `same` is the cosine between a layer's firing
         rates for an image and for its copy, and `other` that for two different images. In a net that
         is chaotic at depth a copy is as different as another image (Poole et al. 2016, arXiv
-        1606.05340; rates are the mean over time steps). NaN for a batch of one image.
+        1606.05340; rates are the mean over time steps). NaN for a batch of one image, of which an image
+        arrives wherever outputs are finite.
         """
-        found = np.zeros(len(self.layers))
+        found, arrives = np.zeros(len(self.layers)), False
         for images, _ in self.batches:
             pairs = images.shape[self.images]
             pairs = min(max(2, pairs // 2), pairs)  # twice as many are run
@@ -166,11 +168,35 @@ class Prober:
             def add(name: str, spikes: Tensor, rates: dict[str, Any] = rates) -> None:
                 rates[name] = rates[name] + spikes.float().sum(0) / self.steps
 
-            with trial(self.model), self.autocast(), told_of_spikes(self.layers, add):
-                self.model(torch.cat([images, copies], dim=self.images))
+            told = told_of_spikes(self.layers, add)
+            with trial(self.model), _drawn_alike(images.device), self.autocast(), told:
+                out = self.model(torch.cat([images, copies], dim=self.images))
+            arrives |= tells_apart(torch.as_tensor(out), 2 * pairs)
             overlaps = [overlap_of(torch.as_tensor(rate), pairs) for rate in rates.values()]
             found += np.array(overlaps) * self.share
-        return found
+        return Signal(found, arrives)
+
+
+@contextlib.contextmanager
+def _drawn_alike(device: torch.device) -> Iterator[None]:
+    """Dropout draws the same in the block whenever it is measured; the random state is afterwards as before."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        yield
+
+
+def tells_apart(out: Tensor, images: int) -> bool:
+    """Whether outputs [T, B, K] or [B, K] of so many images differ between them; also where no dimension counts them.
+
+    What differs by less than a millionth of the largest output is rounding.
+    """
+    places = [i for i, size in enumerate(out.shape[:2]) if size == images]
+    if not places or images == 1:
+        return True
+    out = out.detach().float()
+    spread = out.amax(places[-1]) - out.amin(places[-1])
+    return not bool((spread <= 1e-6 * out.abs().max()).all())
 
 
 def neurons_of(model: nn.Module) -> list[tuple[str, SpikingNeuron]]:

@@ -1,28 +1,28 @@
 """From measured numbers to a verdict: does the image get through, does the gradient come back, does the net learn?
 
-forward     Each layer must fire, and the last one must still tell an image from others (`Prober.overlap`,
-            which needs a pass of its own: `diagnose` measures it, training does not).
+forward     The image must reach the outputs, and the last layer must still tell it from others (`Prober.signal`).
 backward    The RMS of dL/dx over all time steps, at the first layer by that at the last; of residual nets, at
             the last layers of the blocks.
-learning    What training has shown. A net that learns in spite of an obstacle learns; one that is at chance is never
-            healthy; "healthy" is one that learns and has no obstacle.
+learning    What training has shown, once it can be known (`tells_from`). A net that learns in spite of an obstacle
+            learns; one that is at chance is never healthy; "healthy" is one that learns and has no obstacle.
 
-`LIMITS` are those by which 74 trainings of 37 random nets were told apart (docs/reading.md). Everything here is a
-record; `show.verdict` has the words.
+An obstacle is named only where the rows of docs/data/gradient_flow.csv say that it predicts: `LIMITS`, which
+`python docs/gradient_flow.py --judge` counts again. Elsewhere the number is shown without a word. Everything here is
+a record; `show.verdict` has the words.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from spiketriton.config import LossConfig, ModelConfig, Recipe
-from spiketriton.config.rules import BLOCK_NETS, VGG, PlainNet
-from spiketriton.gradients.measurement import Measurement
+from spiketriton.config import LossConfig, ModelConfig, Recipe, TrainConfig
+from spiketriton.config.rules import BLOCK_NETS, PlainNet
+from spiketriton.gradients.measurement import Measurement, Signal
 
 
 class Word(StrEnum):
@@ -31,31 +31,59 @@ class Word(StrEnum):
     HEALTHY = "healthy"
     LEARNING = "learning"
     CHANCE = "at chance"
+    EARLY = "too early to tell"
     FREE = "no obstacle found"
-    VANISHING = "vanishing"
     EXPLODING = "exploding"
     SILENT = "silent"
     LOST = "lost"
     NOT_FINITE = "not finite"
 
 
+class Predicts(NamedTuple):
+    """A limit, and what became of the trainings beyond it: how many there were, and how many learnt.
+
+    layers: spiking layers from which on it was tried; of shallower nets it says nothing.
+    """
+
+    limit: float
+    learnt: int
+    trainings: int
+    layers: int = 0
+
+
 class LIMITS:
     """What tells nets that learn from others."""
 
-    # of the ratio first / last by optimizer; vanishing below, exploding above. AdamW divides each gradient by its
-    # size, so that it may be as small as it likes, but for 0
-    depth: ClassVar[dict[str, tuple[float, float]]] = {"sgd": (1e-3, 1e3), "adamw": (0.0, 1e12)}
-    kept = 0.25  # of an image, by the last layer (`Prober.overlap`)
+    # of the ratio first / last, under SGD without a limit on the gradient's norm. Neither a smaller ratio nor one
+    # under AdamW or clipping told anything
+    growth = Predicts(1e3, 0, 16)
+    # of an image, kept by the last layer, of neurons other than I-LIF; in other nets it told nothing
+    chain = Predicts(0.25, 0, 9, layers=20)  # without skip connections
+    plain = Predicts(0.1, 1, 16, layers=48)  # of plain blocks
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
     steps = 50  # ... the mean over as many steps, ...
-    since = 100  # ... from this step on
+    since = 100  # ... from this step on, and after the warm-up
     deviations = 3.0  # of a test's accuracy from that of the largest class, in standard deviations
 
 
 DEAD_SHARE = 0.9  # of a layer's neurons, outside the surrogate's reach: worth a sentence
 CLOSED = 0.5  # blocks that start with a smaller gain pass little gradient into their branches
-WIDTH = 0.3  # of the threshold: the default
+
+
+def tells_from(train: TrainConfig, steps: int) -> int:
+    """The step from which on a training of `steps` steps shows whether the net learns.
+
+    Not before step 100, and not before the mean loss is one of steps behind the warm-up.
+    """
+    warm = math.ceil(train.warmup * steps) + LIMITS.steps
+    return max(LIMITS.since, min(warm, steps))
+
+
+def planned_steps(train: TrainConfig, images: int) -> int:
+    """Optimizer steps of a training on so many images."""
+    steps = train.epochs * (images // train.batch_size)
+    return min(steps, train.max_steps or steps)
 
 
 @dataclass(frozen=True)
@@ -64,14 +92,15 @@ class Learned:
 
     loss: in training; None where it says nothing, as that of a loss whose value for guessing is not known.
     accuracy, images: of the last test; None and 0 before it.
-    guess_loss, guess_accuracy: of always answering with the shares of the classes, and with the largest class.
+    guess_loss, guess_accuracy: of always answering with the shares of the classes, and of the images that were
+        tested with the largest class; None before a test.
     """
 
     loss: float | None
     accuracy: float | None
     images: int
     guess_loss: float
-    guess_accuracy: float
+    guess_accuracy: float | None
 
     @classmethod
     def of(
@@ -79,48 +108,79 @@ class Learned:
         config: LossConfig,
         counts: Sequence[int],
         loss: float | None,
-        accuracy: float | None = None,
-        images: int = 0,
+        test: Mapping[str, Any] | None = None,
     ) -> "Learned | None":
-        """`counts`: images of each class; None where they are not known, and where nothing is known yet."""
-        loss = loss if config.kind == "cross_entropy" else None
-        if not sum(counts) or (loss is None and accuracy is None):
+        """`counts`: training images of each class; `test`: a row of metrics.jsonl. None where nothing is known."""
+        # a teacher's loss is mixed with its own, and has no known value for guessing
+        known = config.kind == "cross_entropy" and config.teacher == "-" and sum(counts) > 0
+        loss = loss if known else None
+        largest = None if test is None else test.get("test_largest_class")
+        if loss is None and largest is None:
             return None
-        shares = np.array(counts, float) / sum(counts)
-        known = shares[shares > 0]
-        entropy = float(-(known * np.log(known)).sum())
+        shares = np.array(counts, float) / max(sum(counts), 1)
+        shares = shares[shares > 0]
+        entropy = float(-(shares * np.log(shares)).sum())
         if config.class_weights == "balanced":
             entropy = math.log(len(counts))
-        return cls(loss, accuracy, images, entropy, float(shares.max()))
+        if test is None or largest is None:
+            return cls(loss, None, 0, entropy, None)
+        return cls(loss, test["test_accuracy"], test["test_images"], entropy, largest)
 
     @property
     def at_chance(self) -> bool:
         """Whether it does no better than guessing; the test counts for more than the loss."""
-        if self.accuracy is not None:
+        if self.accuracy is not None and self.guess_accuracy is not None:
             share = self.guess_accuracy
             noise = math.sqrt(share * (1 - share) / self.images)
             return self.accuracy <= share + LIMITS.deviations * noise
         return self.loss is not None and not self.loss < LIMITS.loss * self.guess_loss
 
 
+def learned_by(
+    rows: Iterable[Mapping[str, Any]], recipe: Recipe, counts: Sequence[int], steps: int
+) -> Learned | None:
+    """What rows of metrics.jsonl show of a training of `steps` steps; None while it is too early to tell.
+
+    The last test; the mean loss of the last 50 steps where all of them came after it.
+    """
+    known = [row for row in rows if row["kind"] in ("train", "eval")]
+    if not known or known[-1]["step"] < tells_from(recipe.train, steps):
+        return None
+    tests = [row for row in known if row["kind"] == "eval"]
+    since = tests[-1]["step"] if tests else 0
+    losses = [(row["step"], row["loss"]) for row in known if row["kind"] == "train"]
+    loss = mean_loss(losses)
+    newer = loss is not None and losses[-1][0] >= since + LIMITS.steps
+    if newer and (found := Learned.of(recipe.loss, counts, loss)) is not None:
+        return found
+    return Learned.of(recipe.loss, counts, None, tests[-1]) if tests else None
+
+
 @dataclass(frozen=True)
 class Forward:
-    """What gets through to the last layer.
+    """What gets through to the last layer, and to the outputs.
 
     quietest, rate: the layer (index) that fires least of those that should, and its spikes per
         neuron and time step.
+    arrives: False where a layer hardly fires and no path goes around it, so that the outputs are the same for all
+        images; None where it was not measured.
+    wakes: whether a gradient arrives at every layer that hardly fires, so that training may wake it.
     kept: what the last layer keeps of an image, 0 to 1; None where it was not measured.
-    lost_from: the layer (index) from which on nothing is kept, or None.
+    judged: the limit of `kept`; None where it tells nothing of nets of this kind.
+    lost_from: the layer (index) from which on less than that is kept, or None.
     """
 
     quietest: int
     rate: float
-    kept: float | None
-    lost_from: int | None
+    arrives: bool | None = None
+    wakes: bool = True
+    kept: float | None = None
+    judged: Predicts | None = None
+    lost_from: int | None = None
 
     @property
     def word(self) -> Word:
-        if self.rate < LIMITS.rate:
+        if self.arrives is False and not self.wakes:
             return Word.SILENT
         return Word.FREE if self.lost_from is None else Word.LOST
 
@@ -129,17 +189,17 @@ class Forward:
 class Backward:
     """The gradient through depth, walking backward.
 
-    limits: what `ratio` is judged against.
+    judged: what `ratio` is judged against; None where it tells nothing.
     places: how many layers were compared; 0 while residual blocks are closed, and no gradient enters them.
     ratio: first / last; 0 when the gradient dies on the way, infinite when it overflows; None with fewer than two
         places, or where nothing arrives at the last.
-    steepest: layer (index) entered by the largest step in the direction of the word.
-    extreme: place (layer, time step) of the largest gradient when it explodes, else the smallest.
+    steepest: layer (index) entered by the largest growth of the gradient.
+    extreme: place (layer, time step) of the largest gradient.
     nonfinite: (layer, time step) where dL/dx first was not finite on the way back, or None.
     """
 
     word: Word
-    limits: tuple[float, float]
+    judged: Predicts | None
     places: int
     ratio: float | None
     steepest: int
@@ -156,6 +216,7 @@ class Verdict:
     dead_layer: the worst layer (index) if most of its neurons are out of reach, or None.
     below_eps: weights whose gradient is smaller than AdamW's eps, so that their steps are, too.
     learned: None where nothing has been trained, or not long enough.
+    begun: whether training has begun.
     """
 
     names: tuple[str, ...]
@@ -169,6 +230,7 @@ class Verdict:
     time_factor: float
     below_eps: tuple[str, ...] = ()
     learned: Learned | None = None
+    begun: bool = False
 
     @property
     def obstacles(self) -> tuple[Word, ...]:
@@ -181,6 +243,8 @@ class Verdict:
         """One word for all: what training has shown, before that the first obstacle."""
         if self.backward.word == Word.NOT_FINITE:
             return Word.NOT_FINITE
+        if self.learned is None and self.begun:
+            return Word.EARLY
         if self.learned is None:
             return self.obstacles[0] if self.obstacles else Word.FREE
         if self.learned.at_chance:
@@ -191,34 +255,48 @@ class Verdict:
 def judge(
     measured: Measurement,
     of: Recipe | str = "sgd",
-    overlap: np.ndarray | None = None,
+    signal: Signal | None = None,
     learned: Learned | None = None,
+    *,
+    begun: bool = False,
+    chain: bool = False,
 ) -> Verdict:
-    """The verdict on a measurement, the same for `train`, `diagnose` and the report.
+    """The verdict on a measurement, the same for `train`, `diagnose` and Python.
 
-    of: the recipe, or of a net without one the optimizer. overlap: what each layer keeps of an image, [layers]; None
-    where it was not measured. learned: what the training knows, if there was one.
+    of: the recipe, or of a net without one the optimizer. signal: what gets through; None where it was not measured.
+    learned, begun: what the training knows, if there was one, and whether there was. chain: of a net without a recipe,
+    whether its layers form a chain, with no path around one of them.
     """
-    names, optimizer, eps = measured.names, of, 0.0
+    names, optimizer, eps, clipped = measured.names, of, 0.0, False
     compared: Sequence[int] = range(len(names))
     silent: list[int] = []
+    told = LIMITS.chain if chain else None
     if isinstance(of, Recipe):
-        optimizer, eps = of.train.optimizer, of.train.eps
+        optimizer, eps, clipped = of.train.optimizer, of.train.eps, of.clipping > 0
         compared, silent = _compared(measured, of.model), _may_be_silent(names, of.model)
+        told = told or _told_by_signal(of)
+    if told is not None and len(names) < told.layers:
+        told = None
     outside, firing = measured.outside.mean(1), measured.firing.mean(1)
     should_fire = [i for i in range(len(names)) if i not in silent] or range(len(names))
     quietest = min(should_fire, key=lambda i: firing[i])
     small = [n for n, rms in measured.weights.items() if optimizer == "adamw" and 0 < rms < eps]
+    forward = Forward(quietest, float(firing[quietest]))
+    if signal is not None:
+        kept = float(signal.overlap[-1])
+        lost = None if told is None else lost_at(signal.overlap, told.limit)
+        # a layer that hardly fires, and no path around it; outputs may also start at 0
+        silent_net = forward.rate < LIMITS.rate and not signal.arrives and not kept > 0
+        asleep = [i for i in should_fire if firing[i] < LIMITS.rate]
+        wakes = all(measured.grad_input[i].any() for i in asleep)
+        forward = Forward(quietest, forward.rate, not silent_net, wakes, kept, told, lost)
     return Verdict(
         names=names,
         optimizer=str(optimizer),
-        forward=Forward(
-            quietest=quietest,
-            rate=float(firing[quietest]),
-            kept=None if overlap is None else float(overlap[-1]),
-            lost_from=None if overlap is None else lost_at(overlap),
+        forward=forward,
+        backward=_backward(
+            measured, compared, LIMITS.growth if optimizer == "sgd" and not clipped else None
         ),
-        backward=_backward(measured, compared, str(optimizer)),
         time_ratio=measured.time_ratio,
         dead_share=float(measured.outside.mean()),
         dead_layer=int(outside.argmax()) if outside.max() > DEAD_SHARE else None,
@@ -226,12 +304,23 @@ def judge(
         time_factor=float(measured.time_factor.mean()),
         below_eps=tuple(small),
         learned=learned,
+        begun=begun,
     )
 
 
-def lost_at(overlap: np.ndarray) -> int | None:
-    """The layer from which on nothing is kept of an image; None if the last one keeps some."""
-    keeping = np.flatnonzero(~(overlap < LIMITS.kept))
+def _told_by_signal(recipe: Recipe) -> Predicts | None:
+    """The limit of the forward signal for deep nets of this kind; None where it tells nothing."""
+    model = recipe.model
+    if recipe.neuron.kind == "ilif":
+        return None
+    if model.name in get_args(PlainNet):
+        return LIMITS.chain
+    return LIMITS.plain if model.name in BLOCK_NETS and model.block == "plain" else None
+
+
+def lost_at(overlap: np.ndarray, limit: float) -> int | None:
+    """The layer from which on less than `limit` is kept of an image; None if the last one keeps more."""
+    keeping = np.flatnonzero(~(overlap < limit))
     after = int(keeping[-1]) + 1 if len(keeping) else 0
     return after if after < len(overlap) else None
 
@@ -269,87 +358,31 @@ def _may_be_silent(names: Sequence[str], model: ModelConfig) -> list[int]:
     return [i for i in last_layers(names) if "." in names[i]] if closed else []
 
 
-def _backward(measured: Measurement, among: Sequence[int], optimizer: str) -> Backward:
-    limits, last = LIMITS.depth[optimizer], len(measured.names) - 1
+def _backward(measured: Measurement, among: Sequence[int], judged: Predicts | None) -> Backward:
+    last = len(measured.names) - 1
     bad = np.argwhere(measured.nonfinite > 0)
     nonfinite = (int(bad[-1][0]), int(bad[-1][1])) if len(bad) else None
     if not among:
-        return Backward(Word.FREE, limits, 0, None, last, (last, 0), None)
+        return Backward(Word.FREE, judged, 0, None, last, (last, 0), None)
     shown = measured.of_layers(among)
     profile, ratio = shown.depth_profile, shown.depth_ratio
     finite = np.where(np.isfinite(profile), profile, np.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         jumps = -np.diff(np.log(finite))  # from a layer to the one before it, walking backward
     word = Word.FREE
-    if nonfinite is not None:
+    if nonfinite is not None or np.isinf(finite).any():
         word = Word.NOT_FINITE
-    elif np.isinf(finite).any() or (ratio is not None and ratio > limits[1]):
+    elif judged is not None and ratio is not None and ratio > judged.limit:
         word = Word.EXPLODING
-    elif len(profile) > 1 and (not ratio or ratio < limits[0]):
-        word = Word.VANISHING
-    towards = np.where(np.isnan(jumps), -np.inf, -jumps if word == Word.VANISHING else jumps)
+    growth = np.where(np.isnan(jumps), -np.inf, jumps)
     grads = np.where(np.isfinite(shown.grad_input), shown.grad_input, np.inf)
-    extreme = grads.argmin() if word == Word.VANISHING else grads.argmax()
-    layer, step = map(int, np.unravel_index(extreme, grads.shape))
-    steepest = among[int(towards.argmax()) if len(towards) else 0]
-    place = (int(among[layer]), step)
-    return Backward(word, limits, len(profile), ratio, steepest, place, nonfinite)
-
-
-class Why(StrEnum):
-    """Why a change of the recipe may help; `show.verdict` has the sentences."""
-
-    BLOCKS_START_CLOSED = "blocks start closed"
-    GOES_AROUND = "the gradient goes around neurons"
-    IDENTITY = "layers start as the identity"
-    WIDTH = "the default width"
-    NORM = "batch norm"
-    MEMBRANES = "membrane shortcuts"
-    RATE = "a lower learning rate"
-
-
-@dataclass(frozen=True)
-class Cure:
-    """A change of the recipe and why."""
-
-    key: str
-    value: float | str
-    why: Why
-
-
-def cures(recipe: Recipe, verdict: Verdict, fresh: bool = True) -> list[Cure]:
-    """The defaults that the recipe does not take, where the verdict found an obstacle or nothing was learnt.
-
-    They are what won the race of docs/gradient_flow.md. `fresh`: the net may still be another; of a run with
-    weights only what leaves them alone is offered.
-    """
-    model, found = recipe.model, []
-    stuck = verdict.word == Word.CHANCE
-    if verdict.word in (Word.FREE, Word.HEALTHY, Word.LEARNING):
-        return []
-    slower = Cure("train.lr", float(f"{recipe.peak_lr / 3:.2g}"), Why.RATE)
-    blocks = model.name in BLOCK_NETS and model.block != "preact"
-    if model.name not in (*BLOCK_NETS, *get_args(PlainNet), *get_args(VGG)):  # somebody's own
-        return [slower] if stuck else []
-    if fresh and model.norm == "none":
-        found.append(Cure("model.norm", "bn", Why.NORM))
-    elif fresh and blocks and not starts_closed(model):
-        found.append(Cure("model.residual_gain", 0.0, Why.BLOCKS_START_CLOSED))
-    if fresh and model.name in get_args(PlainNet) and model.start != "identity":
-        found.append(Cure("model.start", "identity", Why.IDENTITY))
-    if stuck or verdict.backward.word != Word.FREE:
-        around = model.shortcut_gradient == "straight_through"
-        if blocks and model.block == "plain" and not around:
-            found.append(Cure("model.shortcut_gradient", "straight_through", Why.GOES_AROUND))
-        usual = WIDTH * recipe.neuron.v_threshold
-        own = recipe.neuron.kind == "ilif"  # its gradient has no width
-        if not own and not 0.5 < recipe.neuron.surrogate.width / usual < 2:
-            found.append(Cure("neuron.surrogate.width", float(f"{usual:.3g}"), Why.WIDTH))
-    if stuck:
-        found.append(slower)
-        if fresh and blocks and model.block == "plain":
-            found.append(Cure("model.block", "ms", Why.MEMBRANES))
-    return found
+    layer, step = map(int, np.unravel_index(grads.argmax(), grads.shape))
+    if word == Word.NOT_FINITE and nonfinite is None:
+        nonfinite = (int(among[layer]), step)
+    steepest = among[int(growth.argmax()) if len(growth) else 0]
+    return Backward(
+        word, judged, len(profile), ratio, steepest, (int(among[layer]), step), nonfinite
+    )
 
 
 def mean_loss(rows: Sequence[tuple[int, float]]) -> float | None:

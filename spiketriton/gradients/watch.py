@@ -3,63 +3,57 @@
 from collections.abc import Callable, Sequence
 
 from spiketriton.config import Recipe
-from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.measurement import Measurement, Signal
 from spiketriton.gradients.verdict import (
     LIMITS,
-    Cure,
     Learned,
     Verdict,
     Word,
-    cures,
     judge,
-    mean_loss,
+    learned_by,
 )
+from spiketriton.runs.rows import Row
 
 
 class Watch:
-    """Judges each measurement of a run, and tells once of each obstacle, with its cures."""
+    """Judges what `diagnose` would measure of a run of `steps` steps, and tells once of each obstacle."""
 
     def __init__(
         self,
         recipe: Recipe,
         counts: Sequence[int],
-        tell: Callable[[int, Verdict, list[Cure]], None],
+        steps: int,
+        tell: Callable[[int, Verdict], None],
     ) -> None:
-        self.recipe, self.counts, self.tell = recipe, counts, tell
+        self.recipe, self.counts, self.steps, self.tell = recipe, counts, steps, tell
         self.verdict: Verdict | None = None
         self.learned: Learned | None = None
-        self._measured: Measurement | None = None
-        self._losses: list[tuple[int, float]] = []
+        self._measured: tuple[Measurement, Signal] | None = None
+        self._rows: list[Row] = []
+        self._begun = False
         self._told: set[Word] = set()
 
-    def look(self, step: int, measured: Measurement) -> None:
-        """Judges what was measured at `step` of the training."""
-        self._measured = measured
+    def look(self, step: int, measured: Measurement, signal: Signal) -> None:
+        """Judges what was measured after `step` of the training."""
+        self._measured, self._begun = (measured, signal), step > 0
         self._judge()
         assert self.verdict is not None
         # fp16's loss scaler finds its factor by overflowing, so values that are not finite are normal
         found = {*self.verdict.obstacles} - {Word.NOT_FINITE}
         if self.verdict.word != Word.LEARNING and not self._told.issuperset(found):
             self._told.update(found)
-            self.tell(step, self.verdict, self.cures())
+            self.tell(step, self.verdict)
 
-    def hear_loss(self, step: int, loss: float) -> None:
-        """The mean loss of training since the last call, after `step`."""
-        self._losses = [*self._losses, (step, loss)][-LIMITS.steps :]
-        self._learned(mean_loss(self._losses), None, 0)
-
-    def hear_test(self, accuracy: float, images: int) -> None:
-        """The result of a test, which holds until there is a newer loss."""
-        self._learned(None, accuracy, images)
-
-    def cures(self) -> list[Cure]:
-        """Changes that may help; none for a net without a measurement."""
-        return [] if self.verdict is None else cures(self.recipe, self.verdict)
-
-    def _learned(self, loss: float | None, accuracy: float | None, images: int) -> None:
-        self.learned = Learned.of(self.recipe.loss, self.counts, loss, accuracy, images)
+    def hear(self, row: Row) -> None:
+        """A row of metrics.jsonl."""
+        self._begun = True
+        recent = [kept for kept in self._rows if kept["step"] > row["step"] - LIMITS.steps]
+        tests = [kept for kept in self._rows if kept["kind"] == "eval" and kept not in recent]
+        self._rows = [*tests[-1:], *recent, row]
+        self.learned = learned_by(self._rows, self.recipe, self.counts, self.steps)
         self._judge()
 
     def _judge(self) -> None:
         if self._measured is not None:
-            self.verdict = judge(self._measured, self.recipe, learned=self.learned)
+            measured, signal = self._measured
+            self.verdict = judge(measured, self.recipe, signal, self.learned, begun=self._begun)

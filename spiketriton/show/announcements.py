@@ -181,6 +181,10 @@ class Announcements:
         """The run as a command takes it, with consent to the code that it was just trained with, if there is some."""
         return [str(self.folder.path), *["--trust-plugins"] * self.recipe.names_code]
 
+    def diagnose(self) -> str:
+        """The command that diagnoses the run."""
+        return shlex.join([*spelled("diagnose"), *self._run])
+
     def _with_changes(
         self, outcome: Outcome, arguments: Sequence[str]
     ) -> Iterator[tuple[list[str], str]]:

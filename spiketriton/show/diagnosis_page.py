@@ -11,7 +11,8 @@ from rich.text import Text
 from spiketriton.gradients.ablations import Ablation, Change
 from spiketriton.gradients.diagnosis import Diagnosis
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.verdict import CLOSED, Word, lost_at
+from spiketriton.gradients.trials import Trials
+from spiketriton.gradients.verdict import CLOSED, Word
 from spiketriton.show import verdict as words
 from spiketriton.show.screen import Table, say, show_table, show_whole
 from spiketriton.show.words import COLOURS, in_percent, times
@@ -45,16 +46,26 @@ def show(found: Diagnosis, console: Console) -> None:
     kept = f"a membrane's gradient keeps {in_percent(verdict.time_factor)} from step to step"
     say(console, f"{surrogate(found)}; {fires}; {kept}")
     console.print()
-    as_is = Ablation(Change.NOTHING, "", measured, float(found.overlap[-1]))
-    rows = [_row(ablation) for ablation in (as_is, *found.ablations)]
+    rows = [_row(ablation) for ablation in (*first_rows(found), *found.ablations)]
     show_table(console, "one thing changed at a time", Table(HEAD, rows, legend=LEGEND))
     if cause := causes(found):
         say(console, cause)
     console.print()
     say(console, f"conclusion: {conclusion(found)}", style="bold", indent="  ")
-    for cure in found.cures:
-        show_whole(console, f"  {words.change(cure)}")
-        say(console, f"      {words.WHY[cure.why]}", indent="      ")
+    if found.trials is not None:
+        say(console, f"  {words.tried(found.trials)}", indent="  ")
+        for cure, _ in found.trials.helped:
+            show_whole(console, f"  {words.change(cure)}")
+            say(console, f"      {words.WHY[cure.why]}", indent="      ")
+
+
+def first_rows(found: Diagnosis) -> list[Ablation]:
+    """The net as it is, and with its branches opened where the others are measured so."""
+    kept = float(found.signal.overlap[-1])
+    rows = [Ablation(Change.NOTHING, "", found.as_it_is, kept)]
+    if found.opened:
+        rows.append(Ablation(Change.OPENED, "", found.measured, kept))
+    return rows
 
 
 def surrogate(found: Diagnosis) -> str:
@@ -71,7 +82,7 @@ def opening(found: Diagnosis) -> str:
     if not found.opened:
         return ""
     return (
-        "the verdict is of the network as initialised; heat map, picture and table are measured with its residual "
+        "the verdict is of the network as initialised; heat map, picture and changes are measured with its residual "
         f"branches at a gain of {CLOSED:g}, because at a smaller one little gradient enters them, and at zero none"
     )
 
@@ -80,11 +91,8 @@ def prediction(found: Diagnosis) -> str:
     """What the mean field says beside what was measured; "" where it says nothing."""
     if found.predicted is None:
         return ""
-    lost = lost_at(found.predicted.overlap)
     kept = two_digits(found.predicted.overlap[-1])
-    image = f"the forward signal at the last layer is {kept} (measured: {two_digits(found.overlap[-1])})"
-    if lost is not None:
-        image += f", and lost from {found.measured.names[lost]} on"
+    image = f"the forward signal at the last layer is {kept} (measured: {two_digits(found.signal.overlap[-1])})"
     return (
         f"predicted without data and weights (gradients/mean_field.py): from layer to layer the gradient grows by "
         f"{found.predicted.gain:.3g} (measured: {found.measured.depth_gain:.3g}), {image}"
@@ -92,14 +100,22 @@ def prediction(found: Diagnosis) -> str:
 
 
 def conclusion(found: Diagnosis) -> str:
-    """What all of it comes to, in one sentence; what to change is in `Diagnosis.cures`."""
+    """What all of it comes to, in one sentence; `words.tried` says what to change."""
     verdict = found.verdict
-    if verdict.word == Word.FREE:
-        return "no obstacle was found; whether it learns shows within the first hundred steps of a training"
+    if verdict.word == Word.FREE and found.trials is None:
+        return "no obstacle was found; whether it learns shows in a training, after the warm-up"
+    if verdict.word == Word.EARLY:
+        return words.EARLY
     if verdict.word in (Word.HEALTHY, Word.LEARNING):
         return f"nothing to change: {words.line(verdict)}"
-    trouble = f"this net has a problem ({words.line(verdict)})"
-    return trouble + ("; change this:" if found.cures else ", and no change is known that helps")
+    trouble = words.line(verdict)
+    if verdict.word == Word.FREE:
+        trouble = "the outputs are the same for all images before training"
+    if found.trials is None:
+        return f"{trouble}; no change was tried"
+    return trouble + (
+        "; these changes help:" if found.trials.helped else "; no change that was tried helps"
+    )
 
 
 def causes(found: Diagnosis) -> str:
@@ -109,16 +125,6 @@ def causes(found: Diagnosis) -> str:
     best = ", ".join(f"{one.override or one.change} ({times(to)})" for one, to in found.causes())
     nearest = f"nearest to 1 with {best}" if best else "none of the changes tried reduces it"
     return f"depth: {times(found.measured.depth_ratio)}; {nearest}"
-
-
-def forgotten(found: Diagnosis) -> str:
-    first, last = two_digits(found.overlap[0]), two_digits(found.overlap[-1])
-    text = f"the forward signal is {first} at the first layer and {last} at the last"
-    lost = lost_at(found.overlap)
-    if lost is not None:
-        name = found.measured.names[lost]
-        text += f"; from {name} on an image and a copy with 5 % noise differ like two images"
-    return text
 
 
 def as_json(found: Diagnosis) -> dict[str, Any]:
@@ -147,8 +153,8 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
         "opened": found.opened,
         "conclusion": conclusion(found),
         "width": found.width,
-        "overlap": found.overlap.tolist(),
-        "forgotten": forgotten(found),
+        "overlap": found.signal.overlap.tolist(),
+        "arrives": found.signal.arrives,
         "predicted_gain": None if predicted is None else predicted.gain,
         "predicted_overlap": None if predicted is None else predicted.overlap.tolist(),
         "depth_profile": measured.depth_profile.tolist(),
@@ -167,9 +173,27 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
             }
             for ablation in found.ablations
         ],
-        "cures": [{"change": words.change(c), "reason": words.WHY[c.why]} for c in found.cures],
+        "trials": None if found.trials is None else trials(found.trials),
         "weights": measured.weights,
         "rows": measured.rows(),
+    }
+
+
+def trials(tried: Trials) -> dict[str, Any]:
+    helped = [cure for cure, _ in tried.helped]
+    return {
+        "steps": tried.steps,
+        "images": tried.images,
+        "loss": tried.as_it_is,
+        "changes": [
+            {
+                "change": words.change(cure),
+                "reason": words.WHY[cure.why],
+                "loss": loss,
+                "helped": cure in helped,
+            }
+            for cure, loss in tried.changed
+        ],
     }
 
 

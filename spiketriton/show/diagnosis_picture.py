@@ -23,7 +23,7 @@ def draw(found: Diagnosis, path: Path) -> None:
         time = figure.add_subplot(grid[1, :2])
         size, unit = "Size of the gradient", "gradient (RMS, log scale)"
         heat_map(heat, measured.grad_input, measured.names, size, unit, logs=True)
-        lines = [("as it is", measured, BLUE)]
+        lines = [("branches opened" if found.opened else "as it is", measured, BLUE)]
         for ablation in found.ablations:
             if ablation.change == Change.HALF_WIDTH:
                 lines.append(("half as wide", ablation.measured, GREY))
@@ -34,12 +34,12 @@ def draw(found: Diagnosis, path: Path) -> None:
             profile = positive(shown.depth_profile)
             depth.plot(profile, range(len(profile)), **style)
             time.plot(positive(shown.time_profile), **style)
-        image.plot(found.overlap, range(len(found.overlap)), color=BLUE, marker="o")
+        image.plot(found.signal.overlap, range(len(found.signal.overlap)), color=BLUE, marker="o")
         if found.predicted is not None:
             predicted = found.predicted.overlap
             image.plot(predicted, range(len(predicted)), color=GREY, ls="--", label="predicted")
             figures.legend_below(image)
-        image.set_title(f"Forward signal: {found.overlap[-1]:.2f}")
+        image.set_title(f"Forward signal: {found.signal.overlap[-1]:.2f}")
         image.set_xlabel("similarity (1: same)")
         image.set_xlim(-0.05, 1.05)
         figures.whole_numbers(image.yaxis)

@@ -11,9 +11,8 @@ import numpy as np
 from spiketriton.config import Recipe
 from spiketriton.config.rules import BLOCK_NETS
 from spiketriton.errors import UserError
-from spiketriton.gradients.diagnosed import learned_by
-from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.verdict import judge
+from spiketriton.gradients.measurement import Measurement, Signal
+from spiketriton.gradients.verdict import judge, learned_by, planned_steps
 from spiketriton.plain import of_plain
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import read_record
@@ -211,12 +210,15 @@ class Page:
             return
         last = max(row["step"] for row in rows)
         measured = Measurement.of_step(rows, last)
-        learned = None
+        facts: dict[str, Any] = {}
         if any(folder.checkpoints.glob("*.pt")):
             facts = read_state(folder)[0].get("data") or {}
-            learned = learned_by(self.rows, self.recipe.loss, facts.get("class_counts", ()), last)
-        overlap = _diagnosed(folder, last, len(measured.names))
-        verdict = judge(measured, self.recipe, overlap, learned)
+        counts = facts.get("class_counts", ())
+        steps = planned_steps(self.recipe.train, sum(counts))
+        until = [row for row in self.rows if row["step"] <= last]
+        learned = learned_by(until, self.recipe, counts, steps)
+        signal = _diagnosed(folder, last, len(measured.names))
+        verdict = judge(measured, self.recipe, signal, learned, begun=True)
         yield f"<p><strong>After step {last}: {escape(line(verdict))}.</strong></p>"
         yield _list(sentences(verdict))
         yield _figure(figure, "gradient by layer and time step")
@@ -261,17 +263,18 @@ def _class_rows(one: Evaluation) -> Iterator[tuple[str, str, str]]:
         yield name, f"{images:,}", f"{100 * accuracy:.1f} %" if images else "-"
 
 
-def _diagnosed(folder: RunFolder, step: int, layers: int) -> np.ndarray | None:
-    """What each layer keeps of an image, where `diagnose RUN` has measured it after this step."""
+def _diagnosed(folder: RunFolder, step: int, layers: int) -> Signal | None:
+    """What gets through, where `diagnose RUN` has measured it after this step."""
     for path in sorted(folder.path.glob("diagnosis*.json")):
         found = read_record(path, dict[str, Any])
         try:
             after, changes = of_plain(int, found.get("step")), found.get("changes")
             overlap = of_plain(list[float], found.get("overlap"))
+            arrives = of_plain(bool, found.get("arrives"))
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}") from None
         if (after, changes, len(overlap)) == (step, [], layers):
-            return np.array(overlap, float)
+            return Signal(np.array(overlap, float), arrives)
     return None
 
 

@@ -3,23 +3,21 @@
 import math
 from collections.abc import Sequence
 
+from spiketriton.gradients.cures import Cure, Why
+from spiketriton.gradients.trials import Trials
 from spiketriton.gradients.verdict import (
     DEAD_SHARE,
     LIMITS,
     Backward,
-    Cure,
     Forward,
     Learned,
+    Predicts,
     Verdict,
-    Why,
     Word,
 )
 from spiketriton.show.words import in_percent, percent, times
 
-REASONS = {
-    "sgd": "SGD takes gradients as they are, so layers with much smaller ones hardly learn",
-    "adamw": "AdamW divides each weight's gradient by its size; the limit is a choice, far below float32's",
-}
+EARLY = f"{Word.EARLY}: known after the warm-up, and not before step {LIMITS.since}"
 WHY = {
     Why.BLOCKS_START_CLOSED: "each block then starts as its shortcut, and the forward signal reaches the last layer",
     Why.GOES_AROUND: "the gradient of a shortcut then goes around the neuron that it enters",
@@ -27,7 +25,10 @@ WHY = {
     Why.WIDTH: "the default, 0.3 of the threshold; docs/gradient_flow.md has the widths that it was compared with",
     Why.NORM: "batch norm keeps the currents within reach of the surrogate",
     Why.MEMBRANES: "shortcuts then bypass the neurons, forward and backward",
-    Why.RATE: "where nothing is learnt, try a lower learning rate first",
+    Why.RATE: "a step may have been too large",
+    Why.CLIPPING: "SGD takes steps as large as the gradient, which bursts in deep spiking nets",
+    Why.INPUT: "LIF(tau) divides its input by tau; without that its neurons are sooner at their threshold",
+    Why.THRESHOLD: "neurons that never fire are sooner at their threshold",
 }
 
 
@@ -37,17 +38,19 @@ def line(verdict: Verdict) -> str:
         return f"not finite at {_at(verdict, verdict.backward.nonfinite)}"
     ways = ((verdict.forward.word, "forward"), (verdict.backward.word, "backward"))
     obstacles = " and ".join(f"{word} {way}" for word, way in ways if word != Word.FREE)
+    if verdict.word == Word.EARLY:
+        return Word.EARLY
     if verdict.learned is None:
         return obstacles or Word.FREE
     if verdict.word == Word.CHANCE:
-        return f"at chance: {obstacles or Word.FREE}"
+        return f"at chance so far: {obstacles}" if obstacles else "at chance so far"
     if obstacles:
         return f"learning, although {obstacles}"
     return "healthy: it learns, and no obstacle was found"
 
 
 def brief(verdict: Verdict) -> str:
-    """The line of a running training: the verdict and the ratio, with its limit unless that is AdamW's and far off."""
+    """The line of a running training: the verdict, and the ratio where there is one."""
     back = verdict.backward
     if back.nonfinite or back.places == 1:
         return line(verdict)
@@ -55,15 +58,17 @@ def brief(verdict: Verdict) -> str:
         return f"{line(verdict)} (residual branches still zero)"
     if back.ratio is None:
         return f"{line(verdict)} (no gradient at the last layer)"
-    low, high = back.limits
-    beside = f", limit {times(high if back.ratio >= 1 or not low else low)}"
-    ratio = f"first layer's gradient {times(back.ratio)} the last one's"
-    return f"{line(verdict)} ({ratio}{beside if low or back.word != Word.FREE else ''})"
+    limit = f", limit {times(back.judged.limit)}" if back.judged else ""
+    return f"{line(verdict)} (first layer's gradient {times(back.ratio)} the last one's{limit})"
 
 
 def sentences(verdict: Verdict) -> list[str]:
-    """Everything that was judged, a sentence each: learning, forward, depth, time, reach."""
-    said = [] if verdict.learned is None else [f"learning: {learned(verdict.learned)}"]
+    """Everything that was measured, a sentence each: learning, forward, depth, time, reach."""
+    said = []
+    if verdict.learned is not None:
+        said.append(f"learning: {learned(verdict.learned)}")
+    elif verdict.begun:
+        said.append(f"learning: {EARLY}")
     said.append(f"forward: {forward(verdict.forward, verdict.names)}")
     if verdict.backward.nonfinite:
         place = _at(verdict, verdict.backward.nonfinite)
@@ -95,92 +100,110 @@ def findings(verdict: Verdict) -> list[str]:
     if verdict.backward.nonfinite:
         found.append(f"dL/dx is not finite at {_at(verdict, verdict.backward.nonfinite)}")
     elif verdict.backward.word != Word.FREE:
-        extreme = "largest" if verdict.backward.word == Word.EXPLODING else "smallest"
         found.append(
-            f"the gradient is {backward(verdict)}; {extreme} at {_at(verdict, verdict.backward.extreme)}; steepest on "
+            f"the gradient is {backward(verdict)}; largest at {_at(verdict, verdict.backward.extreme)}; steepest on "
             f"the way into {verdict.names[verdict.backward.steepest]}"
         )
     if verdict.forward.word != Word.FREE:
-        found.append(forward(verdict.forward, verdict.names))
+        found.append(f"the forward signal is {forward(verdict.forward, verdict.names)}")
     return found
 
 
 def backward(verdict: Verdict) -> str:
-    found, (low, high) = verdict.backward, verdict.backward.limits
+    found = verdict.backward
     if found.places == 0:
         return "residual branches are still zero, as initialised: no gradient enters them before the first step"
     if found.places == 1:
         return "there is one layer, so nothing to compare"
-    words, reason = comparison(found), REASONS[verdict.optimizer]
+    words = comparison(found)
+    if found.judged is None:
+        how = "SGD that limits its norm" if verdict.optimizer == "sgd" else "AdamW"
+        return f"{words}; under {how} that has not told which nets learn"
+    limit = f"{times(found.judged.limit)}, above which {_became(found.judged)} under SGD"
     if found.word == Word.FREE:
-        fine = f"fine from {times(low)} to {times(high)}" if low else f"fine up to {times(high)}"
-        return f"{words}, {fine}: {reason}"
-    limit = ""
-    if found.ratio is not None and found.word == Word.EXPLODING:
-        limit = f", above the limit of {times(high)}"
-        if found.ratio <= high:
-            limit = ", and between them it is too large for float32"
-    elif found.ratio is not None and low:
-        limit = f", below the limit of {times(low)}"
-    return f"{found.word}: {words}{limit}: {reason}"
+        return f"{words}, fine up to {limit}"
+    return f"{found.word}: {words}, above the limit of {limit}"
 
 
 def learned(known: Learned) -> str:
-    if known.accuracy is not None:
+    if known.accuracy is not None and known.guess_accuracy is not None:
         numbers = (
             f"{percent(known.accuracy)} of {known.images:,} test images, "
-            f"{percent(known.guess_accuracy)} are in the largest class"
+            f"{percent(known.guess_accuracy)} of which are in the largest class"
         )
     else:
         numbers = f"loss {known.loss:.4g}, guessing has {known.guess_loss:.4g}"
-    return f"{'at chance' if known.at_chance else 'above chance'}: {numbers}"
+    return f"{'at chance so far' if known.at_chance else 'above chance'}: {numbers}"
 
 
 def forward(found: Forward, names: Sequence[str]) -> str:
     rate = f"fires {found.rate:.2g} times per neuron and time step"
     quiet = f"the quietest layer, {names[found.quietest]}, {rate}"
-    if found.word == Word.SILENT:
-        return (
-            f"silent: {names[found.quietest]} {rate}, below the limit of {LIMITS.rate:g}; "
-            "no signal reaches the layers after it"
-        )
+    if found.arrives is False and found.word != Word.LOST:
+        same = "the outputs are the same for all images"
+        if found.word == Word.SILENT:
+            return f"silent: {same}, and no gradient arrives where nothing fires; {quiet}"
+        return f"{same} before training, which may wake the layers that are silent; {quiet}"
     if found.kept is None or math.isnan(found.kept):
-        return f"every layer fires; {quiet}; the forward signal is measured by spiketriton diagnose"
-    kept = f"the forward signal at the last layer is {in_percent(found.kept)}"
+        return f"{quiet}; the forward signal was not measured"
+    kept = f"{in_percent(found.kept)} at the last layer"
+    if found.judged is None:
+        return (
+            f"{kept} (0 %: an image and a copy with 5 % noise differ like two images), which has not told which nets "
+            f"of this kind learn; {quiet}"
+        )
+    limit = in_percent(found.judged.limit)
     if found.lost_from is not None:
         return (
-            f"lost: {kept}; from {names[found.lost_from]} on it is below the {in_percent(LIMITS.kept)} "
-            "that nets need to learn (0 %: an image and a copy with 5 % noise differ like two images)"
+            f"lost: {kept}; from {names[found.lost_from]} on it is below {limit}, where {_became(found.judged)} "
+            "(0 %: an image and a copy with 5 % noise differ like two images)"
         )
-    return f"{kept} (at least {in_percent(LIMITS.kept)} is needed); {quiet}"
+    return f"{kept} (below {limit}, {_became(found.judged)}); {quiet}"
+
+
+def _became(limit: Predicts) -> str:
+    """What became of the trainings beyond a limit: `2 of 17 trainings of such nets learnt`."""
+    learnt = limit.learnt or "none"
+    return f"{learnt} of {limit.trainings} trainings of such nets learnt"
 
 
 def change(cure: Cure) -> str:
-    """The override that takes a cure: `model.residual_gain=0`."""
-    value = f"{cure.value:g}" if isinstance(cure.value, float) else cure.value
-    return f"{cure.key}={value}"
+    """The override that takes a cure, `model.residual_gain=0`, or what it does to a module."""
+    return cure.override or str(cure.value)
 
 
-def advice(found: Sequence[Cure], most: int = 2) -> str:
-    """`Try model.residual_gain=0 (why), or ...`; "" without a cure."""
-    said = [f"{change(cure)} ({WHY[cure.why]})" for cure in found[:most]]
-    return f"Try {', or '.join(said)}" if said else ""
+def tried(trials: Trials) -> str:
+    """What trials showed, in a sentence: `after 50 steps of 32 images the loss is 2.31 as it is, ...`."""
+    helped = [cure for cure, _ in trials.helped]
+    idle = [f"{change(c)} ({_loss(loss)})" for c, loss in trials.changed if c not in helped]
+    said = (
+        f"fresh nets were trained for {trials.steps} steps of {trials.images} images: "
+        f"as it is the loss is {_loss(trials.as_it_is)}"
+    )
+    if helped:
+        best = (f"{change(cure)} ({_loss(loss)})" for cure, loss in trials.helped)
+        said += f"; lower with {', '.join(best)}"
+    return said + (f"; no lower with {', '.join(idle)}" if idle else "")
 
 
-def warning(step: int, verdict: Verdict, found: Sequence[Cure]) -> str:
-    trouble = f"step {step}: {'; '.join(findings(verdict))}"
-    return ". ".join(filter(None, (trouble, advice(found))))
+def _loss(loss: float) -> str:
+    return f"{loss:.3g}" if math.isfinite(loss) else "not finite"
 
 
-def nothing_learnt(known: Learned, found: Sequence[Cure]) -> str:
-    trouble = f"nothing was learnt: {learned(known)}"
-    return ". ".join(filter(None, (trouble, advice(found, most=3))))
+def warning(step: int, verdict: Verdict) -> str:
+    """What a training says of its obstacles."""
+    when = f"after step {step}" if step else "before training"
+    return f"{when}: {'; '.join(findings(verdict))}"
+
+
+def nothing_learnt(known: Learned, diagnose: str) -> str:
+    """What a training says that ends at chance. `diagnose`: the command that tries changes."""
+    numbers = learned(known).partition(": ")[2]
+    return f"nothing was learnt: {numbers}. {diagnose} tries changes, and names those that help"
 
 
 def comparison(found: Backward) -> str:
     """The ratio in words: `at the first layer the gradient is 3.2x that at the last`."""
-    if found.ratio is None and found.word == Word.EXPLODING:
-        return "at the last layer the gradient is too large for float32 already"
     if found.ratio is None:
         return "no gradient arrives at the last layer"
     return f"at the first layer the gradient is {times(found.ratio)} that at the last"

@@ -9,7 +9,7 @@ COLOURS = {
     Word.LEARNING: "green",
     Word.FREE: "green",
     Word.CHANCE: "red",
-    Word.VANISHING: "blue",
+    Word.EARLY: "yellow",
     Word.EXPLODING: "red",
     Word.SILENT: "blue",
     Word.LOST: "red",

@@ -37,6 +37,7 @@ class Results:
             "test_accuracy": self.test.accuracy,
             "test_loss": self.test.loss,
             "test_images": data.test.images,
+            "test_largest_class": data.test.largest_class,
             "test_seconds": self.seconds,
         }
         if self.averaged is not None:

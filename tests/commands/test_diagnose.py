@@ -12,7 +12,7 @@ from tests.small_runs import small_recipe, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
-DEEP = ("model.name=mlp", "model.depth=8", "train.optimizer=sgd", "time_steps=5")
+DEEP = ("model.name=mlp", "model.depth=8", "train.optimizer=sgd", "train.clip_grad_norm=0")
 WIDE = "neuron.surrogate.width=20"
 
 
@@ -47,13 +47,16 @@ def test_a_diagnosis_of_a_run_lies_in_the_run_and_replaces_no_other(tmp_path, mo
 
 def test_json_is_all_that_is_printed_and_complete(tmp_path, capsys):
     path = recipe_file(tmp_path, small_recipe(*DEEP, WIDE))
-    assert main([str(path), "--json", "train.batch_size=32", "--batches", "2"]) == 0
+    assert (
+        main([str(path), "--json", "train.batch_size=32", "--batches", "2", "--tries", "10"]) == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 64
     assert found["verdict"]["word"] == "exploding"
     assert found["verdict"]["backward"]["ratio"] > 1
     assert found["verdict"]["findings"]
-    assert found["cures"][0]["change"] == "neuron.surrogate.width=0.3"
+    assert found["trials"]["steps"] == 10
+    assert found["trials"]["changes"][0]["change"] == "train.clip_grad_norm=1"
     assert {"name", "change", "depth_gain", "time_ratio"} <= set(found["switches"][0])
     assert {"layer", "time_step", "grad_input_rms", "outside_share"} <= set(found["rows"][0])
     assert not (tmp_path / "runs").exists()
@@ -74,6 +77,7 @@ def test_a_run_folder_is_left_as_it_is(tmp_path):
         (["{recipe}", "neuron.kind=relu"], 'neuron.kind = "relu"'),
         (["{recipe}", "neuron.kind=lof"], "accepted"),
         (["{recipe}", "--batches", "0"], "--batches: 0: accepted"),
+        (["{recipe}", "--tries", "-1"], "--tries: -1: accepted"),
         (["{recipe}", "--batches", "two"], "--batches: two: accepted"),
         (["{folder}"], "holds no run"),
         (["{run}"], "holds no checkpoint"),

@@ -7,6 +7,7 @@ from spiketriton.errors import UserError
 from spiketriton.gradients.ablations import Experiment
 from spiketriton.gradients.diagnosed import find_subject
 from spiketriton.runs.folder import RunFolder
+from spiketriton.trained.run import load_run
 from tests.gradients.support import nothing
 from tests.small_runs import small_recipe, small_trainer
 
@@ -23,16 +24,19 @@ def test_a_recipe_has_fresh_weights(tmp_path):
 
 def test_a_run_has_its_weights_and_what_its_last_test_showed(tmp_path):
     run = tmp_path / "run"
-    small_trainer(run, "train.max_steps=8").fit()
+    small_trainer(run, "train.epochs=15", "model.name=mlp", "model.depth=2", "model.width=8").fit()
     found = find_subject(str(run), [], nothing)
-    assert (found.title, found.step) == (f"run {run}, after step 8", 8)
+    assert (found.title, found.step) == (f"run {run}, after step 105", 105)
     assert found.state is not None
     test = [row for row in RunFolder(run).metrics.read() if row["kind"] == "eval"][-1]
     assert found.learned is not None
     assert (found.learned.accuracy, found.learned.images) == (test["test_accuracy"], 50)
-    assert 0.1 <= found.learned.guess_accuracy < 0.15
+    labels = load_run(run).data.test.dataset.split.labels[load_run(run).data.test.members]
+    assert found.learned.guess_accuracy == test["test_largest_class"]
+    assert test["test_largest_class"] == pytest.approx(float(labels.bincount().max()) / 50)
+    assert found.begun
     other = find_subject(str(run), ["neuron.surrogate.width=2"], nothing)
-    assert other.learned is None  # of another net
+    assert (other.learned, other.begun) == (None, False)  # of another net
     assert {x.surrogate.width for _, x in Experiment(other).prober().layers} == {2.0}
 
 

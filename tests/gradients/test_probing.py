@@ -49,7 +49,7 @@ def test_a_measurement_leaves_no_trace():
     state = torch.get_rng_state()
     found = prober(model, batches())
     found.measure()
-    found.overlap()
+    found.signal()
     assert torch.equal(torch.get_rng_state(), state)
     assert_equal(before, dict(model.state_dict()))
     assert not model.training
@@ -76,7 +76,7 @@ def test_the_overlap_of_rates_by_hand():
 def test_a_copy_without_noise_is_the_image_and_one_of_noise_is_none(noise, expected, monkeypatch):
     monkeypatch.setattr("spiketriton.gradients.probing.NOISE", noise)
     found = prober(network("model.name=mlp", "model.depth=8", "time_steps=5"), batches(2, 32))
-    assert np.allclose(found.overlap(), expected, atol=1e-5 if expected else 0.3)
+    assert np.allclose(found.signal().overlap, expected, atol=1e-5 if expected else 0.3)
 
 
 @pytest.mark.parametrize(("images", "compared"), [(1, 1), (3, 2), (8, 4)])
@@ -87,7 +87,7 @@ def test_half_of_a_batch_is_compared_with_noisy_copies(images, compared):
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     found = prober(model, given)
     seen.clear()
-    found.overlap()
+    found.signal()
     (shown,) = seen
     one = given[0][0][:compared]
     noise = torch.randn(one.shape, generator=torch.Generator().manual_seed(0))
@@ -118,7 +118,7 @@ def test_any_module_is_measured_whose_neurons_are_ours():
     assert (found.steps, found.elements) == (wanted.steps, wanted.elements)
     ours, theirs = found.measure(), wanted.measure()
     assert np.allclose(ours.grad_input, theirs.grad_input, rtol=1e-4)
-    assert np.allclose(found.overlap(), wanted.overlap(), atol=1e-5)
+    assert np.allclose(found.signal().overlap, wanted.signal().overlap, atol=1e-5)
     (grad,) = torch.autograd.grad(
         build_loss(small_recipe().loss)(net(images), labels), net.fc.weight
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spiketriton.gradients.verdict import LIMITS
 from spiketriton_kernels import Surrogate
 
 ROOT = Path(__file__).parents[2]
@@ -95,22 +96,30 @@ def test_the_front_page_has_the_numbers_of_the_recipes():
     assert f"| {dict(row[:2] for row in rows)['digits_dvs']} ± " in events
 
 
-def test_the_table_of_what_predicts_learning_is_what_its_script_finds_in_its_rows(capsys):
+def test_what_predicts_learning_is_what_its_script_finds_in_its_rows(capsys):
     script = runpy.run_path(str(ROOT / "docs" / "gradient_flow.py"))
     script["judge"]()
-    clinic, fresh = capsys.readouterr().out.split("fresh: ")
+    printed = capsys.readouterr().out
+    found = dict(line.rsplit(": ", 1) for line in printed.splitlines())
     page = (ROOT / "docs" / "gradient_flow.md").read_text("utf-8")
-    signs = {
-        "before training: no obstacle found": "no obstacle before training: says yes",
-        "loss of steps 51 to 100 below 0.95 ln K": "loss at step 100: says yes",
-        "both": "both: says yes",
-    }
-    for sign, found in signs.items():
-        row = re.search(rf"^\| {sign} \| (.*) \|$", page, re.MULTILINE)
-        assert row, sign
-        said, right, said_of_new, right_of_new = row[1].replace("*", "").split(" | ")
-        assert f"{found} {said}, right {right};" in clinic
-        assert f"{found} {said_of_new}, right {right_of_new};" in fresh
+    cases = ("fitted, above 20%", "out of sample, above 20%", "out of sample, above 40%")
+    for sign, words in (
+        ("none", "nothing (the base rate)"),
+        ("loss", "loss of steps 51 to 100 below 0.95 ln K"),
+    ):
+        cells = " | ".join(found[f"{case}: {sign}"] for case in cases)
+        assert f"| {words} | {cells} |" in page
+    for limit, known in (
+        ("chain", LIMITS.chain), ("plain", LIMITS.plain), ("growth", LIMITS.growth)
+    ):  # fmt: skip
+        learn = found[limit].removesuffix(" learn")
+        assert f" | {known.trainings} | {learn} |" in page
+        assert learn.startswith(f"{known.learnt} of {known.trainings} (")
+    followed = r"in tenth 3 .*: (\d+ of \d+ .*) learn; above it: (.*)\nin tenth 5 .*: (.*) learn;"
+    told = re.search(followed, printed)
+    assert told
+    prose = " ".join(page.split())
+    assert all(share in prose for share in told.groups())
 
 
 @pytest.mark.parametrize("page", ["gradient_flow.md", "data/gradient_flow_log.md"])

@@ -242,7 +242,7 @@ def whole(tmp_path_factory):
     plain = {
         "environment": [{"recipe": "small", "command": "x", "time": "now", "threads": 1}],
         "plugins": [{"module": "x", "version": None, "file": "/x.py", "sha256": "0", "parts": ["model.name = x"]}],
-        "diagnosis": {"step": 7, "changes": [], "overlap": [0.5] * len(trainer.monitor.layers)},
+        "diagnosis": {"step": 7, "changes": [], "arrives": True, "overlap": [0.5] * len(trainer.monitor.layers)},
     }  # fmt: skip
     for name, value in plain.items():
         (path / f"{name}.json").write_text(json.dumps(value))

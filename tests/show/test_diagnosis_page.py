@@ -1,29 +1,35 @@
 """The page of a diagnosis."""
 
+import dataclasses
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from spiketriton.gradients.cures import THRESHOLD, Cure, Why
 from spiketriton.gradients.diagnosis import Diagnosis, diagnose
+from spiketriton.gradients.trials import Trials
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import json_text
 from spiketriton.show.diagnosis_page import (
     as_json,
     causes,
+    first_rows,
     heat_map,
     opening,
     show,
 )
 from spiketriton.show.report_page import Page
-from spiketriton.show.verdict import WHY, change, sentences
+from spiketriton.show.verdict import WHY, change, sentences, tried
 from tests.gradients.support import DEEP, subject
 from tests.show.support import measurement
 
 PAGE = 400  # no sentence breaks
+LOST = ("model.name=mlp", "model.depth=24", "model.width=128", "model.start=kaiming")
 NARROW = "neuron.surrogate.width=0.02"
 
 
@@ -54,7 +60,6 @@ def test_every_kind_of_recipe_gets_a_page(changes):
     assert text.count("conclusion: ") == 1
     free = found.verdict.word == "no obstacle found"
     assert ("conclusion: no obstacle was found" in text) == free
-    assert all(f"  {change(cure)}\n      {WHY[cure.why]}\n" in text for cure in found.cures)
     assert ("predicted without data" in text) == (found.predicted is not None)
     json.loads(json_text(as_json(found)))
 
@@ -75,16 +80,50 @@ def test_the_page_is_plain_where_it_is_piped(narrow):
     assert "width 0.02; neurons fire" in text
     for sentence in sentences(narrow.verdict):
         assert f"  {sentence}\n" in text
-    assert causes(narrow) in text
+    assert causes(narrow) == ""
     assert "\x1b" not in text
-    assert "verdict: vanishing backward" in text
+    assert "verdict: no obstacle found" in text
     assert "layers.0.neuron" in text
     rows = [line for line in text.splitlines() if line.startswith("layers.") and "●" in line]
     assert len(rows) == 8
     assert rows[-1].count("█") > 0 == rows[0].count("█")
-    assert "neuron.surrogate.width=0.3" in text
     table = text[text.index("one thing changed") : text.index("gain: growth of")]
     assert "…" not in table
+
+
+def test_a_lost_net_gets_the_changes_that_helped_with_their_losses():
+    found = diagnose(subject(*LOST), tries=30)
+    text = page(found)
+    assert found.trials is not None
+    helped = found.trials.helped
+    assert [cure.override for cure, _ in helped] == ["model.start=identity"]
+    assert "conclusion: lost forward; these changes help:\n" in text
+    assert f"  {tried(found.trials)}\n" in text
+    assert f"lower with model.start=identity ({helped[0][1]:.3g})" in text
+    assert text.endswith(f"  {change(helped[0][0])}\n      {WHY[helped[0][0].why]}\n")
+    shown = as_json(found)["trials"]
+    assert (shown["steps"], shown["images"]) == (30, 16)
+    assert shown["loss"] == found.trials.as_it_is > shown["changes"][0]["loss"]
+    assert shown["changes"][0]["helped"]
+
+
+def test_what_did_not_help_is_not_named_as_a_change():
+    found = diagnose(subject(*LOST))
+    assert "conclusion: lost forward; no change was tried\n" in page(found)
+    rate = Cure("train.lr", 0.01, Why.RATE)
+    worse = Trials(50, 32, 2.0, ((rate, 1.91), (THRESHOLD, math.inf)))
+    assert worse.helped == []
+    assert tried(worse) == (
+        "fresh nets were trained for 50 steps of 32 images: as it is the loss is 2; no lower with train.lr=0.01 "
+        "(1.91), half of every neuron's v_threshold (not finite)"
+    )
+    text = page(dataclasses.replace(found, trials=worse))
+    assert "conclusion: lost forward; no change that was tried helps\n" in text
+    assert "\n  train.lr" not in text
+    better = Trials(
+        50, 32, math.inf, ((rate, 1.91),)
+    )  # of a net whose loss is not finite everything else is
+    assert [cure for cure, _ in better.helped] == [rate]
 
 
 @pytest.mark.parametrize("width", [60, 120])
@@ -149,9 +188,15 @@ def test_blocks_that_start_closed_are_opened_to_be_measured_and_the_page_says_so
     changes = ("model.name=resnet8", f"model.block={block}", "model.residual_gain=0")
     found = diagnose(subject(*changes))
     assert found.opened
+    as_it_is, opened = first_rows(found)
+    assert (as_it_is.measured, opened.measured) == (found.as_it_is, found.measured)
+    assert not (found.as_it_is.depth_profile > 0).all()
+    assert "\nbranches opened " in page(found)
     assert opening(found) in page(found)
     assert as_json(found)["opened"]
     assert (found.measured.depth_profile > 0).all()  # though no gradient enters a block at 0
     usual = diagnose(subject(*changes[:2], "model.residual_gain=1"))
     assert not usual.opened
+    assert len(first_rows(usual)) == 1
+    assert usual.as_it_is is usual.measured
     assert "opened" not in page(usual)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spiketriton.gradients.ablations import Change
-from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.measurement import Measurement, Signal
 from spiketriton.gradients.verdict import judge
 from spiketriton.show import diagnosis_picture
 from spiketriton.show.diagnosis_picture import draw
@@ -27,7 +27,8 @@ def found(measured: Measurement, synthetic: bool = False):
         verdict=judge(measurement(np.ones((2, 2)), firing=np.ones((2, 2)))),
         predicted=None,
         ablations=ablations,
-        overlap=np.array([0.75, 0.5]),
+        signal=Signal(np.array([0.75, 0.5]), True),
+        opened=False,
     )
 
 

@@ -28,10 +28,10 @@ EVAL = {
 GRADIENT = "no obstacle found (first layer's gradient 3.2x the last one's)"
 
 
-def verdict(depth: float = 3.2) -> Verdict:
+def verdict(depth: float = 3.2, optimizer: str = "adamw") -> Verdict:
     grads = np.array([[depth * 0.41, depth], [0.41, 1.0]])
     ones = {name: np.ones((2, 2)) for name in ("grad_spike", "grad_carry", "firing", "peak")}
-    return judge(measurement(grads, **ones), "adamw")
+    return judge(measurement(grads, **ones), optimizer)
 
 
 class Terminal(io.StringIO):
@@ -198,7 +198,7 @@ def test_rows_are_printed_when_they_are_worth_it(start, each, printed):
     display = Display(stream)
     display.begin(PLAN, 0, "cuda")
     for step in range(1, 101):
-        found = verdict(3.2 if step < 50 else 1e15)
+        found = verdict(3.2 if step < 50 else 1e15, "sgd")
         display.row(TRAIN | {"step": step, "seconds": start + each * step}, found)
     lines = stream.getvalue().splitlines()
     rows = [int(line.split()[1].split("/")[0]) for line in lines if line.startswith("step")]

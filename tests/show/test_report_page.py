@@ -95,14 +95,15 @@ def test_the_gradients_are_judged_with_what_is_left_of_the_image_where_it_was_me
     assert list(page(folder).gradients()) == []
     folder.gradients.append({"step": 9, "time_step": t, **ROW} for t in range(2))
     line, sentences, figure = page(folder).gradients()
-    assert line == "<p><strong>After step 9: no obstacle found.</strong></p>"
+    assert line == "<p><strong>After step 9: too early to tell.</strong></p>"
     for way in ("<li>forward: ", "<li>backward: ", "<li>through time: "):
         assert way in sentences
     assert 'alt="gradient by layer and time step"' in figure
-    assert "is measured by spiketriton diagnose" in sentences
+    assert "the forward signal was not measured" in sentences
     found = [(8, [], 0.2), (9, ["time_steps=2"], 0.3), (9, [], 0.77)]
     for number, (step, changes, overlap) in enumerate(found):
         path = folder.path / f"diagnosis-{number}.json"
-        path.write_text(json.dumps({"step": step, "changes": changes, "overlap": [overlap]}))
+        signal = {"overlap": [overlap], "arrives": True}
+        path.write_text(json.dumps({"step": step, "changes": changes, **signal}))
     _, sentences, _ = page(folder).gradients()
-    assert "forward: the forward signal at the last layer is 77 %" in sentences
+    assert "forward: 77 % at the last layer" in sentences

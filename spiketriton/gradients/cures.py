@@ -1,0 +1,136 @@
+"""Changes that may help a net: the one that removes what stands in its way first.
+
+They are the defaults that a recipe does not take, and for networks of one's own what a module can be given without
+changing its code. Nothing here is known to help a net that has not tried it: `gradients.trials` does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, get_args
+
+from torch import Tensor, nn
+
+from spiketriton.config import Recipe
+from spiketriton.config.rules import BLOCK_NETS, VGG, PlainNet
+from spiketriton.gradients.verdict import Verdict, Word, starts_closed
+from spiketriton_kernels.nn import SpikingNeuron
+from spiketriton_kernels.nn.handed import Handed
+
+WIDTH = 0.3  # of the threshold: the default
+
+
+class Why(StrEnum):
+    """Why a change may help; `show.verdict` has the sentences."""
+
+    BLOCKS_START_CLOSED = "blocks start closed"
+    GOES_AROUND = "the gradient goes around neurons"
+    IDENTITY = "layers start as the identity"
+    WIDTH = "the default width"
+    NORM = "batch norm"
+    MEMBRANES = "membrane shortcuts"
+    CLIPPING = "a limit on the gradient's norm"
+    RATE = "a lower learning rate"
+    INPUT = "the whole input"
+    THRESHOLD = "a lower threshold"
+
+
+@dataclass(frozen=True)
+class Cure:
+    """A change of the recipe, or of the neurons of a module where `key` is "", and why."""
+
+    key: str
+    value: float | bool | str
+    why: Why
+
+    @property
+    def override(self) -> str:
+        """The line of a recipe that makes it; "" where none can."""
+        value = f"{self.value:g}" if isinstance(self.value, float) else str(self.value).lower()
+        return f"{self.key}={value}" if self.key else ""
+
+
+CLIPPING = Cure("", "a limit of 1 on the gradient's norm", Why.CLIPPING)
+NORM = Cure("", "batch norm in front of every neuron", Why.NORM)
+INPUT = Cure("", "decay_input=False of every neuron", Why.INPUT)
+THRESHOLD = Cure("", "half of every neuron's v_threshold", Why.THRESHOLD)
+
+
+def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
+    """What to try, where the verdict found an obstacle or nothing was learnt."""
+    model, neuron, found = recipe.model, recipe.neuron, list[Cure]()
+    stuck = verdict.word == Word.CHANCE
+    silent = verdict.forward.arrives is False and verdict.word in (Word.FREE, Word.SILENT)
+    if not (stuck or silent or verdict.obstacles) or verdict.word in (Word.LEARNING, Word.EARLY):
+        return []
+    slower = Cure("train.lr", float(f"{recipe.peak_lr / 3:.2g}"), Why.RATE)
+    lost = verdict.forward.word != Word.FREE
+    exploding = verdict.backward.word != Word.FREE
+    if exploding and not recipe.clipping:
+        found.append(Cure("train.clip_grad_norm", 1.0, Why.CLIPPING))
+    known = (*BLOCK_NETS, *get_args(PlainNet), *get_args(VGG))
+    if model.name not in known:  # somebody's own
+        own = ":" in model.name and (lost or silent or stuck)
+        return [*found, *([NORM, INPUT, THRESHOLD] if own else []), *[slower] * stuck]
+    blocks = model.name in BLOCK_NETS and model.block != "preact"
+    if model.norm == "none":
+        found.append(Cure("model.norm", "bn", Why.NORM))
+    elif blocks and model.block in ("plain", "ms") and not starts_closed(model):
+        found.append(Cure("model.residual_gain", 0.0, Why.BLOCKS_START_CLOSED))
+    if model.name in get_args(PlainNet) and model.start != "identity":
+        found.append(Cure("model.start", "identity", Why.IDENTITY))
+    if blocks and model.block == "plain":
+        if stuck and model.shortcut_gradient != "straight_through":
+            found.append(Cure("model.shortcut_gradient", "straight_through", Why.GOES_AROUND))
+        found.append(Cure("model.block", "ms", Why.MEMBRANES))
+    usual = WIDTH * neuron.v_threshold
+    own_width = neuron.kind == "ilif"  # its gradient has no width
+    if (stuck or exploding) and not own_width and not 0.5 < neuron.surrogate.width / usual < 2:
+        found.append(Cure("neuron.surrogate.width", float(f"{usual:.3g}"), Why.WIDTH))
+    return [*found, *[slower] * stuck]
+
+
+def own_cures(neurons: Sequence[SpikingNeuron], verdict: Verdict) -> list[Cure]:
+    """What to try of a module without a recipe."""
+    found = [CLIPPING] if verdict.backward.word == Word.EXPLODING else []
+    if verdict.forward.word != Word.FREE or verdict.forward.arrives is False:
+        own = (NORM, INPUT, THRESHOLD)
+        found += [cure for cure in own if any(_fits(cure, neuron) for neuron in neurons)]
+    return found
+
+
+def _fits(cure: Cure, neuron: SpikingNeuron) -> bool:
+    return cure is not INPUT or getattr(neuron, "decay_input", False) is True
+
+
+def change_neurons(net: nn.Module, cure: Cure, x: Tensor) -> None:
+    """Changes the neurons of a module in place, and shows it `x`, by which norms know how many channels there are."""
+    neurons = [n for n in net.modules() if isinstance(n, SpikingNeuron) and _fits(cure, n)]
+    device = next((p.device for p in net.parameters()), None)
+    for neuron in neurons:
+        if cure is NORM:
+            neuron.register_forward_pre_hook(_normalised)
+            neuron.add_module("norm_in_front", nn.LazyBatchNorm1d(device=device))
+        elif cure is INPUT:
+            neuron.decay_input = False
+        elif isinstance(neuron.v_threshold, Tensor):
+            neuron.v_threshold.data.mul_(0.5)
+        else:
+            neuron.v_threshold = 0.5 * neuron.v_threshold
+    net.train()
+    net(x)
+    for neuron in neurons:
+        norm = getattr(neuron, "norm_in_front", None)
+        if isinstance(norm, nn.LazyBatchNorm1d):  # still: no call has reached it
+            neuron.norm_in_front = nn.Identity()
+
+
+def _normalised(neuron: nn.Module, given: tuple[Any, ...]) -> Tensor | None:
+    """The current [T, B, C, ...], or [B, C, ...] of a single step, behind the norm that was put in front."""
+    (x,) = given
+    if isinstance(x, Handed):  # `swap` has fused the norm that is there already
+        return None
+    norm, one = neuron.get_submodule("norm_in_front"), neuron.step_mode == "s"
+    flat = x if one else x.flatten(0, 1)
+    normalised: Tensor = norm(flat.flatten(2) if flat.ndim > 2 else flat).view_as(x)
+    return normalised
