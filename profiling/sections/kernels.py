@@ -63,6 +63,9 @@ BATCH_NORM = "BatchNorm2d + "  # of torch, in front of a contender that is a neu
 FIRST = 2 * len(OPERATIONS)
 """Cases that `all` begins with: each operation on the largest input, in both modes."""
 
+LONG: Shape = (16, 512, 1, 1)
+"""Neurons behind a linear layer, of batches of 16, as in Open Neuromorphic's benchmark of long windows."""
+
 LARGEST_CHECK = 2**27
 """Elements; a larger case is checked on the first images of its batch."""
 
@@ -373,6 +376,7 @@ def cases(options: Options, weighed: bool = False) -> list[KernelCase]:
         found.append(_case(options, op, large, dtype=other))
     found.append(_case(options, "bn_lif", large, layout="contiguous"))
     found.append(_case(options, "lif", large, detach_reset=True))
+    found += [_case(options, "lif", LONG, T=T) for T in (100, 500)]
     return found + [_case(options, "lif", shape, mode="inference") for shape in sizes]
 
 
