@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,18 @@ def test_predictions_of_threads_take_turns_whatever_mode_the_network_is_left_in(
     assert seen == [(1, False)] * 6
     torch.testing.assert_close(torch.cat(parts), expected)
     assert run.model.training
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="names of files are text elsewhere"
+)
+def test_a_run_folder_whose_name_is_no_text_is_a_run_folder(recipe):
+    path = os.fsdecode(b"run\xff")
+    assert main([recipe, "train.max_steps=2", "--run-dir", path]) == 0
+    assert b"run\xff" in (Path(path) / "console.log").read_bytes()
+    assert spiketriton.load_run(path).step == 2
+    assert main(["--resume", path, "--extend", "train.max_steps=3"]) == 0
+    assert spiketriton.load_run(path).step == 3
 
 
 def test_a_run_is_extended_as_by_the_command(recipe):

@@ -91,6 +91,9 @@ class Source:
     def _unsound(self) -> Iterator[str]:
         if self.move not in get_args(Move):
             yield f"move {self.move!r}; accepted: {', '.join(get_args(Move))}"
+        splits = self.train, self.test, self.validation
+        if self.move == "photo" and any(isinstance(split, ArraySplit) for split in splits):
+            yield 'move "photo" of images in memory (ArraySplit); accepted: "crop", "affine", or files (FileSplit)'
         if self.image_size < 1:
             yield f"image_size {self.image_size}; accepted: 1 or more"
         if len({*self.classes}) < len(self.classes):

@@ -94,13 +94,18 @@ def replace_file(path: Path, content: str | bytes) -> None:
     try:
         with writing(part):
             try:
-                part.write_bytes(content.encode() if isinstance(content, str) else content)
+                part.write_bytes(_in_bytes(content) if isinstance(content, str) else content)
                 os.replace(part, path)
             except BaseException:  # only then: a renamed one may be another's already
                 part.unlink(missing_ok=True)
                 raise
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _in_bytes(text: str) -> bytes:
+    """In UTF-8; names of files that are none, as the bytes that they are."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 class Lines:
@@ -116,7 +121,7 @@ class Lines:
         self._warned = False
 
     def add(self, text: str) -> None:
-        self._waiting += text.encode()
+        self._waiting += _in_bytes(text)
         try:
             with open(self.path, "ab", buffering=0, opener=no_link) as file:
                 _write_or_leave(file, self._waiting)

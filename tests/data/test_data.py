@@ -113,6 +113,7 @@ SOUND = Source(
         ({"channels": 3}, "train holds images of shape [20, 1, 16, 16]; accepted: [N, 3, height, width]"),
         ({"classes": ("a", "b", "a")}, "two classes are named 'a'"),
         ({"move": "nothing"}, "move 'nothing'; accepted: photo, crop, affine, events"),
+        ({"move": "photo"}, 'move "photo" of images in memory (ArraySplit); accepted: "crop", "affine", or files'),
         ({"image_size": 0}, "image_size 0; accepted: 1 or more"),
         ({"statistics": ((0.5, 0.5), (0.3, 0.3))}, "accepted: a mean and a standard deviation above 0 for each of 1"),
         ({"statistics": ((0.5,), (0.0,))}, "statistics ((0.5,), (0.0,)); accepted: a mean and"),

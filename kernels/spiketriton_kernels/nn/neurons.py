@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -20,7 +21,11 @@ STEP_MODES = ("m", "s")
 _NO_CONSTANTS = {"v", "m", "v_seq", "probe", "training", "_began"}
 """Attributes that may change without another ``SpikingNeuron.record``."""
 
-_over_ranks = torch.compiler.disable(fire)  # a compiled graph cannot hold the process group
+
+@functools.cache
+def _over_ranks() -> Any:
+    """``fire`` outside of compiled graphs, which cannot hold a process group; made late, because it imports dynamo."""
+    return torch.compiler.disable(fire)
 
 
 class SpikingNeuron(nn.Module):
@@ -252,7 +257,7 @@ class SpikingNeuron(nn.Module):
             again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
             v, m = self._before_last() if again else (self.v, self.m)
             self._began = None if again else (v, m)
-        run = fire if norm is None or norm.process_group is None else _over_ranks
+        run = fire if norm is None or norm.process_group is None else _over_ranks()
         out = run(Inputs(x, v, m, residual, spike_add), neuron, call, norm, self.probe)
         if keeps and not again:
             self.v, self.m = out.v_last, out.m_last

@@ -18,6 +18,7 @@ from spiketriton_kernels import (
     multistep_lif_reference,
     nn,
 )
+from tests.child import said_by
 from tests.covering import each
 from tests.kernels.support import normal
 
@@ -275,3 +276,9 @@ def test_mistakes_are_refused_in_one_line(make, names):
     assert "\n" not in str(error.value)
     for name in names:
         assert name in str(error.value)
+
+
+def test_importing_the_modules_costs_no_more_than_torch():
+    """torch._dynamo, most of the time of such an import, comes when something is compiled."""
+    code = "import json, sys, spiketriton_kernels.nn; print(json.dumps('torch._dynamo' in sys.modules))"
+    assert said_by(code) is False
