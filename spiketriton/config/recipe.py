@@ -724,9 +724,15 @@ class Spec:
             with contextlib.suppress(ValueError):
                 return _stored(one, value, self.field.metadata["numbers"])
         words = self.words + (tuple(parts.names(kind)) if kind else ())
-        near = difflib.get_close_matches(short(value) if isinstance(value, str) else "", words)
+        given = short(value) if isinstance(value, str) else ""
+        meant = _MEANT.get(given.lower())
+        near = [meant] if meant in words else difflib.get_close_matches(given, words)
         tip = f'did you mean "{near[0]}"? ' if near else ""
         raise UserError(f"{self.dotted} = {shown(value)}: {tip}accepted: {self._accepts(words)}")
+
+
+_MEANT = {"gpu": "cuda"}
+"""What a word stands for that is nearer to another one."""
 
 
 @cache

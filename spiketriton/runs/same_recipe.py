@@ -103,4 +103,8 @@ def refuse_changes(overrides: Sequence[str], values: Mapping[str, Any]) -> None:
     for dotted, words in given.items():
         if dotted not in MOVABLE:
             keys = ", ".join(MOVABLE)
+            if "=" not in words and dotted not in values:
+                raise UserError(
+                    f"{words} is no key=value; accepted: {keys}; evaluate takes another run with --against"
+                )
             raise UserError(f"{words}: a trained run takes only keys that change no weight: {keys}")

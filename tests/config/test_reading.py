@@ -67,6 +67,7 @@ BAD_OVERRIDES = {
     "train.epochs=3\nseed = 4": ["train.epochs", "an integer"],
     "train.compile=True": ['train.compile = "True"', "true or false"],
     "data.root=\udcff": ["data.root", "text"],
+    "train.device=gpu": ["train.device", 'did you mean "cuda"?'],
     "neuron.kind=rellu": ["neuron.kind", 'did you mean "relu"?'],
     "model.depth=9": ["model.depth = 9 has no effect"],
     "train.accumulate=3": ["train.accumulate = 3", "train.batch_size = 64"],

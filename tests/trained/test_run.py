@@ -66,6 +66,9 @@ def test_a_run_is_loaded_as_it_was_trained(tmp_path):
     assert load_run(tmp_path / "run", "train.device=cpu").recipe.train.device == "cpu"
     message = mistake(tmp_path / "run", "time_steps=9")
     assert message.startswith("override 'time_steps=9': a trained run takes only keys that change")
+    message = mistake(tmp_path / "run", "runs/other")
+    assert message.startswith("override 'runs/other' is no key=value; accepted: ")
+    assert "; evaluate takes another run with --against" in message
     assert load_run(tmp_path / "run", test_images=20).data.test.images == 20
     first = next(run.data.train.from_step(0))[0]
     plain = load_run(tmp_path / "run", augment=False)
