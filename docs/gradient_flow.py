@@ -333,7 +333,8 @@ def regret() -> None:
         axes.invert_yaxis()
         axes.set_xlabel("points of validation accuracy below the best setting of the same net")
         most = max(max(found.values()) - found["default"] for found in nets.values())
-        title = f"The default loses at most {most:.1f} points; a dot for each of {len(nets)} nets"
+        title = f"After a change for I-LIF the default loses at most {most:.1f} points"
+        title += f"; a dot for each of {len(nets)} nets"
         figure.suptitle(title, x=0.01, ha="left")
         figure.savefig(HERE / "img" / "regret.png", dpi=150)
 
