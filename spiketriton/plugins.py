@@ -56,8 +56,9 @@ def loss(*names: str, options: type[PartOptions] | None = None) -> Decorator:
 
 
 def neuron(*names: str, options: type[PartOptions] | None = None) -> Decorator:
-    """`neuron.kind`: (config: NeuronConfig) -> `spiketriton.neurons.SpikingNeuron`.
+    """`neuron.kind`: (config: NeuronConfig) -> `SpikingNeuron` of `spiketriton.neurons` or of the kernels.
 
-    Built-in ones are also given the time steps, and the channels or None.
+    One with a parameter `channels` is also given the number of channels of its currents. Built-in ones are given the
+    time steps, and the channels or None.
     """
     return _registers("neurons", names, options)

@@ -178,14 +178,22 @@ def check_call(
     given = {"x": x}
     if not neuron.is_plain:
         for name, value in neuron.given().items():
-            _check_parameter("surrogate width" if name == "width" else name, value, x)
+            if name != "constants":
+                _check_parameter("surrogate width" if name == "width" else name, value, x)
+            elif value.shape[1] not in (1, x.shape[2] if x.dim() > 2 else 1):
+                raise ValueError(
+                    f"the step's constants have {value.shape[1]} values; accepted: 1, or C = dim 2 of the input of "
+                    f"shape {tuple(x.shape)}"
+                )
             given[name] = value
     if norm is not None:
         given |= _check_norm(x, norm)
     if not v_init is m_init is residual is spike_add is None:
         states = (membrane_dtype(x.dtype), x.dtype)
+        own = neuron.own
+        first = x.shape[1:] if own is None else torch.Size((len(own.states), *x.shape[1:]))
         for name, tensor, shape, dtypes in (
-            ("v_init", v_init, x.shape[1:], states), ("m_init", m_init, x.shape[1:], states),
+            ("v_init", v_init, first, states), ("m_init", m_init, x.shape[1:], states),
             ("residual", residual, x.shape, (x.dtype,)), ("spike_add", spike_add, x.shape, (x.dtype,)),
         ):  # fmt: skip
             if tensor is not None:

@@ -54,7 +54,9 @@ def gradients(
             sums = out.sums.clone()
             dist.all_reduce(sums, group=group)
             found["x"] = walk(("dy",), count * dist.get_world_size(group), sums).dy
-    if out.parameters is not None:
+    if out.parameters is not None and "constants" in given:
+        found["constants"] = out.parameters
+    elif out.parameters is not None:
         found |= zip(PARAMETERS, out.parameters, strict=False)
     return [
         _fitting(found.get(name), given.get(name)) if needed else None
@@ -75,7 +77,7 @@ def _wanted(
         wanted.add("sums")
         if "x" in asked and not shared:
             wanted.add("dy")
-    if not asked.isdisjoint(PARAMETERS):
+    if not asked.isdisjoint((*PARAMETERS, "constants")):
         wanted.add("parameters")
     return tuple(name for name in Gradients._fields if name in wanted)
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from .steps.step import Step, named
+
 
 def membrane_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precision, so that the membrane never rounds to 16 bits; else the dtype itself."""
@@ -44,7 +46,8 @@ class Call(NamedTuple):
 
 
 KINDS = ("lif", "ilif", "clif", "alif", "cuba")
-"""The equations: see ``backends``. IF and PLIF are "lif" with constants of their own."""
+"""The equations: see ``backends``. IF and PLIF are "lif" with constants of their own; any other kind names a
+``Step``."""
 
 RESETS = ("soft", "hard", "none", "delayed_soft", "delayed_hard")
 """A delayed reset belongs to the next step: v[t] is h[t], and h[t+1] is charged from what the reset leaves of it."""
@@ -55,7 +58,7 @@ PARAMETERS = ("decay", "threshold", "width", "gain", "rho", "beta")
 """What may learn, in the order of the rows of ``Gradients.parameters``."""
 
 NORM = ("mean", "var", "weight", "bias", "step_gain")
-TENSORS = (*PARAMETERS, *NORM)
+TENSORS = (*PARAMETERS, "constants", *NORM)
 """Of a neuron, in the operators' order."""
 _FLOATS_ALONE = (float,) * len(PARAMETERS)
 
@@ -97,7 +100,8 @@ class Neuron(NamedTuple):
 
     ``make_neuron`` makes one of a caller's arguments: ``PARAMETERS`` are floats or tensors () or (C,). rho is
     ALIF's and CuBa-LIF's, beta ALIF's, levels I-LIF's D; shape is one of ``SHAPES`` or the name of a surrogate of one's
-    own.
+    own. Of a step of one's own (``own``) the kind is its name, ``constants`` [P, C or 1] are what it reads, and the
+    other parameters mean nothing.
     An operator takes it apart into tensors, one string and one list of floats, because its cost grows with each
     argument and torch.compile can carry a float that it does not know into a list, but not into a string. ``of`` puts
     it together again for the backends, as ``adapted`` does where a call needs no operator: tensors are then
@@ -117,6 +121,7 @@ class Neuron(NamedTuple):
     rho: float | torch.Tensor = 0.0
     beta: float | torch.Tensor = 0.0
     levels: int = 1
+    constants: torch.Tensor | None = None
     mean: torch.Tensor | None = None
     var: torch.Tensor | None = None
     weight: torch.Tensor | None = None
@@ -162,13 +167,15 @@ class Neuron(NamedTuple):
         """Its parameters that are tensors, by their names."""
         if self.is_plain:
             return {}
+        if self.constants is not None:
+            return {"constants": self.constants}
         named = zip(PARAMETERS, self.parameters, strict=True)
         return {name: value for name, value in named if isinstance(value, torch.Tensor)}
 
     @property
     def is_plain(self) -> bool:
         """Whether its parameters are floats."""
-        return tuple(map(type, self.parameters)) == _FLOATS_ALONE
+        return self.constants is None and tuple(map(type, self.parameters)) == _FLOATS_ALONE
 
     @property
     def v_start(self) -> float:
@@ -185,13 +192,24 @@ class Neuron(NamedTuple):
         return self.kind in ("clif", "alif", "cuba")
 
     @property
+    def own(self) -> Step | None:
+        """The step of one's own that it is; None for a kind of ours."""
+        return None if self.kind in KINDS else named(self.kind)
+
+    @property
+    def states(self) -> int:
+        """How many states a step hands to the next."""
+        own = self.own
+        return 1 + self.has_m if own is None else len(own.states)
+
+    @property
     def has_norm(self) -> bool:
         return self.mean is not None
 
     @property
     def holds_more(self) -> bool:
         """Whether a walk back keeps more of each step of a chunk than h: what it read, or the second state."""
-        return self.has_norm or self.has_m
+        return self.has_norm or self.kind not in ("lif", "ilif")
 
     @property
     def parameters(self) -> tuple[float | torch.Tensor, ...]:
@@ -201,6 +219,9 @@ class Neuron(NamedTuple):
     @property
     def rows(self) -> int:
         """How many of ``PARAMETERS`` have a row in ``Gradients.parameters``: the later ones are rarely learnt."""
+        own = self.own
+        if own is not None:
+            return len(own.constants)
         if self.kind in ("alif", "cuba"):
             return 6
         return 4 if isinstance(self.gain, torch.Tensor) else 3
@@ -213,6 +234,8 @@ class Neuron(NamedTuple):
     @property
     def parameter_size(self) -> int:
         """Values of the largest parameter; 0 where there are no channels."""
+        if self.constants is not None:
+            return self.constants.numel() // self.rows
         sizes = [p.numel() if isinstance(p, torch.Tensor) else 1 for p in self.parameters]
         return max(sizes) if min(sizes) else 0
 
@@ -249,7 +272,9 @@ class Inputs(NamedTuple):
     """What a call reads: x [T, B, ...], dense with time outermost, and the rest in its memory order."""
 
     x: torch.Tensor
-    v_init: torch.Tensor | None = None  # [B, ...], in the membrane's dtype, as m_init
+    v_init: torch.Tensor | None = (
+        None  # [B, ...], in the membrane's dtype, as m_init; own: [states, B, ...]
+    )
     m_init: torch.Tensor | None = None
     residual: torch.Tensor | None = None  # like x, as spike_add
     spike_add: torch.Tensor | None = None
@@ -259,7 +284,7 @@ class Outputs(NamedTuple):
     """What a forward pass fills; None: not wanted."""
 
     spikes: torch.Tensor  # like x
-    v_last: torch.Tensor | None = None  # [B, ...], in the membrane's dtype, as m_last
+    v_last: torch.Tensor | None = None  # like v_init
     m_last: torch.Tensor | None = None
     trace: torch.Tensor | None = None  # v of every step: like x, in the membrane's dtype
     saved: torch.Tensor | None = None  # [rows, v or v and m, neurons]: the states between chunks

@@ -54,15 +54,26 @@ def allocate_forward(x: torch.Tensor, neuron: Neuron, call: Call) -> Outputs:
     """Spikes, and what the call wants besides."""
     wide = membrane_dtype(x.dtype)
     rows = checkpoints(x, neuron) if call.save else 0
-    states = 2 if neuron.has_m else 1
     return Outputs(
         torch.empty_like(x),
-        torch.empty_like(x[0], dtype=wide) if call.return_v else None,
+        _states_like(x, neuron) if call.return_v else None,
         torch.empty_like(x[0], dtype=wide) if call.return_m else None,
         torch.empty_like(x, dtype=wide) if call.return_trace else None,
-        x.new_empty((rows, states, x[0].numel()), dtype=wide) if rows else None,
+        x.new_empty((rows, neuron.states, x[0].numel()), dtype=wide) if rows else None,
         torch.empty_like(x) if call.return_current else None,
     )
+
+
+def _states_like(x: torch.Tensor, neuron: Neuron) -> torch.Tensor:
+    """Memory for the membrane; of a step of one's own for all states, each in the memory order of a step of x."""
+    if neuron.own is None:
+        return torch.empty_like(x[0], dtype=membrane_dtype(x.dtype))
+    return _stacked(x, neuron.states)
+
+
+def _stacked(x: torch.Tensor, states: int) -> torch.Tensor:
+    size, stride = (states, *x.shape[1:]), (x.shape[1:].numel(), *x.stride()[1:])
+    return x.new_empty_strided(size, stride, dtype=membrane_dtype(x.dtype))
 
 
 def _in_order(inputs: Inputs) -> Inputs:
@@ -80,7 +91,11 @@ def _in_order(inputs: Inputs) -> Inputs:
 
 
 def _state(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return step_like(value.to(membrane_dtype(x.dtype)), x)
+    value = value.to(membrane_dtype(x.dtype))
+    if value.dim() < x.dim():
+        return step_like(value, x)
+    stacked = _stacked(x, len(value))  # of a step of one's own
+    return value if value.stride() == stacked.stride() else stacked.copy_(value)
 
 
 def neuron_forward(
@@ -97,10 +112,6 @@ def neuron_forward(
     x = inputs.x
     out = allocate_forward(x, neuron, call)
     if x.numel() == 0:
-        if out.v_last is not None:
-            out.v_last.fill_(neuron.v_start)
-        if out.m_last is not None:
-            out.m_last.zero_()
         return out
     inside = running if _in_kernel(x, running) else None
     _NEURON[serving(x, neuron)].forward(_in_order(inputs), neuron, out, measures, inside)
@@ -126,7 +137,7 @@ def _empty(name: str, x: torch.Tensor, neuron: Neuron) -> torch.Tensor:
         return x.new_empty(x.shape[0], dtype=wide)
     if name == "probe":
         return x.new_empty((x.shape[0], len(PROBE_FIELDS)), dtype=torch.float32)
-    return torch.empty_like(x[0], dtype=wide)
+    return _states_like(x, neuron) if name == "v_init" else torch.empty_like(x[0], dtype=wide)
 
 
 def neuron_backward(

@@ -13,6 +13,9 @@ try:
 
     HAVE_TRITON = True
     INTERPRETED = not isinstance(tl.cdiv, triton.JITFunction)
+    jit = triton.jit
+    if INTERPRETED:  # also where TRITON_INTERPRET has been taken away since
+        from triton.runtime.interpreter import InterpretedFunction as jit  # type: ignore[no-redef]
 except ModuleNotFoundError as missing:
     if missing.name != "triton":
         raise
@@ -29,6 +32,7 @@ except ModuleNotFoundError as missing:
             return function if function is not None else (lambda f: f)
 
     triton = tl = _Absent()
+    jit = triton.jit
     HAVE_TRITON = INTERPRETED = False
 
-__all__ = ["HAVE_TRITON", "INTERPRETED", "tl", "triton"]
+__all__ = ["HAVE_TRITON", "INTERPRETED", "jit", "tl", "triton"]

@@ -26,6 +26,7 @@ from spiketriton.errors import UserError
 from spiketriton.training.environment import PRECISIONS
 from spiketriton_kernels import (
     PROBE_FIELDS,
+    Surrogate,
     multistep_alif,
     multistep_bn_lif,
     multistep_clif,
@@ -36,6 +37,7 @@ from spiketriton_kernels import (
     packed,
     unpack_spikes,
 )
+from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.backends import triton_neuron
 
 TARGETS = {
@@ -82,6 +84,40 @@ def _packed(x: torch.Tensor) -> None:
     unpack_spikes(pack_spikes(x), x.shape, x.stride(), x.dtype)
 
 
+class Adaptive(kernels.SpikingNeuron):
+    """A step of one's own, with two states and a constant of each channel that learns."""
+
+    states = ("v", "a")
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(surrogate=Surrogate("atan", height=1.0, width=0.3))
+        self.beta = torch.nn.Parameter(torch.full((channels,), 0.2))
+
+    def step(self, x: torch.Tensor, v: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        h = 0.5 * v + x
+        s = self.fire(h - 1.0 - self.beta * a)
+        return s, torch.where(s > 0, 0.0, h), 0.9 * a + 0.1 * s
+
+
+class PlainLIF(kernels.SpikingNeuron):
+    """A step of one's own that computes what LIF does."""
+
+    states = ("v",)
+
+    def step(self, x: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        h = 0.5 * v + x
+        s = self.fire(h - 1.0)
+        return s, torch.where(s > 0, 0.0, h)
+
+
+def _adaptive(x: torch.Tensor) -> None:
+    _training(Adaptive(x.shape[2]), x)
+
+
+def _plain_lif(x: torch.Tensor) -> None:
+    _training(PlainLIF(), x)
+
+
 _STATES = {
     "lif": multistep_lif,
     "ilif": multistep_ilif,
@@ -107,6 +143,10 @@ CASES: dict[str, tuple[Callable[..., None], int | str]] = {
     "join statistics": (_bn_lif, "join_statistics_kernel"),
     "join sums": (_bn_lif, "join_kernel"),
     "join probe": (_probed, "join_groups_kernel"),
+    "own step forward": (_adaptive, 0),
+    "own step backward": (_adaptive, 1),
+    "LIF as own step forward": (_plain_lif, 0),
+    "LIF as own step backward": (_plain_lif, 1),
     **{f"{name} forward": (partial(_training, one), 0) for name, one in _STATES.items()},
     **{f"{name} backward": (partial(_training, one), 1) for name, one in _STATES.items()},
 }

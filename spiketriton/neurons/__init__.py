@@ -1,5 +1,6 @@
 """Spiking neurons as modules over the fused kernels: [T, B, ...] -> [T, B, ...], time first."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -82,7 +83,18 @@ def build_neuron(config: NeuronConfig, steps: int = 4, channels: int | None = No
     part = chosen("neurons", config.kind)
     if part.built_in:
         return part.make(config, steps, channels)
-    return part.checked(part.make(config), SpikingNeuron, "spiketriton.neurons.SpikingNeuron")
+    if "channels" not in inspect.signature(part.make).parameters:
+        made = part.make(config)
+    elif channels is None:
+        raise UserError(
+            f'neuron.kind = "{config.kind}" of the plugin {part.home} asks for the number of channels, which '
+            "the network did not give: parts.neuron(channels)"
+        )
+    else:
+        made = part.make(config, channels=channels)
+    if isinstance(made, kernels.SpikingNeuron):
+        made = adopt(made)
+    return part.checked(made, SpikingNeuron, "spiketriton.neurons.SpikingNeuron")
 
 
 @plugins.neuron("relu")

@@ -57,7 +57,9 @@ class SpikingNeuron(kernels.SpikingNeuron):
 
     @property
     def is_binary(self) -> bool:
-        """Whether its spikes are 0 or 1; those of I-LIF are 0..levels."""
+        """Whether its spikes are 0 or 1, as far as is known; those of I-LIF are 0..levels."""
+        if self.has_step():
+            return self.backend != "eager" and self.traced().is_binary
         return self.kind != "ilif"
 
     @property

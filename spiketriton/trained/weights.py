@@ -23,7 +23,7 @@ from spiketriton.runs.rows import replace_file
 from spiketriton.trained.results import read_evaluation
 from spiketriton.trained.run import TrainedRun, save_run
 from spiketriton.version import __version__
-from spiketriton_kernels.backends.native import cache_folder
+from spiketriton_kernels.cache import cache_folder
 
 FILE = "model.safetensors"
 HUB = "hub:"

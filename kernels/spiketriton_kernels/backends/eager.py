@@ -25,6 +25,7 @@ from ..neuron import (
     Upstream,
     membrane_dtype,
 )
+from ..steps.step import Step
 from ..surrogate import REACH, unit_slope
 
 
@@ -36,6 +37,7 @@ class _Norm:
         self.x, self.wide = x, membrane_dtype(x.dtype)
         self.current = self.z = x.to(self.wide)
         self.step_gain: Any = 1.0
+        self.xhat: Any = None
         if neuron.has_norm:
             rstd = torch.rsqrt(self.of_channels(neuron.var) + neuron.eps)
             weight = self.of_channels(neuron.weight) if neuron.weight is not None else 1.0
@@ -93,6 +95,8 @@ def forward(
     current = _Norm(inputs, neuron).current
     if out.current is not None:
         out.current.copy_(current)
+    if neuron.own is not None:
+        return _own_forward(current, inputs, neuron, neuron.own, out)
     c, (v, m) = Constants.of(neuron, x), begin(inputs, neuron)
     for t, x_t in enumerate(current):
         h, m = charge(x_t, v, m, c, neuron)
@@ -118,6 +122,9 @@ def backward(
 ) -> None:
     """Replay the window, walk back, fill what ``out`` holds tensors for."""
     norm = _Norm(inputs, neuron)
+    if neuron.own is not None:
+        own = _own_backward(norm, upstream, inputs, neuron, neuron.own, out)
+        return _behind(norm, own, upstream, count, sums, out)
     current, probed = norm.current, out.probe is not None
     # what is added to v has its gradient, step by step
     carried = current.new_zeros(current.shape if probed else len(current))
@@ -144,11 +151,26 @@ def backward(
     own, by_v, by_m, carry, *by_learnt = torch.autograd.grad(
         found, leaves, asked, materialize_grads=True
     )
-    dx = own if upstream.current is None else own + upstream.current.to(norm.wide)
-    for field, value in ((out.dx, dx), (out.v_init, by_v), (out.m_init, by_m)):
+    for field, value in ((out.v_init, by_v), (out.m_init, by_m)):
         if field is not None:
             field.copy_(value)
-    if neuron.has_norm:
+    if out.parameters is not None:
+        by_name = dict(zip(learnt, by_learnt, strict=True))
+        for row, name in zip(out.parameters, PARAMETERS, strict=False):
+            row.copy_(by_name.get(name, row))
+    if out.probe is not None:
+        out.probe.copy_(_observed(grad, own, carry, h, before, neuron))
+    _behind(norm, own, upstream, count, sums, out)
+
+
+def _behind(
+    norm: _Norm, own: Tensor, upstream: Upstream, count: float, sums: Tensor | None, out: Gradients
+) -> None:
+    """What follows from the gradient through the neuron."""
+    dx = own if upstream.current is None else own + upstream.current.to(norm.wide)
+    if out.dx is not None:
+        out.dx.copy_(dx)
+    if norm.xhat is not None:
         walked = norm.sums(dx)
         if out.sums is not None:
             out.sums.copy_(walked)
@@ -156,12 +178,71 @@ def backward(
             out.dy.copy_(norm.back(dx, walked if sums is None else sums, count))
     if out.step_gain is not None:
         out.step_gain.copy_((dx * norm.z).flatten(1).sum(1))
+
+
+def _begun(inputs: Inputs, current: Tensor, step: Step) -> list[Tensor]:
+    """The states before the window."""
+    if inputs.v_init is not None:
+        return list(inputs.v_init.to(current.dtype))
+    return [torch.full_like(current[0], start) for start in step.starts]
+
+
+def _constants(neuron: Neuron, step: Step, current: Tensor) -> list[Tensor]:
+    if neuron.constants is None:
+        return []
+    rows = neuron.constants.view(len(step.constants), -1)
+    return [along_channels(row if len(row) > 1 else row[0], current, current.dtype) for row in rows]  # type: ignore[misc]
+
+
+def _own_forward(current: Tensor, inputs: Inputs, neuron: Neuron, step: Step, out: Outputs) -> None:
+    add, constants = inputs.spike_add, _constants(neuron, step, current)
+    states = _begun(inputs, current, step)
+    for t, x_t in enumerate(current):
+        s, states = step.forth(x_t, states, constants)
+        out.spikes[t] = s if add is None else s + add[t].to(s.dtype)
+        if out.trace is not None:
+            out.trace[t] = states[0]
+    if out.v_last is not None:
+        out.v_last.copy_(torch.stack(states))
+
+
+def _own_backward(
+    norm: _Norm, upstream: Upstream, inputs: Inputs, neuron: Neuron, step: Step, out: Gradients
+) -> Tensor:
+    """The gradient by the current; what else there is of the walk back is filled in."""
+    current, constants = norm.current, _constants(neuron, step, norm.current)
+    before = [_begun(inputs, current, step)]
+    for x_t in current[:-1]:
+        before.append(step.forth(x_t, before[-1], constants)[1])
+    grad = upstream.spikes.to(norm.wide)
+    last = upstream.v_last
+    by = [torch.zeros_like(v) for v in before[0]] if last is None else list(last.to(norm.wide))
+    own = torch.empty_like(current)
+    learnt = torch.zeros(neuron.rows, neuron.parameter_size, dtype=norm.wide, device=current.device)
+    for t in reversed(range(len(current))):
+        if upstream.trace is not None:
+            by[0] = by[0] + upstream.trace[t]
+        walked = step.back(current[t], before[t], constants, (grad[t], *by))
+        if out.probe is not None:
+            fields = (
+                grad[t].square(), walked.x.square(), by[0].square(), walked.jump.abs(), walked.unit < REACH,
+                walked.spikes, ~walked.x.isfinite(),
+            )  # fmt: skip
+            *totals, nonfinite = [field.to(norm.wide).sum() for field in fields]
+            largest = walked.x.abs().nan_to_num(0.0, 0.0).amax()
+            out.probe[t] = torch.stack([*totals, largest, nonfinite])
+        for row, by_constant in zip(learnt, walked.constants, strict=True):
+            row += by_constant.sum() if len(row) == 1 else _by_channel(by_constant)
+        own[t], by = walked.x, list(walked.states)
+    if out.v_init is not None:
+        out.v_init.copy_(torch.stack(by))
     if out.parameters is not None:
-        by_name = dict(zip(learnt, by_learnt, strict=True))
-        for row, name in zip(out.parameters, PARAMETERS, strict=False):
-            row.copy_(by_name.get(name, row))
-    if out.probe is not None:
-        out.probe.copy_(_observed(grad, own, carry, h, before, neuron))
+        out.parameters.copy_(learnt)
+    return own
+
+
+def _by_channel(step: Tensor) -> Tensor:
+    return step.sum([d for d in range(step.dim()) if d != 1])
 
 
 def _observed(

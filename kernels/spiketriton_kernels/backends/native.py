@@ -26,15 +26,18 @@ from typing import Any
 
 import torch
 
+from ..cache import cache_folder
 from ..layout import axis_of
 from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream
+from ..steps.step import named
 from ..surrogate import SHAPES
 
 log = logging.getLogger("spiketriton_kernels")
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 KINDS = ("lif", "ilif", "clif", "alif", "cuba", "delayed")
-"""What is compiled apart, in the order of neurons.h; "delayed" is LIF with a delayed reset."""
+"""What is compiled apart, in the order of neurons.h; "delayed" is LIF with a delayed reset. Besides, each
+step of one's own by its name."""
 _RESETS = {"soft": 0, "delayed_soft": 0, "hard": 1, "delayed_hard": 1, "none": 3}
 _TO_RESET_LEAK = 2
 _SHAPES = {shape: number for number, shape in enumerate(SHAPES)}
@@ -65,13 +68,6 @@ class CompilerError(RuntimeError):
     """No C++ compiler, or none that takes native.cpp."""
 
 
-def cache_folder() -> Path:
-    if "SPIKETRITON_CACHE" in os.environ:
-        return Path(os.environ["SPIKETRITON_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "spiketriton"
-
-
 def _compiler() -> str:
     named = os.environ.get("CXX")
     for candidate in [named] if named else ["c++", "g++", "clang++"]:
@@ -99,8 +95,11 @@ def _build(dtype: torch.dtype, kind: str) -> Path:
     compiler = _compiler()
     asked = [compiler, "--version"]
     version = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    chosen = [f"-DSPIKETRITON_KIND={KINDS.index(kind) if kind in KINDS else len(KINDS)}"]
+    if kind not in KINDS:
+        chosen.append(f'-DSPIKETRITON_STEP="{named(kind).written("cpp")}"')
     texts = (source.read_text("utf-8") for source in _SOURCES)
-    key = "\n".join([*texts, version, _machine(), repr((_FLAGS, _EXTRAS, dtype, kind))])
+    key = "\n".join([*texts, version, _machine(), repr((_FLAGS, _EXTRAS, dtype, *chosen))])
     folder = cache_folder()
     name = f"{kind} {str(dtype).removeprefix('torch.')}"
     target = folder / f"{name.replace(' ', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
@@ -119,7 +118,7 @@ def _build(dtype: torch.dtype, kind: str) -> Path:
         part = folder / f"{target.stem}.{uuid.uuid4().hex}.part"
         command = [
             compiler, *_FLAGS, f"-DSPIKETRITON_DTYPE={_DTYPES[dtype]}",
-            f"-DSPIKETRITON_KIND={KINDS.index(kind)}", *extra, str(_SOURCE), "-o", str(part),
+            *chosen, *extra, str(_SOURCE), "-o", str(part),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
@@ -146,7 +145,7 @@ _loaded: dict[tuple[torch.dtype, str | None], ctypes.CDLL] = {}
 
 @functools.cache
 def load(dtype: torch.dtype, kind: str) -> ctypes.CDLL | CompilerError:
-    """The compiled kernels of a dtype and one of ``KINDS``; or why there are none."""
+    """The compiled kernels of a dtype and one of ``KINDS`` or a step's name; or why there are none."""
     try:
         with _building[dtype, kind]:  # threads that come at once wait for one build
             path = _build(dtype, kind)
@@ -230,9 +229,11 @@ def _packed(fields: tuple[Any, ...]) -> tuple[str, bytes]:
             sizes.append(1)
             numbers.append(value)
             pointers.append(0)
+    if neuron.constants is not None:  # those of a step of one's own stand for all
+        pointers[0] = neuron.constants.data_ptr()
     reset = _TO_RESET_LEAK if neuron.leaks_to_reset else _RESETS[neuron.reset]
     return kind_of(neuron), _NEURON.pack(
-        reset, neuron.detach_reset, _SHAPES[neuron.shape], neuron.levels, neuron.rows, max(sizes),
+        reset, neuron.detach_reset, _SHAPES[neuron.shape], neuron.levels, neuron.rows, neuron.parameter_size,
         *sizes, *numbers, neuron.v_reset, neuron.v_start, neuron.height, *pointers,
     )  # fmt: skip
 

@@ -7,6 +7,8 @@ are constants; a kernel is then compiled without what it does not need.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ..triton_import import tl, triton
 from .triton_norm import norm_constants
 from .triton_step import charge, filtered, gate, of_tile, settle, spike
@@ -54,16 +56,68 @@ def visit(
     )
 
 
+class Own(NamedTuple):
+    """Of a step of one's own what a kernel is compiled for: its states and constants, and how these are given."""
+
+    states: int
+    starts: tuple[float, ...]
+    constants: int
+    per_channel: bool
+
+
 @triton.jit
-def states(v_ptr, m_ptr, v_start, tile, inside):
-    """Membrane and second state of a tile: the given ones, or v_start and 0."""
-    v = tl.full(tile.offs.shape, v_start, tl.float32)
-    m = tl.zeros(tile.offs.shape, tl.float32)
-    if v_ptr is not None:
-        v = tl.load(v_ptr + tile.offs, mask=inside, other=0.0)
-    if m_ptr is not None:
-        m = tl.load(m_ptr + tile.offs, mask=inside, other=0.0)
-    return v, m
+def own_constants(given, tile, C, OWN: tl.constexpr):
+    """Those of a tile, from [P, C or 1]."""
+    COUNT: tl.constexpr = OWN.constants
+    values = ()
+    for i in tl.static_range(COUNT):
+        if OWN.per_channel:
+            value = tl.load(given + i * C + tile.channels, mask=tile.valid, other=1.0)
+        else:
+            value = tl.load(given + i)
+        values = values + (value,)  # type: ignore[assignment]
+    return values
+
+
+@triton.jit
+def states(v_ptr, m_ptr, v_start, tile, inside, step, OWN: tl.constexpr):
+    """(membrane, second state) of a tile: the given ones, or v_start and 0.
+
+    Of a step of one's own all that it has; v_start is then None for its own ones."""
+    if OWN is None:
+        v = tl.full(tile.offs.shape, v_start, tl.float32)
+        m = tl.zeros(tile.offs.shape, tl.float32)
+        if v_ptr is not None:
+            v = tl.load(v_ptr + tile.offs, mask=inside, other=0.0)
+        if m_ptr is not None:
+            m = tl.load(m_ptr + tile.offs, mask=inside, other=0.0)
+        found = (v, m)
+    else:
+        COUNT: tl.constexpr = OWN.states
+        found = ()  # type: ignore[assignment]
+        for i in tl.static_range(COUNT):
+            if v_ptr is not None:
+                state = tl.load(v_ptr + i * step + tile.offs, mask=inside, other=0.0)
+            elif v_start is None:
+                state = tl.full(tile.offs.shape, OWN.starts[i], tl.float32)
+            else:
+                state = tl.full(tile.offs.shape, v_start, tl.float32)
+            found = found + (state,)  # type: ignore[assignment]
+    return found
+
+
+@triton.jit
+def store_states(v_ptr, m_ptr, found, tile, step, OWN: tl.constexpr):
+    """Where there is memory for them: the reverse of ``states``."""
+    if OWN is None:
+        if v_ptr is not None:
+            tl.store(v_ptr + tile.offs, found[0], mask=tile.inside)
+        if m_ptr is not None:
+            tl.store(m_ptr + tile.offs, found[1], mask=tile.inside)
+    elif v_ptr is not None:
+        COUNT: tl.constexpr = OWN.states
+        for i in tl.static_range(COUNT):
+            tl.store(v_ptr + i * step + tile.offs, found[i], mask=tile.inside)
 
 
 @triton.jit(**SIZES)
@@ -72,6 +126,7 @@ def fire_kernel(
     norm,  # Norm
     out,  # Outputs
     given,  # Constants
+    own_ptr,  # [P, C or 1]: the constants of a step of one's own
     R,
     C,
     units,
@@ -80,9 +135,12 @@ def fire_kernel(
     WINDOW: tl.constexpr,
     FORMS: tl.constexpr,
     RULES: tl.constexpr,
+    OWN: tl.constexpr,
+    FORTH: tl.constexpr,  # the step of one's own; None: a kind of RULES
 ):
     CHUNK: tl.constexpr = WINDOW.chunk
     AHEAD: tl.constexpr = WINDOW.ahead
+    STATES: tl.constexpr = RULES.states
     CHUNKS: tl.constexpr = (WINDOW.steps + CHUNK - 1) // CHUNK
     size = Size(R, C, units * CUT.align, S)
     row, column, channel = own_tile(tl.num_programs(0) - 1 - tl.program_id(0), size, CUT)
@@ -90,7 +148,10 @@ def fire_kernel(
     step = step_size(size, CUT)
     c = of_tile(given, tile, FORMS)
     affine = norm_constants(norm, c.eps, c.bn_scale, tile)
-    v, m = states(inputs.v_init, inputs.m_init, c.v_start, tile, tile.inside)
+    own = ()
+    if OWN is not None:
+        own = own_constants(own_ptr, tile, C, OWN)
+    state = states(inputs.v_init, inputs.m_init, c.v_start, tile, tile.inside, step, OWN)
     read = (inputs.x, inputs.residual, inputs.spike_add)
     for chunk in range(CHUNKS):
         k = tl.cast(chunk, tl.int32)
@@ -105,40 +166,41 @@ def fire_kernel(
                 tl.store(
                     out.current + now.at, current.to(out.current.dtype.element_ty), mask=now.inside
                 )
-            charging, m_before = filtered(current, m, c, RULES)
-            h = charge(v, charging, c, RULES)
-            s = spike(h, m_before, c, RULES)
+            if FORTH is not None:
+                s, after, _ = FORTH(current, state, own)
+            else:
+                charging, m_before = filtered(current, state[1], c, RULES)
+                h = charge(state[0], charging, c, RULES)
+                s = spike(h, m_before, c, RULES)
             emitted = s
             if inputs.spike_add is not None:
                 emitted = s + queues[2][j].to(tl.float32)
             tl.store(out.spikes + now.at, emitted.to(out.spikes.dtype.element_ty), mask=now.inside)
-            v_after, m_after = settle(h, m_before, s, gate(h, c, RULES), c, RULES)
+            if FORTH is None:
+                after = settle(h, m_before, s, gate(h, c, RULES), c, RULES)
             if out.trace is not None:
-                tl.store(out.trace + now.at, v_after, mask=now.inside)
-            v, m = within(now, v_after, m_after, v, m, WINDOW)
+                tl.store(out.trace + now.at, after[0], mask=now.inside)
+            state = within(now, after, state, WINDOW)
         if out.saved is not None:
             kept = where_below(tile.inside, k, CHUNKS - 1)
-            tl.store(kept_at(out.saved, k, tile, step, RULES), v, mask=kept)
-            if RULES.has_m:
-                tl.store(kept_at(out.saved, k, tile, step, RULES) + step, m, mask=kept)
-    if out.v_last is not None:
-        tl.store(out.v_last + tile.offs, v, mask=tile.inside)
-    if out.m_last is not None:
-        tl.store(out.m_last + tile.offs, m, mask=tile.inside)
+            for i in tl.static_range(STATES):
+                tl.store(kept_at(out.saved, k, tile, step, RULES) + i * step, state[i], mask=kept)
+    store_states(out.v_last, out.m_last, state, tile, step, OWN)
 
 
 @triton.jit
-def within(now, v, m, v_before, m_before, WINDOW: tl.constexpr):
-    """v and m of a step; beyond the window those before it."""
-    if WINDOW.steps % WINDOW.chunk != 0:
-        v = tl.where(now.t < WINDOW.steps, v, v_before)
-        m = tl.where(now.t < WINDOW.steps, m, m_before)
-    return v, m
+def within(now, after, before, WINDOW: tl.constexpr):
+    """The states after a step; beyond the window those before it."""
+    states = ()
+    for i in tl.static_range(len(after)):
+        state = after[i]
+        if WINDOW.steps % WINDOW.chunk != 0:
+            state = tl.where(now.t < WINDOW.steps, state, before[i])
+        states = states + (state,)  # type: ignore[assignment]
+    return states
 
 
 @triton.jit
 def kept_at(saved_ptr, k, tile, step, RULES: tl.constexpr):
-    """Where the membrane after chunk k is kept; the second state follows, a step further."""
-    if RULES.has_m:
-        k = 2 * k
-    return saved_ptr + k * step + tile.offs
+    """Where the first state after chunk k is kept; each other one follows, a step further."""
+    return saved_ptr + k * RULES.states * step + tile.offs

@@ -20,7 +20,7 @@ from ..arguments import PROBE_FIELDS
 from ..layout import chunk_length
 from ..neuron import NORM, Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..surrogate import own_surrogate
-from .triton_fire import fire_kernel
+from .triton_fire import Own, fire_kernel
 from .triton_launch import launch, repeat
 from .triton_norm import Norm, channel_statistics, norm_backward
 from .triton_step import Constants, Forms, Rules
@@ -75,6 +75,20 @@ def _walk_width(walk: Walk) -> int:
     return min(widest, 4)
 
 
+_FLOATS = Forms(*["float"] * len(Forms._fields))
+
+
+def _own(neuron: Neuron, back: bool) -> dict[str, Any]:
+    """What a kernel is told of a step of one's own."""
+    step = neuron.own
+    if step is None:
+        return dict(own_ptr=None, OWN=None, FORTH=None) | (dict(BACK=None) if back else {})
+    forth, walk = step.functions
+    own = Own(len(step.states), step.starts, len(step.constants), neuron.parameter_size > 1)
+    given = dict(own_ptr=neuron.constants, OWN=own, FORTH=forth)
+    return given | dict(BACK=walk) if back else given
+
+
 def _form(value: float | torch.Tensor) -> str:
     if isinstance(value, torch.Tensor):
         return "scalar" if value.numel() == 1 else "channel"
@@ -94,14 +108,15 @@ def _apart(neuron: Neuron) -> tuple[Sequence[Any], Sequence[Any]]:
     constants = *neuron[:_OWN], functions, neuron.eps, neuron.bn_scale
     if not _learns(neuron):
         return constants, neuron.norm
-    learnt = [value for value in neuron.parameters if isinstance(value, torch.Tensor)]
+    given = *neuron.parameters, neuron.constants
+    learnt = [value for value in given if isinstance(value, torch.Tensor)]
     sizes = [(v.numel(),) if isinstance(v, torch.Tensor) else v for v in constants]
     return sizes, (*neuron.norm, *learnt)
 
 
 def _learns(neuron: Neuron) -> bool:
     """Whether a constant is a tensor."""
-    kinds = [*map(type, neuron.parameters)]
+    kinds = [*map(type, neuron.parameters), type(neuron.constants)]
     return torch.Tensor in kinds or torch.nn.Parameter in kinds
 
 
@@ -111,6 +126,12 @@ _OWN = Neuron._fields.index(NORM[0])
 def _of_record(*given: Any) -> tuple[Constants, dict[str, Any]]:
     *fields, eps, bn_scale, back = given
     neuron = Neuron(*fields)
+    if neuron.own is not None:
+        few = dict.fromkeys(Constants._fields) | dict(eps=float(eps), bn_scale=float(bn_scale))
+        own = Constants(**few)
+        return own, dict(
+            FORMS=_FLOATS, RULES=Rules("own", "none", False, True, "atan", 1, True, neuron.states)
+        )
     parameters = [p if isinstance(p, torch.Tensor) else float(p) for p in neuron.parameters]
     decay, threshold, width, gain, rho, beta = parameters
     adapts = neuron.kind == "alif"
@@ -122,7 +143,8 @@ def _of_record(*given: Any) -> tuple[Constants, dict[str, Any]]:
         float(neuron.height) if back else None, width if back else None, None, float(eps), float(bn_scale),
     )  # fmt: skip
     rules = Rules(
-        neuron.kind, neuron.reset, neuron.leaks_to_reset, neuron.detach_reset, neuron.shape, neuron.levels, neuron.has_m
+        neuron.kind, neuron.reset, neuron.leaks_to_reset, neuron.detach_reset, neuron.shape, neuron.levels,
+        neuron.has_m, neuron.states,
     )  # fmt: skip
     return constants, dict(FORMS=Forms(*map(_form, parameters)), RULES=rules)
 
@@ -155,7 +177,7 @@ def _forward(
     window = Window(T, chunk_length(T, neuron.holds_more), 2 if neuron.has_norm else 1)
     launch(
         fire_kernel, (tiles.row_tiles * tiles.lanes,), x, inputs, Norm(*neuron.norm), out, given,
-        WINDOW=window, **tiles.geometry, **compiled,
+        WINDOW=window, **tiles.geometry, **compiled, **_own(neuron, back=False),
     )  # fmt: skip
 
 
@@ -232,7 +254,7 @@ def _walk_back(walk: Walk) -> None:
         walk.upstream, walk.inputs, walk.saved, Norm(*neuron.norm), walk.sums,
         Written(out.dx, out.dy, out.v_init, out.m_init), partial,
         given, float(walk.elements), programs=programs, **tiles.geometry, **compiled,
-        WINDOW=window, LEARNT=Learnt(rows, not one),
+        WINDOW=window, LEARNT=Learnt(rows, not one), **_own(neuron, back=True),
         OWN_SLOPE=None if own is None else own.slope, OWN_AREA=None if own is None else own.primitive, maxnreg=most,
     )  # fmt: skip
     if partial.sums is not None and out.sums is not None:

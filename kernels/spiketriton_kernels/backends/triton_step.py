@@ -69,6 +69,7 @@ class Rules(NamedTuple):
     shape: str
     levels: int
     has_m: bool
+    states: int
 
 
 @triton.jit

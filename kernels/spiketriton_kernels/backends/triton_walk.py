@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 from ..arguments import PROBE_FIELDS
 from ..surrogate import REACH as _REACH
 from ..triton_import import tl, triton
-from .triton_fire import amplified, current_of, kept_at, states, visit, within
+from .triton_fire import (
+    amplified,
+    current_of,
+    kept_at,
+    own_constants,
+    states,
+    store_states,
+    visit,
+    within,
+)
 from .triton_norm import by_norm_input, channel_means, norm_constants
 from .triton_step import by_width, charge, filtered, gate, of_tile, settle, spike, step_back
 from .triton_tiles import (
@@ -68,21 +77,30 @@ class Learnt(NamedTuple):
 
 
 @triton.jit
-def _start_of_chunk(k, inputs, saved_ptr, c, tile, step, WINDOW: tl.constexpr, RULES: tl.constexpr):
-    """Membrane and second state before chunk k: the given ones, or those that the forward pass kept."""
+def _start_of_chunk(
+    k, inputs, saved_ptr, c, tile, step, WINDOW: tl.constexpr, RULES: tl.constexpr, OWN: tl.constexpr
+):  # fmt: skip
+    """The states before chunk k: the given ones, or those that the forward pass kept."""
+    STATES: tl.constexpr = RULES.states
     first_chunk = where_below(tile.inside, k, 1)
-    v, m = states(inputs.v_init, inputs.m_init, c.v_start, tile, first_chunk)
+    state = states(inputs.v_init, inputs.m_init, c.v_start, tile, first_chunk, step, OWN)
     if WINDOW.steps > WINDOW.chunk:
         later_chunk = where_below(tile.inside, -k, 0)
         kept_ptr = kept_at(saved_ptr, k - 1, tile, step, RULES)
-        v = tl.where(k == 0, v, tl.load(kept_ptr, mask=later_chunk, other=0.0))
-        if RULES.has_m:
-            m = tl.where(k == 0, m, tl.load(kept_ptr + step, mask=later_chunk, other=0.0))
-    return v, m
+        found = ()
+        for i in tl.static_range(STATES):
+            kept = tl.load(kept_ptr + i * step, mask=later_chunk, other=0.0)
+            found = found + (tl.where(k == 0, state[i], kept),)  # type: ignore[assignment]
+        if OWN is None and STATES == 1:  # a second state, that it does not have
+            found = found + (state[1],)  # type: ignore[assignment]
+        state = found
+    return state
 
 
 class Replayed(NamedTuple):
-    """Of each step of a chunk: x, h, m before it and what its gate kept. What of it is needed stays in registers."""
+    """Of each step of a chunk: x, h, m before it and what its gate kept; h of a step of one's own is all that it keeps.
+
+    What of it is needed stays in registers."""
 
     x: Any
     h: Any
@@ -93,13 +111,14 @@ class Replayed(NamedTuple):
 
 @triton.jit
 def _replay(
-    k, inputs, saved_ptr, norm, affine, c, tile, step, WINDOW: tl.constexpr, RULES: tl.constexpr
+    k, inputs, saved_ptr, norm, affine, c, own, tile, step, WINDOW: tl.constexpr, RULES: tl.constexpr,
+    OWN: tl.constexpr, FORTH: tl.constexpr,
 ):  # fmt: skip
     """Forward through chunk k again."""
     CHUNK: tl.constexpr = WINDOW.chunk
     AHEAD: tl.constexpr = WINDOW.replay_ahead
-    v, m = _start_of_chunk(k, inputs, saved_ptr, c, tile, step, WINDOW, RULES)
-    v_start = v
+    state = _start_of_chunk(k, inputs, saved_ptr, c, tile, step, WINDOW, RULES, OWN)
+    v_start = state[0]
     potentials = ()
     seconds = ()
     gates = ()
@@ -111,13 +130,17 @@ def _replay(
         queues = visit(queues, asked, j + AHEAD, k, tile, step, WINDOW, False)
         now = time_step(k, j, tile, step, WINDOW)
         current = current_of(queues, j, inputs, norm, affine, now, WINDOW)
-        seconds = seconds + (m,)  # type: ignore[assignment]
-        charging, m = filtered(current, m, c, RULES)
-        h = charge(v, charging, c, RULES)
-        kept = gate(h, c, RULES)
-        potentials = potentials + (h,)  # type: ignore[assignment]
-        gates = gates + (kept,)  # type: ignore[assignment]
-        v, m = settle(h, m, spike(h, m, c, RULES), kept, c, RULES)
+        if FORTH is not None:
+            _, state, kept = FORTH(current, state, own)
+            potentials = potentials + (kept,)  # type: ignore[assignment]
+        else:
+            seconds = seconds + (state[1],)  # type: ignore[assignment]
+            charging, m = filtered(current, state[1], c, RULES)
+            h = charge(state[0], charging, c, RULES)
+            kept = gate(h, c, RULES)
+            potentials = potentials + (h,)  # type: ignore[assignment]
+            gates = gates + (kept,)  # type: ignore[assignment]
+            state = settle(h, m, spike(h, m, c, RULES), kept, c, RULES)
     return Replayed(queues[0], potentials, seconds, gates, v_start)
 
 
@@ -133,7 +156,9 @@ def _before(replayed, j: tl.constexpr, c, RULES: tl.constexpr):
 
 
 @triton.jit
-def _observe(probe_ptr, number, now, grad_s, dx, carry, back, c, WINDOW: tl.constexpr):
+def _observe(
+    probe_ptr, number, now, grad_s, dx, carry, factor, unit, spikes, WINDOW: tl.constexpr
+):  # fmt: skip
     """This tile's share of one step of a probe, whose fields are ``GROUP`` apart."""
     here = now.inside
     finite = tl.abs(dx) < float("inf")
@@ -144,11 +169,11 @@ def _observe(probe_ptr, number, now, grad_s, dx, carry, back, c, WINDOW: tl.cons
     )
     tl.store(at + GRAD_INPUT_SQ * GROUP, total(tl.where(here, dx * dx, 0.0)), mask=kept)
     tl.store(at + GRAD_CARRY_SQ * GROUP, total(tl.where(here, carry * carry, 0.0)), mask=kept)
-    passed = tl.abs(c.decay * back.jump)
+    passed = tl.abs(factor)
     tl.store(at + TIME_FACTOR * GROUP, total(tl.where(here, passed, 0.0)), mask=kept)
-    outside = here & (back.unit < REACH)
+    outside = here & (unit < REACH)
     tl.store(at + OUTSIDE * GROUP, total(tl.where(outside, 1.0, 0.0)), mask=kept)
-    tl.store(at + SPIKES * GROUP, total(tl.where(here, back.s, 0.0)), mask=kept)
+    tl.store(at + SPIKES * GROUP, total(tl.where(here, spikes, 0.0)), mask=kept)
     largest = tl.max(tl.max(tl.where(here & finite, tl.abs(dx), 0.0), axis=1), axis=0)
     tl.store(at + GRAD_INPUT_MAX * GROUP, largest, mask=kept)
     tl.store(at + NONFINITE * GROUP, total(tl.where(here & (finite == 0), 1.0, 0.0)), mask=kept)
@@ -184,6 +209,24 @@ def _learn(
     if FORMS.beta != "float":
         beta += tl.where(now.inside, back.by_beta, 0.0)
     return decay, threshold, width, gain, rho, beta
+
+
+@triton.jit
+def _with_first(states, first):
+    """The states, with another one in the place of the first."""
+    found = (first,)
+    for i in tl.static_range(1, len(states)):
+        found = found + (states[i],)  # type: ignore[assignment]
+    return found
+
+
+@triton.jit
+def _added(sums, shares, now, ROWS: tl.constexpr):
+    """The sums of the gradients by the constants of a step of one's own, with this step's."""
+    found = ()
+    for i in tl.static_range(ROWS):
+        found = found + (sums[i] + tl.where(now.inside, shares[i], 0.0),)  # type: ignore[assignment]
+    return found
 
 
 @triton.jit
@@ -233,6 +276,7 @@ def walk_kernel(
     partial,  # Partial
     given,  # Constants
     count,
+    own_ptr,  # [P, C or 1]: the constants of a step of one's own
     R,
     C,
     units,
@@ -245,6 +289,9 @@ def walk_kernel(
     LEARNT: tl.constexpr,
     OWN_SLOPE: tl.constexpr,
     OWN_AREA: tl.constexpr,
+    OWN: tl.constexpr,
+    FORTH: tl.constexpr,  # a step of one's own, and its way back; None: a kind of RULES
+    BACK: tl.constexpr,
 ):
     CHUNK: tl.constexpr = WINDOW.chunk
     AHEAD: tl.constexpr = WINDOW.ahead
@@ -262,7 +309,13 @@ def walk_kernel(
         means = channel_means(sums_ptr, C, count, affine, lane)
     zero = tl.zeros(lane.offs.shape, tl.float32)
     sums = (zero, zero)
+    own = ()
     learnt = (zero, zero, zero, zero, zero, zero)
+    if OWN is not None:
+        own = own_constants(own_ptr, lane, C, OWN)
+        learnt = ()  # type: ignore[assignment]
+        for _ in tl.static_range(ROWS):
+            learnt = learnt + (zero,)  # type: ignore[assignment]
     asked = (upstream.spikes, upstream.current, upstream.trace)
     for visited in tl.range(first, blocks(R, CUT.block_r), programs, num_stages=STAGES):
         row = visited
@@ -270,10 +323,12 @@ def walk_kernel(
             row = blocks(R, CUT.block_r) - 1 - visited
         tile = tile_at(row, column, channel, size, CUT)
         number = tile_number(row, column, channel, size, CUT)
-        by_v, by_m = states(upstream.v_last, upstream.m_last, 0.0, tile, tile.inside)
+        by = states(upstream.v_last, upstream.m_last, 0.0, tile, tile.inside, step, OWN)
         for back in range(CHUNKS):
             k = tl.cast(CHUNKS - 1 - back, tl.int32)
-            replayed = _replay(k, inputs, saved_ptr, norm, affine, c, tile, step, WINDOW, RULES)
+            replayed = _replay(
+                k, inputs, saved_ptr, norm, affine, c, own, tile, step, WINDOW, RULES, OWN, FORTH
+            )  # fmt: skip
             queues = ((), (), ())
             for n in tl.static_range(AHEAD):
                 queues = visit(queues, asked, n, k, tile, step, WINDOW, True)
@@ -281,44 +336,56 @@ def walk_kernel(
                 queues = visit(queues, asked, CHUNK - 1 - j + AHEAD, k, tile, step, WINDOW, True)
                 now = time_step(k, j, tile, step, WINDOW)
                 grad_s = queues[0][CHUNK - 1 - j].to(tl.float32)
+                carry = by[0]
                 if upstream.trace is not None:
-                    by_v += queues[2][CHUNK - 1 - j]
-                h = replayed.h[j]
-                m = replayed.m[j]
-                step_of = step_back(h, m, replayed.kept[j], grad_s, by_v, by_m, c, RULES, OWN_SLOPE)
-                own = (
-                    c.gain * step_of.by_h
-                )  # what comes through the neuron; a probe measures that alone
-                if RULES.kind == "cuba":
-                    own = own + by_m
-                dx = own
+                    carry += queues[2][CHUNK - 1 - j]
+                    by = _with_first(by, carry)
+                if BACK is not None:
+                    own_dx, earlier, by_constants, factor, unit, s = BACK(
+                        replayed.h[j], own, grad_s, by
+                    )
+                else:
+                    h = replayed.h[j]
+                    m = replayed.m[j]
+                    step_of = step_back(
+                        h, m, replayed.kept[j], grad_s, carry, by[1], c, RULES, OWN_SLOPE
+                    )
+                    own_dx = c.gain * step_of.by_h
+                    if RULES.kind == "cuba":
+                        own_dx = own_dx + by[1]
+                    factor, unit, s = c.decay * step_of.jump, step_of.unit, step_of.s
+                dx = own_dx  # what comes through the neuron; a probe measures that alone
                 if upstream.current is not None:
-                    dx = own + queues[1][CHUNK - 1 - j].to(tl.float32)
+                    dx = own_dx + queues[1][CHUNK - 1 - j].to(tl.float32)
                 if out.dx is not None:
                     tl.store(out.dx + now.at, dx.to(out.dx.dtype.element_ty), mask=now.inside)
-                v_before = _before(replayed, j, c, RULES)
-                if partial.parameters is not None:
-                    current = h
-                    if FORMS.gain != "float":
-                        current = _current_again(inputs, norm, affine, now, WINDOW)
-                        current, _ = filtered(current, m, c, RULES)
-                    learnt = _learn(
-                        learnt, h, m, v_before, current, step_of, now, c, RULES, FORMS, OWN_AREA
-                    )
+                if BACK is not None:
+                    if partial.parameters is not None:
+                        learnt = _added(learnt, by_constants, now, ROWS)
+                else:
+                    v_before = _before(replayed, j, c, RULES)
+                    if partial.parameters is not None:
+                        current = h
+                        if FORMS.gain != "float":
+                            current = _current_again(inputs, norm, affine, now, WINDOW)
+                            current, _ = filtered(current, m, c, RULES)
+                        learnt = _learn(
+                            learnt, h, m, v_before, current, step_of, now, c, RULES, FORMS, OWN_AREA
+                        )
+                    by_v = c.decay * step_of.by_h
+                    if RULES.reset == "delayed_hard":
+                        by_v = tl.where(v_before >= c.threshold, 0.0, by_v)
+                    earlier = (by_v, step_of.by_m)
                 if partial.probe is not None:
-                    _observe(partial.probe, number, now, grad_s, own, by_v, step_of, c, WINDOW)
+                    _observe(
+                        partial.probe, number, now, grad_s, own_dx, carry, factor, unit, s, WINDOW
+                    )
                 if norm.mean is not None:
                     sums = _through_norm(
                         sums, dx, replayed.x[j], norm, affine, means, out, partial, number, now, WINDOW
                     )  # fmt: skip
-                earlier = c.decay * step_of.by_h
-                if RULES.reset == "delayed_hard":
-                    earlier = tl.where(v_before >= c.threshold, 0.0, earlier)
-                by_v, by_m = within(now, earlier, step_of.by_m, by_v, by_m, WINDOW)
-        if out.v_init is not None:
-            tl.store(out.v_init + tile.offs, by_v, mask=tile.inside)
-        if out.m_init is not None:
-            tl.store(out.m_init + tile.offs, by_m, mask=tile.inside)
+                by = within(now, earlier, by, WINDOW)
+        store_states(out.v_init, out.m_init, by, tile, step, OWN)
 
     # One partial sum per program and channel; the host joins them in a fixed order.
     place, keep, plane = partial_place(first, column, channel, programs, size, CUT)

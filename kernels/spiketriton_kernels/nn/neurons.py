@@ -11,10 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..arguments import make_neuron
+from ..definition import define, normalised
 from ..fire import fire
 from ..neuron import Call, Inputs, Neuron, Norm, Outputs
 from ..surrogate import Surrogate
 from .handed import Handed
+from .stepping import Stepping
 
 STEP_MODES = ("m", "s")
 
@@ -28,17 +30,36 @@ def _over_ranks() -> Any:
     return torch.compiler.disable(fire)
 
 
-class SpikingNeuron(nn.Module):
+class SpikingNeuron(Stepping):
     """A neuron over a whole time window: input currents [T, B, ...] -> spikes [T, B, ...].
 
-    Spikes are 0 or 1 in the dtype of the currents. A subclass states its ``kind`` and, in ``neuron_arguments()``, its
-    constants; the equations are those of ``multistep_lif`` unless it says otherwise. Channels, where something differs
-    between them, are dimension 2.
+    Spikes are 0 or 1 in the dtype of the currents. A subclass either states its ``kind`` and its constants, in
+    ``neuron_arguments()``: the equations are then those of ``multistep_lif`` unless it says otherwise. Or it writes
+    its own equations, as one ``step`` in plain PyTorch:
+
+        class Adaptive(SpikingNeuron):
+            states = ("v", "a")                           # carried from step to step, 0 at the beginning; or ``start``
+
+            def __init__(self, channels):
+                super().__init__(surrogate=Surrogate("atan", height=1.0, width=0.3))
+                self.beta = nn.Parameter(torch.full((channels,), 0.2))
+
+            def step(self, x, v, a):                      # the currents of a step and the states before it
+                h = 0.5 * v + x
+                s = self.fire(h - 1.0 - self.beta * a)    # 1 where >= 0; backward the surrogate
+                return s, torch.where(s > 0, 0.0, h), 0.9 * a + 0.1 * s
+
+    ``step`` is the definition (``define`` runs it in a loop). When the module is first called it is traced, forth and
+    back, and both are printed as C++ and as Triton (``source``), into the passes that the built-in kinds have. Its
+    arguments are float32 (float64 for float64), of one shape. It may read numbers, which are compiled in: another
+    number is another compilation. And floating-point parameters and buffers of shape [] or [C], which it sees in a
+    shape that broadcasts with x. Additions, products, quotients and roots are those of PyTorch to the bit; exp, tanh
+    and their kin round in their own way. Channels, where something differs between them, are dimension 2.
 
     Nothing is kept between calls unless ``stateful``: then the next call starts at ``v``, the membrane after the last
-    step ([B, ...], float32), and at ``m``, the second state of a CLIF or ALIF, so that chunks of any length give the
-    spikes of the whole window. Gradients flow through the states from chunk to chunk; ``detach()`` cuts them there, and
-    ``reset()`` forgets them.
+    step ([B, ...], float32; of a ``step`` all its states, [states, B, ...]), and at ``m``, the second state of a CLIF
+    or ALIF, so that chunks of any length give the spikes of the whole window. Gradients flow through the states from
+    chunk to chunk; ``detach()`` cuts them there, and ``reset()`` forgets them.
 
     Args:
         v_threshold: membrane potential at which it fires: a number above 0, or a tensor [] or [C]. A Parameter learns
@@ -49,6 +70,7 @@ class SpikingNeuron(nn.Module):
         surrogate: replaces ds/dh in backward; None: ``Surrogate("atan")``. A plain attribute, which may be replaced.
         stateful: keep the membrane between calls.
         step_mode: "m" takes windows [T, B, ...]; "s" one step [B, ...] a call, and keeps the membrane always.
+        backend: "eager" runs a ``step`` as it is, in PyTorch, also one of which no kernel can be made.
         store_v_seq: keep the membrane after every step of the last call as ``v_seq``, [T, B, ...], with its gradient.
 
     Attributes:
@@ -58,7 +80,8 @@ class SpikingNeuron(nn.Module):
 
     Raises:
         ValueError, TypeError: a constant out of its range, here; too few dimensions or a chunk that does not fit the
-            kept membrane, in the call.
+            kept membrane, in the call; a ``step`` of which no kernel can be made (control flow on values, random
+            numbers, other shapes, operations that look at several elements), in the first call, with its line.
     """
 
     kind = "lif"
@@ -89,8 +112,11 @@ class SpikingNeuron(nn.Module):
         stateful: bool = False,
         step_mode: str = "m",
         store_v_seq: bool = False,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
+        self._check_step(backend)
+        self.backend = backend
         if reset is None:
             reset = "soft" if v_reset is None else "hard"
         if reset not in self.resets:
@@ -160,6 +186,8 @@ class SpikingNeuron(nn.Module):
         if name not in _NO_CONSTANTS:
             self.__dict__.pop("_record", None)
         super().__setattr__(name, value)
+        if (name not in _NO_CONSTANTS or name == "training") and self.has_step():
+            self.changed()
 
     def forward(self, x: Tensor) -> Tensor:
         """Currents [T, B, ...] (with step_mode "s" [B, ...]) -> spikes of the same shape, dtype and memory layout."""
@@ -218,11 +246,12 @@ class SpikingNeuron(nn.Module):
                     f"{len(value)} values of {name}: [T, B, {len(value)}, ...], channels are dim 2"
                 )
         if self.keeps_state and self.v is not None:
-            given_, kept = (x.shape[1:], x.device), (self.v.shape, self.v.device)
+            last = self.v[0] if self.has_step() else self.v
+            given_, kept = (x.shape[1:], x.device), (last.shape, last.device)
             if given_ != kept:
                 raise ValueError(
                     f"a chunk of shape {tuple(x.shape)} on {x.device} does not continue the "
-                    f"membrane of shape {tuple(self.v.shape)} on {self.v.device}; "
+                    f"membrane of shape {tuple(last.shape)} on {last.device}; "
                     "reset() starts a new window"
                 )
 
@@ -236,6 +265,37 @@ class SpikingNeuron(nn.Module):
         """Whether calls set ``v_seq``."""
         return self.store_v_seq
 
+    def define(self, x: Tensor) -> Tensor:
+        """The spikes of currents [T, B, ...] by the definition: plain PyTorch, step by step, and its autograd.
+
+        What the kernels are held to. From the first states on, whatever the neuron keeps; it moves no state on.
+        """
+        if self.has_step():
+            return self._loop(x, None)[0].to(x.dtype)
+        return define(Inputs(x), self.record(), Call()).spikes
+
+    def _define(
+        self, inputs: Inputs, call: Call, norm: Norm | None, probe: Tensor | None
+    ) -> Outputs:
+        """What ``fire`` returns, by the step as it is."""
+        x, first, _, residual, spike_add = inputs
+        what = "a probe" if probe is not None else "a process group"
+        if probe is not None or (norm is not None and norm.process_group is not None):
+            raise ValueError(
+                f'{what} with {type(self).__name__}, whose backend is "eager"; accepted: none'
+            )
+        current = x if norm is None else normalised(x, norm)
+        if residual is not None:
+            current = current + residual.to(current.dtype)
+        spikes, states, trace = self._loop(current, first)
+        spikes = spikes if spike_add is None else spikes + spike_add
+        return Outputs(
+            spikes.to(x.dtype),
+            torch.stack(states) if call.return_v else None,
+            trace=torch.stack(trace) if call.return_trace else None,
+            current=current.to(x.dtype) if call.return_current else None,
+        )
+
     def _fire(
         self,
         x: Tensor,
@@ -245,11 +305,12 @@ class SpikingNeuron(nn.Module):
         spike_add: Tensor | None = None,
     ) -> Outputs:
         """The one way into the kernels: with the neuron's constants, its probe and its states, which it moves on."""
-        neuron, keeps = self.record(), self.keeps_state
+        keeps, eager = self.keeps_state, self.backend == "eager"
+        neuron = None if eager else self._own_record(x) if self.has_step() else self.record()
         call = Call(
             return_v=keeps,
             return_current=return_current,
-            return_m=keeps and neuron.has_m,
+            return_m=keeps and neuron is not None and neuron.has_m,
             return_trace=self.keeps_trace,
         )
         v = m = None
@@ -258,7 +319,11 @@ class SpikingNeuron(nn.Module):
             v, m = self._before_last() if again else (self.v, self.m)
             self._began = None if again else (v, m)
         run = fire if norm is None or norm.process_group is None else _over_ranks()
-        out = run(Inputs(x, v, m, residual, spike_add), neuron, call, norm, self.probe)
+        inputs = Inputs(x, v, m, residual, spike_add)
+        if neuron is None:
+            out = self._define(inputs, call, norm, self.probe)
+        else:
+            out = run(inputs, neuron, call, norm, self.probe)
         if keeps and not again:
             self.v, self.m = out.v_last, out.m_last
         if out.trace is not None:
@@ -285,10 +350,14 @@ class SpikingNeuron(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold the states without their graph, which torch cannot copy, and no ``v_seq``."""
         states = {n: None if s is None else s.detach() for n, s in (("v", self.v), ("m", self.m))}
-        return self.__dict__ | states | {"v_seq": None, "_record": None, "_began": None}
+        kept = {key: value for key, value in self.__dict__.items() if key != "_steps"}
+        return kept | states | {"v_seq": None, "_record": None, "_began": None}
 
     def extra_repr(self) -> str:
-        shown = (*self.shown, "step_mode") if self.step_mode == "s" else self.shown
+        shown = self.shown
+        if self.has_step() and shown is SpikingNeuron.shown:
+            shown = ("states", "surrogate", "stateful")
+        shown = (*shown, "step_mode") if self.step_mode == "s" else shown
         values = {name: words_of(getattr(self, name)) for name in shown}
         return ", ".join(
             f"{'reset' if name == 'reset_mode' else name}={value}" for name, value in values.items()

@@ -10,19 +10,6 @@ namespace {
 enum Probe { GRAD_SPIKE_SQ, GRAD_INPUT_SQ, GRAD_CARRY_SQ, TIME_FACTOR, OUTSIDE, SPIKE_COUNT, GRAD_INPUT_MAX, NONFINITE, PROBE_FIELDS };
 constexpr double REACH = 0.01;
 
-// The surrogate's primitive.
-inline A primitive(A z, int shape) {
-    A inside = std::min(std::max(z, A(-1)), A(1));
-    switch (shape) {
-        case FAST_SIGMOID: return z / (A(1) + std::fabs(z));
-        case ATAN: return std::atan(z);
-        case SIGMOID: return A(2) * std::tanh(z / A(2));
-        case TRIANGLE: return inside - inside * std::fabs(inside) / A(2);
-        case RECTANGLE: return inside;
-        default: return A(1.2533141373155003) * std::erf(z * A(0.7071067811865476));
-    }
-}
-
 // Everything that one chunk sums, joined later in chunk order.
 struct Sums {
     std::vector<double> norm, parameters, step_gain, probe;
@@ -62,22 +49,21 @@ struct Back {
           past(past_ && at.start % LANES == 0) {}
 };
 
-// What a thread keeps of a block on the way: states, by h and m_before those of each step; carried gradients; sums.
+// What a thread keeps of a block on the way: states, and what of each step the way back reads; carried gradients; sums.
 struct Kept {
-    Array<A> v, m, h, m_before, start;  // start: v before the first step
-    Array<A> by_v, by_m, sum_dz, sum_dz_x;
+    Array<A> states, of, start;         // of: ``kept`` of the window's steps, by kind; start: the states before the first
+    Array<A> by, sum_dz, sum_dz_x;
     Array<A> unit, turn;                // of a window: phi; primitive(z) - z * phi where a width learns
-    Array<A> learnt[PARAMETERS];        // sums over the steps; empty of what is a number
+    Array<A> learnt[CONSTANTS + 1];     // sums over the steps; empty of what is a number
     Sums *sums = nullptr;
 
-    Kept(const Call &c, int size, int mode) : v(size), start(size), by_v(size), sum_dz(size), sum_dz_x(size) {
+    Kept(const Call &c, int size, int mode) : states(STATES * size), start(size), by(STATES * size), sum_dz(size), sum_dz_x(size) {
         const size_t window = size_t(size) * c.steps;
-        h.resize(window);
-        if (SECOND) m.resize(size), by_m.resize(size), m_before.resize(window);
-        if (mode == OBSERVE) unit.resize(window);
-        if (c.out_parameters && c.parameters[WIDTH]) turn.resize(window);
+        of.resize(KEPT * window);
+        if (mode == OBSERVE && KIND != OWN) unit.resize(window);
+        if (KIND != OWN && c.out_parameters && c.parameters[WIDTH]) turn.resize(window);
         for (int p = 0; c.out_parameters && p < c.rows; p++)
-            if (c.parameters[p]) learnt[p].resize(size);
+            if (given_of(c, p)) learnt[p].resize(size);
     }
 };
 
@@ -89,7 +75,7 @@ void surrogates(const Block &b, const Back &s, Kept &kept) {
     for (int64_t t = 0; t < b.c.steps; t++)
         for (int i = 0; i < s.n; i += LANES) {
             const int64_t here = t * s.size + i;
-            const V z = load(&kept.h[here]) - top_of(rules.template at<SUBTRACT>(i), SECOND ? load(&kept.m_before[here]) : V{});
+            const V z = load(&kept.of[here]) - top_of(rules.template at<SUBTRACT>(i), SECOND ? load(&kept.of[b.c.steps * s.size + here]) : V{});
             const V width = load(widths + i), unit = phi<SHAPE>(z, width, load(inverse_widths + i));
             store(&kept.unit[here], unit);
             if (kept.turn.empty()) continue;
@@ -118,12 +104,12 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
     const Call &c = b.c;
     const A height = A(c.height);
     const Rules<ONE> rules(b);
-    const Values<ONE> widths(b.parameters[WIDTH]), inverse_widths(b.inverse_width);
+    const Values<ONE> widths(b.parameters[KIND == OWN ? 0 : WIDTH]), inverse_widths(b.inverse_width);
     const A *means = b.of[MEAN].data(), *scales = b.of[SCALE].data(), *biases = b.of[BIAS].data(), *rstds = b.of[RSTD].data(),
             *affines = b.of[AFFINE].data(), *tilts = b.of[SLOPE].data(), *offsets = b.of[OFFSET].data();
-    A *by_vs = kept.by_v.data(), *by_ms = kept.by_m.data(), *sum_dz = kept.sum_dz.data(), *sum_dz_x = kept.sum_dz_x.data();
-    A *learnt[PARAMETERS];
-    for (int p = 0; p < PARAMETERS; p++) learnt[p] = kept.learnt[p].empty() ? nullptr : kept.learnt[p].data();
+    A *by_of = kept.by.data(), *sum_dz = kept.sum_dz.data(), *sum_dz_x = kept.sum_dz_x.data();
+    A *learnt[CONSTANTS + 1];
+    for (int p = 0; p < CONSTANTS; p++) learnt[p] = kept.learnt[p].empty() ? nullptr : kept.learnt[p].data();
     for (int64_t t = c.steps - 1; t >= 0; t--) {
         const int64_t row = t * s.stride, in_window = t * s.size;
         const A k = s.step_gain ? s.step_gain[t] : A(1);
@@ -131,80 +117,100 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
                 *residual = s.residual ? s.residual + row : nullptr;
         const int64_t next = earlier(t, c.steps, s.stride, s.size);
         T *out = s.out ? s.out + row : nullptr, *dy = s.dy ? s.dy + row : nullptr;
-        const A *hs = kept.h.data() + in_window, *ms = SECOND ? kept.m_before.data() + in_window : nullptr, *grad_trace = s.grad_trace ? s.grad_trace + row : nullptr;
+        const A *of = kept.of.data() + in_window, *grad_trace = s.grad_trace ? s.grad_trace + row : nullptr;
         const bool past_caches = s.past;
+        const int size = s.size;
+        const int64_t window = c.steps * size;
         V probe[PROBE_FIELDS] = {}, by_step_gain{};
         vectors(s.n, [&](auto part, int i, int n) {
             constexpr bool PART = decltype(part)::value;
             prefetch(gs + next + i, LANES);
             if (out && !past_caches) prefetch_for_writing(out + next + i);
             if (grad_current) prefetch(grad_current + next + i, LANES);
-            const Rule r = rules.template at<RESET>(i);
-            const V h = load(hs + i), grad = get<PART>(gs + i, n);
-            V m{}, by_m{}, by_v = load(by_vs + i), unit{};
-            if constexpr (SECOND) m = load(ms + i), by_m = load(by_ms + i);
-            if (MODE == OBSERVE && grad_trace) by_v = by_v + get<PART>(grad_trace + i, n);
-            if constexpr (KIND == ILIF) unit = between(r, h);
-            else if constexpr (MODE == OBSERVE) unit = load(&kept.unit[in_window + i]);
-            else unit = phi<SHAPE>(h - top_of(r, m), widths.at(i), inverse_widths.at(i));
-            const V carried = by_v, slope = KIND == ILIF ? unit / r.threshold : height * unit;
-            Found f = step_back<RESET, ATTACHED>(r, h, m, grad, slope, by_v, by_m);
-            V dx = r.gain * f.h;
-            if constexpr (KIND == CUBA) {
-                dx = dx + by_m;
-                f.rho = dx * m;
-                by_m = r.rho * dx;
-            }
-            by_v = r.decay * f.h;
-            V v{};  // before the step
-            if ((MODE == OBSERVE && learnt[DECAY]) || KIND == DELAYED) {
-                if (t) {
-                    v = load(hs - s.size + i);
-                    V before = SECOND ? load(ms - s.size + i) : V{};
-                    settle<RESET>(r, v, v, before);
-                } else {
-                    v = load(&kept.start[i]);
+            const auto r = rules.template at<RESET>(i);
+            const V grad = get<PART>(gs + i, n);
+            V dx{}, by[STATES], of_step[KEPT];
+            for (int k = 0; k < STATES; k++) by[k] = load(by_of + k * size + i);
+            for (int k = 0; k < KEPT; k++) of_step[k] = load(of + k * window + i);
+            if (MODE == OBSERVE && grad_trace) by[0] = by[0] + get<PART>(grad_trace + i, n);
+            const V carried = by[0];
+            const auto observe = [&](V unit, V factor, V spikes) {
+                const V size_of = absolute(dx);
+                const Mask finite = size_of <= std::numeric_limits<A>::max();
+                const auto add = [&](Probe field, V value) { probe[field] += only<PART>(value, n); };
+                add(GRAD_SPIKE_SQ, grad * grad);
+                add(GRAD_INPUT_SQ, dx * dx);
+                add(GRAD_CARRY_SQ, carried * carried);
+                add(TIME_FACTOR, absolute(factor));
+                add(OUTSIDE, counted(unit < A(REACH)));
+                add(SPIKE_COUNT, spikes);
+                add(NONFINITE, counted(~finite));
+                const V counts = only<PART>(finite ? size_of : V{}, n);
+                probe[GRAD_INPUT_MAX] = counts > probe[GRAD_INPUT_MAX] ? counts : probe[GRAD_INPUT_MAX];
+            };
+            const auto learn = [&](int p, V value) {
+                if (learnt[p]) store(learnt[p] + i, load(learnt[p] + i) + value);
+            };
+            if constexpr (KIND == OWN) {
+                const auto w = own_back(r.own, of_step, grad, by);
+                dx = w.x;
+                for (int k = 0; k < STATES; k++) by[k] = w.states[k];
+                if constexpr (MODE == OBSERVE) {
+                    if (c.probe) observe(w.unit, w.jump, w.spikes);
+                    for (int p = 0; c.out_parameters && p < CONSTANTS; p++) learn(p, w.learnt[p]);
                 }
-            }
-            if constexpr (KIND == DELAYED) {
-                const Mask reset = v >= r.threshold;
-                if constexpr (RESET == SUBTRACT) f.threshold = f.threshold - (reset ? f.h : V{});
-                if constexpr (RESET == TO_ZERO_LEAK) by_v = reset ? V{} : by_v, v = reset ? V{} : v;
-            }
-            if constexpr (MODE == OBSERVE) {
-                if (c.probe) {
-                    const V size_of = absolute(dx), jump = jump_of<RESET, ATTACHED>(r, h, m, slope);
-                    const Mask finite = size_of <= std::numeric_limits<A>::max();
-                    const auto add = [&](Probe field, V value) { probe[field] += only<PART>(value, n); };
-                    add(GRAD_SPIKE_SQ, grad * grad);
-                    add(GRAD_INPUT_SQ, dx * dx);
-                    add(GRAD_CARRY_SQ, carried * carried);
-                    add(TIME_FACTOR, absolute(r.decay * jump));
-                    add(OUTSIDE, counted(unit < A(REACH)));
-                    V after = m;
-                    V left{};
-                    add(SPIKE_COUNT, counted(settle<RESET>(r, h, left, after)));
-                    add(NONFINITE, counted(~finite));
-                    const V counts = only<PART>(finite ? size_of : V{}, n);
-                    probe[GRAD_INPUT_MAX] = counts > probe[GRAD_INPUT_MAX] ? counts : probe[GRAD_INPUT_MAX];
+            } else {
+                const V h = of_step[0], m = SECOND ? of_step[KEPT - 1] : V{};
+                V unit{}, by_v = by[0], by_m = SECOND ? by[STATES - 1] : V{};
+                if constexpr (KIND == ILIF) unit = between(r, h);
+                else if constexpr (MODE == OBSERVE) unit = load(&kept.unit[in_window + i]);
+                else unit = phi<SHAPE>(h - top_of(r, m), widths.at(i), inverse_widths.at(i));
+                const V slope = KIND == ILIF ? unit / r.threshold : height * unit;
+                Found f = step_back<RESET, ATTACHED>(r, h, m, grad, slope, by_v, by_m);
+                dx = r.gain * f.h;
+                if constexpr (KIND == CUBA) {
+                    dx = dx + by_m;
+                    f.rho = dx * m;
+                    by_m = r.rho * dx;
                 }
-                if (c.out_parameters) {
-                    const auto add = [&](Parameter p, V value) {
-                        if (learnt[p]) store(learnt[p] + i, load(learnt[p] + i) + value);
-                    };
-                    add(DECAY, f.h * (RESET == TO_RESET_LEAK ? v - r.v_reset : v) + f.decay);
-                    add(THRESHOLD, f.threshold);
-                    if (!kept.turn.empty()) add(WIDTH, f.spike * height * load(&kept.turn[in_window + i]));
-                    if (learnt[GAIN]) {
-                        V current = get<PART>(x + i, n);
-                        if (c.mean) current = k * ((current - load(means + i)) * load(scales + i) + load(biases + i));
-                        if (residual) current = current + get<PART>(residual + i, n);
-                        V before = m;
-                        add(GAIN, f.h * filtered(r, current, before));
+                by_v = r.decay * f.h;
+                V v{};  // before the step
+                if ((MODE == OBSERVE && learnt[DECAY]) || KIND == DELAYED) {
+                    if (t) {
+                        v = load(of - size + i);
+                        V before = SECOND ? load(of + window - size + i) : V{};
+                        settle<RESET>(r, v, v, before);
+                    } else {
+                        v = load(&kept.start[i]);
                     }
-                    if constexpr (HAS_RHO) add(RHO, f.rho);
-                    if constexpr (KIND == ALIF) add(BETA, f.beta);
                 }
+                if constexpr (KIND == DELAYED) {
+                    const Mask reset = v >= r.threshold;
+                    if constexpr (RESET == SUBTRACT) f.threshold = f.threshold - (reset ? f.h : V{});
+                    if constexpr (RESET == TO_ZERO_LEAK) by_v = reset ? V{} : by_v, v = reset ? V{} : v;
+                }
+                if constexpr (MODE == OBSERVE) {
+                    if (c.probe) {
+                        V left{}, after = m;
+                        observe(unit, r.decay * jump_of<RESET, ATTACHED>(r, h, m, slope), counted(settle<RESET>(r, h, left, after)));
+                    }
+                    if (c.out_parameters) {
+                        learn(DECAY, f.h * (RESET == TO_RESET_LEAK ? v - r.v_reset : v) + f.decay);
+                        learn(THRESHOLD, f.threshold);
+                        if (!kept.turn.empty()) learn(WIDTH, f.spike * height * load(&kept.turn[in_window + i]));
+                        if (learnt[GAIN]) {
+                            V current = get<PART>(x + i, n);
+                            if (c.mean) current = k * ((current - load(means + i)) * load(scales + i) + load(biases + i));
+                            if (residual) current = current + get<PART>(residual + i, n);
+                            V before = m;
+                            learn(GAIN, f.h * filtered(r, current, before));
+                        }
+                        if constexpr (HAS_RHO) learn(RHO, f.rho);
+                        if constexpr (KIND == ALIF) learn(BETA, f.beta);
+                    }
+                }
+                by[0] = by_v;
+                if constexpr (SECOND) by[STATES - 1] = by_m;
             }
             // after the probe, which measures what passes the neuron
             if (grad_current) dx = dx + get<PART>(grad_current + i, n);
@@ -217,8 +223,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
                 if (MODE == OBSERVE && c.out_step_gain)
                     by_step_gain += only<PART>(dx * (centred * load(rstds + i) * load(affines + i) + load(biases + i)), n);
             }
-            store(by_vs + i, by_v);
-            if constexpr (SECOND) store(by_ms + i, by_m);
+            for (int k = 0; k < STATES; k++) store(by_of + k * size + i, by[k]);
         });
         if constexpr (MODE == OBSERVE) {
             if (c.out_step_gain) kept.sums->step_gain[t] += total(by_step_gain);
@@ -233,7 +238,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
 
 template <class Go>
 void with_shape(int shape, Go go) {
-    if constexpr (KIND == ILIF) return go(Number<RECTANGLE>{});
+    if constexpr (KIND == ILIF || KIND == OWN) return go(Number<RECTANGLE>{});
     switch (shape) {
         case FAST_SIGMOID: return go(Number<FAST_SIGMOID>{});
         case ATAN: return go(Number<ATAN>{});
@@ -273,34 +278,33 @@ void back_mode(const Block &b, const Back &s, Kept &kept) {
 void back(const Block &b, const Back &s, Kept &kept, int mode) {
     if (mode == WRITE) return back_mode<WRITE>(b, s, kept);
     if (mode == ACCUMULATE) return back_mode<ACCUMULATE>(b, s, kept);
-    if (KIND != ILIF) with_shape(b.c.shape, [&](auto shape) { surrogates<decltype(shape)::value>(b, s, kept); });
+    if constexpr (KIND != ILIF && KIND != OWN) with_shape(b.c.shape, [&](auto shape) { surrogates<decltype(shape)::value>(b, s, kept); });
     back_mode<OBSERVE>(b, s, kept);
 }
 
 // One block: forth to replay its window, back, and what its sums are worth.
 void walk_block(const Block &b, const Place &at, Kept &kept, int size, int mode, bool past) {
     const Call &c = b.c;
-    Forth replay = forth_of(c, at, size, kept.v.data(), kept.m.data());
-    replay.h = kept.h.data();
-    replay.m_before = kept.m_before.data();
-    if (mode == OBSERVE || KIND == DELAYED) kept.start = kept.v;
+    Forth replay = forth_of(c, at, size, kept.states.data());
+    replay.kept = kept.of.data();
+    if (mode == OBSERVE || KIND == DELAYED) std::copy_n(kept.states.begin(), size, kept.start.begin());
     forth<false>(b, replay);
-    for (auto *by : {&kept.by_v, &kept.by_m}) std::fill(by->begin(), by->end(), A(0));  // of lanes past a ragged end, too
-    if (c.grad_v_last) std::copy_n(from<A>(c.grad_v_last, at.start), at.n, kept.by_v.begin());
-    if (SECOND && c.grad_m_last) std::copy_n(from<A>(c.grad_m_last, at.start), at.n, kept.by_m.begin());
+    std::fill(kept.by.begin(), kept.by.end(), A(0));  // of lanes past a ragged end, too
+    for (int k = 0; k < STATES; k++)
+        if (const A *grads = from<A>(KIND == OWN || !k ? c.grad_v_last : c.grad_m_last, (KIND == OWN ? k * c.neurons : 0) + at.start))
+            std::copy_n(grads, at.n, kept.by.begin() + k * size);
     // Aligned blocks share their channels: a few of them add up in float before they join the channel's sum.
     if (c.mean && (!b.aligned || at.number % 16 == 0))
         for (auto *sum : {&kept.sum_dz, &kept.sum_dz_x}) std::fill(sum->begin(), sum->end(), A(0));
     for (auto &sum : kept.learnt) std::fill(sum.begin(), sum.end(), A(0));
     back(b, Back(c, at, size, past), kept, mode);
-    if (c.out_v_init) std::copy_n(kept.by_v.begin(), at.n, from<A>(c.out_v_init, at.start));
-    if (SECOND && c.out_m_init) std::copy_n(kept.by_m.begin(), at.n, from<A>(c.out_m_init, at.start));
+    leave_states(c, kept.by, at, size, c.out_v_init, c.out_m_init);
     if (c.out_sums && (!b.aligned || at.number % 16 == 15 || at.last)) {
         const int lanes = b.aligned ? b.size : at.n;
         gather(c, at.start, lanes, kept.sum_dz.data(), kept.sums->norm.data());
         gather(c, at.start, lanes, kept.sum_dz_x.data(), kept.sums->norm.data() + c.channels);
     }
-    for (int p = 0; p < PARAMETERS; p++) {
+    for (int p = 0; p < CONSTANTS; p++) {
         if (kept.learnt[p].empty()) continue;
         double *row = kept.sums->parameters.data() + p * c.parameter_size;
         if (c.parameter_size > 1) gather(c, at.start, at.n, kept.learnt[p].data(), row);

@@ -20,7 +20,7 @@ struct Call {
     int32_t reset, detach_reset, shape, levels;
     int64_t rows, parameter_size, sizes[PARAMETERS];
     double numbers[PARAMETERS], v_reset, v_start, height;
-    const void *parameters[PARAMETERS];                     // float (double for double), null: the number
+    const void *parameters[PARAMETERS];                     // float (double for double), null: the number; OWN: the first has all
 
     double eps, bn_scale, count, momentum;
     void *mean, *var;                                       // null: no norm; filled first where the call measures
@@ -119,16 +119,24 @@ struct Norm {
     }
 };
 
+// A constant: its values, null for a number, and how many there are.
+inline const A *given_of(const Call &c, int p) {
+    return KIND == OWN ? from<A>(c.parameters[0], p * c.parameter_size) : reals(c.parameters[p]);
+}
+inline int64_t size_of(const Call &c, int p) { return KIND == OWN ? c.parameter_size : c.sizes[p]; }
+
 // Whether no parameter differs between neurons.
 inline bool uniform(const Call &c) {
-    return std::all_of(c.sizes, c.sizes + PARAMETERS, [](int64_t size) { return size <= 1; });
+    for (int p = 0; p < CONSTANTS; p++)
+        if (size_of(c, p) > 1) return false;
+    return true;
 }
 
 // One layer's constants, spread over the block at hand.
 struct Block {
     const Call &c;
     const Norm &norm;
-    Array<A> parameters[PARAMETERS], leak, rest, inverse_width;  // 1 - decay, 1 - rho, 1 / width
+    Array<A> parameters[CONSTANTS + 1], leak, rest, inverse_width;  // 1 - decay, 1 - rho, 1 / width
     Array<A> of[OF_NORM];
     int size;
     bool aligned, same;    // same: nothing depends on the channel
@@ -137,8 +145,8 @@ struct Block {
     Block(const Call &call, const Norm &norm_, const Cut &cut)
         : c(call), norm(norm_), size(cut.size), aligned(cut.aligned), same(!c.mean && uniform(c)) {
         const size_t padded = size_t(cut.padded());
-        for (int p = 0; p < (HAS_RHO ? PARAMETERS : RHO); p++) parameters[p].resize(padded);
-        inverse_width.resize(padded);
+        for (int p = 0; p < (KIND == OWN || HAS_RHO ? CONSTANTS : int(RHO)); p++) parameters[p].resize(padded);
+        if (KIND != OWN) inverse_width.resize(padded);
         if (KIND == CLIF || c.reset == TO_RESET_LEAK) leak.resize(padded);
         if (KIND == ALIF) rest.resize(padded);
         for (int v = 0; c.mean && v < OF_NORM; v++)
@@ -156,11 +164,12 @@ struct Block {
         const bool first = filled == -2;
         if (!first && (aligned || same || (channel >= 0 && channel == filled))) return;
         filled = channel;
-        for (int p = 0; p < PARAMETERS; p++) {
-            if (parameters[p].empty() || !(first || c.sizes[p] > 1)) continue;
-            const A *given = reals(c.parameters[p]);
-            if (c.sizes[p] > 1) spread(c, start, size, given, parameters[p].data());
+        for (int p = 0; p < CONSTANTS; p++) {
+            if (parameters[p].empty() || !(first || size_of(c, p) > 1)) continue;
+            const A *given = given_of(c, p);
+            if (size_of(c, p) > 1) spread(c, start, size, given, parameters[p].data());
             else std::fill(parameters[p].begin(), parameters[p].end(), given ? *given : A(c.numbers[p]));
+            if (KIND == OWN) continue;
             if (p == DECAY) complement(leak, p);
             if (p == RHO) complement(rest, p);
             if (p == WIDTH)
@@ -192,6 +201,24 @@ struct Values {
 };
 
 // The rules of a block's neurons.
+#ifdef SPIKETRITON_STEP
+template <bool ONE>
+struct Rules {
+    const Block &b;
+    Rule first{};
+
+    explicit Rules(const Block &b_) : b(b_) {
+        for (int p = 0; ONE && p < CONSTANTS; p++) first.own[p] = load(b.parameters[p].data());
+    }
+
+    template <int RESET>
+    Rule at(int i) const {
+        Rule r = first;
+        for (int p = 0; !ONE && p < CONSTANTS; p++) r.own[p] = load(b.parameters[p].data() + i);
+        return r;
+    }
+};
+#else
 template <bool ONE>
 struct Rules {
     Values<ONE> decay, leak, threshold, gain, rho, rest, beta;
@@ -203,13 +230,14 @@ struct Rules {
 
     template <int RESET>
     Rule at(int i) const {
-        Rule r{decay.at(i), {}, threshold.at(i), gain.at(i), {}, {}, {}, v_reset, levels};
+        Rule r{decay.at(i), {}, threshold.at(i), gain.at(i), {}, {}, {}, v_reset, levels, {}};
         if constexpr (KIND == CLIF || RESET == TO_RESET_LEAK) r.leak = leak.at(i);
         if constexpr (KIND == ALIF) r.rest = rest.at(i), r.beta = beta.at(i);
         if constexpr (HAS_RHO) r.rho = rho.at(i);
         return r;
     }
 };
+#endif
 
 // From a number of the call to a compile-time constant.
 template <int N> using Number = std::integral_constant<int, N>;

@@ -6,13 +6,12 @@
 
 namespace {
 
-// The way of a block through the window. Memory is at (0, start), its steps `stride` apart; those of h and m_before are
-// `size` apart.
+// The way of a block through the window. Memory is at (0, start), its steps `stride` apart. States are `size` apart; of what
+// is kept the steps are, and each kind of it a window further.
 struct Forth {
     const T *x, *residual, *spike_add;  // the last two may be null
     T *spikes, *current;                // the last may be null
-    A *h, *m_before;                    // of a replay: potentials, and second states before them
-    A *v, *m, *trace;                   // the last may be null
+    A *kept, *states, *trace;           // the first of a replay; the last, of the first state, may be null
     const A *step_gain;                 // or null
     int64_t steps, stride;
     int size, n;
@@ -31,9 +30,10 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
     const int64_t row = t * s.stride, stride = s.stride, next = later(t, s.steps, stride, s.size);
     const T *x = s.x + row, *residual = joined ? s.residual + row : nullptr, *spike_add = FIRE && STEPS < 4 && s.spike_add ? s.spike_add + row : nullptr;
     T *spikes = FIRE ? s.spikes + row : nullptr, *currents = FIRE && NORM != NO && STEPS < 4 && s.current ? s.current + row : nullptr;
-    A *vs = s.v, *ms = s.m, *hs = FIRE ? nullptr : s.h + t * s.size, *m_before = FIRE || !SECOND ? nullptr : s.m_before + t * s.size,
+    A *states = s.states, *kept_at = FIRE ? nullptr : s.kept + t * s.size,
       *trace = FIRE && NORM == ASK && s.trace ? s.trace + row : nullptr;
     const int size = s.size;
+    const int64_t window = s.steps * size;
     const bool past = STEPS == 1 && s.past;
     A step_gains[STEPS];
     for (int j = 0; j < STEPS; j++) step_gains[j] = s.step_gain ? s.step_gain[t + j] : A(1);
@@ -44,9 +44,9 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
             if (FIRE && !past) prefetch_for_writing(spikes + next + i);
             if (joined) prefetch(residual + next + i, LANES);
         }
-        const Rule r = rules.template at<RESET>(i);
-        V mean{}, scale{}, bias{}, v = load(vs + i), m{};
-        if constexpr (SECOND) m = load(ms + i);
+        const auto r = rules.template at<RESET>(i);
+        V mean{}, scale{}, bias{}, state[STATES], kept[KEPT];
+        for (int k = 0; k < STATES; k++) state[k] = load(states + k * size + i);
         if (norm) mean = load(means + i), scale = load(scales + i), bias = load(biases + i);
 #pragma GCC unroll 4
         for (int j = 0; j < STEPS; j++) {
@@ -54,30 +54,29 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
             V current = get<PART>(x + here, n);
             if (norm) current = step_gains[j] * ((current - mean) * scale + bias);
             if (joined) current = current + get<PART>(residual + here, n);
-            if constexpr (SECOND && !FIRE) store(m_before + j * size + i, m);
-            const V h = charge<RESET>(r, v, filtered(r, current, m));
-            if constexpr (!FIRE) store(hs + j * size + i, h);
-            const auto fired = settle<RESET>(r, h, v, m);
+            const auto fired = forth_step<RESET>(r, current, state, kept);
+            if constexpr (!FIRE)
+                for (int k = 0; k < KEPT; k++) store(kept_at + k * window + j * size + i, kept[k]);
             if constexpr (FIRE) {
                 if (NORM != NO && currents) put<PART>(currents + here, rounded(current), n, past);
                 if (__builtin_expect(spike_add != nullptr, false)) put<PART>(spikes + here, rounded(counted(fired) + get<PART>(spike_add + here, n)), n, past);
                 else put<PART>(spikes + here, written(fired), n, past);
                 if constexpr (NORM == ASK)
-                    if (trace) std::memcpy(trace + i, &v, size_t(n) * sizeof(A));
+                    if (trace) std::memcpy(trace + i, state, size_t(n) * sizeof(A));
             }
         }
-        store(vs + i, v);
-        if constexpr (SECOND) store(ms + i, m);
+        for (int k = 0; k < STATES; k++) store(states + k * size + i, state[k]);
     });
 }
 
 // Steps by twos or fours where spikes stay in the caches: rows lie about a power of two apart, so that few streams fit side
 // by side. What is written past the caches, or kept for the way back, goes row by row (profiling/LOG.md has the times); so
-// does CLIF, each of whose steps waits for the two sigmoids of the one before, while vectors side by side do not.
+// does CLIF, each of whose steps waits for the two sigmoids of the one before, while vectors side by side do not; and a
+// step of one's own, which may be as CLIF.
 template <int RESET, int NORM, int RESIDUAL, bool FIRE, bool ONE>
 void forth_block(const Block &b, const Forth &s) {
     int64_t t = 0;
-    if constexpr (FIRE && NORM != ASK && KIND != CLIF) {
+    if constexpr (FIRE && NORM != ASK && KIND != CLIF && KIND != OWN) {
         if (!s.past) {
             if constexpr (RESIDUAL == NO && sizeof(T) >= 4)
                 if (!s.spike_add && !s.current)
@@ -109,15 +108,18 @@ void start_state(const void *given, int64_t start, int n, A *state, double value
     else std::fill(state, state + n, A(value));
 }
 
-// A block before its first step, with its states in v and m.
-Forth forth_of(const Call &c, const Place &at, int size, A *v, A *m) {
-    start_state(c.v_init, at.start, at.n, v, c.v_start);
-    if (SECOND) start_state(c.m_init, at.start, at.n, m);
+// A block before its first step. Of a step of one's own the states lie one after the other, each as large as a step.
+Forth forth_of(const Call &c, const Place &at, int size, A *states) {
+    if (KIND == OWN) {
+        for (int k = 0; k < STATES; k++) start_state(c.v_init, k * c.neurons + at.start, at.n, states + k * size, OWN_STARTS[k]);
+    } else {
+        start_state(c.v_init, at.start, at.n, states, c.v_start);
+        if (SECOND) start_state(c.m_init, at.start, at.n, states + size);
+    }
     Forth s{};
     s.x = from<T>(c.x, at.start);
     s.residual = from<T>(c.residual, at.start);
-    s.v = v;
-    s.m = m;
+    s.states = states;
     s.step_gain = reals(c.step_gain);
     s.steps = c.steps;
     s.stride = c.neurons;
@@ -126,21 +128,27 @@ Forth forth_of(const Call &c, const Place &at, int size, A *v, A *m) {
     return s;
 }
 
+// Writes the states of a block, or their gradients, where `v` and `m` are memory for them; the reverse of `forth_of`.
+void leave_states(const Call &c, const Array<A> &states, const Place &at, int size, void *v, void *m) {
+    for (int k = 0; k < STATES; k++)
+        if (A *to = from<A>(KIND == OWN || !k ? v : m, (KIND == OWN ? k * c.neurons : 0) + at.start))
+            std::copy_n(states.begin() + k * size, at.n, to);
+}
+
 void forward(const Call &c) {
     const Cut cut(c);
     const int size = cut.padded();
     const bool past = streams(c, c.spikes) && (!c.current || streams(c, c.current));
     visit_blocks(c, Norm(c), cut, [&](const Block &b) {
-        return [&, v = Array<A>(size), m = Array<A>(SECOND ? size : 0)](const Place &at) mutable {
-            Forth s = forth_of(c, at, size, v.data(), m.data());
+        return [&, states = Array<A>(STATES * size)](const Place &at) mutable {
+            Forth s = forth_of(c, at, size, states.data());
             s.spike_add = from<T>(c.spike_add, at.start);
             s.spikes = from<T>(c.spikes, at.start);
             s.current = from<T>(c.current, at.start);
             s.trace = from<A>(c.trace, at.start);
             s.past = past && at.start % LANES == 0;
             forth<true>(b, s);
-            if (c.v_last) std::copy_n(v.begin(), at.n, from<A>(c.v_last, at.start));
-            if (SECOND && c.m_last) std::copy_n(m.begin(), at.n, from<A>(c.m_last, at.start));
+            leave_states(c, states, at, size, c.v_last, c.m_last);
         };
     });
 }

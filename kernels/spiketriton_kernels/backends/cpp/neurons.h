@@ -1,14 +1,14 @@
 // The neurons: what a step makes of its current and the states before it, and the gradient's way back through it. The
 // kind is a compile-time constant, one build each, so that a user waits for the kinds in use only. Equations and order of
-// operations as in backends/__init__.py.
+// operations as in backends/__init__.py; of a step of one's own (OWN) they are printed, see steps/.
 
 #pragma once
 
-#include "vectors.h"
+#include "own.h"
 
 namespace {
 
-enum { LIF, ILIF, CLIF, ALIF, CUBA, DELAYED };  // DELAYED: LIF whose reset belongs to the next step
+enum { LIF, ILIF, CLIF, ALIF, CUBA, DELAYED, OWN };  // DELAYED: LIF whose reset belongs to the next step
 constexpr int KIND = SPIKETRITON_KIND;
 constexpr bool HAS_RHO = KIND == ALIF || KIND == CUBA, SECOND = KIND == CLIF || HAS_RHO;  // SECOND: a state m beside the membrane
 
@@ -20,19 +20,34 @@ constexpr bool is_hard(int reset) { return reset == TO_ZERO_LEAK || reset == TO_
 constexpr bool has(int reset) {
     if (KIND == ILIF || KIND == CLIF) return reset == SUBTRACT;
     if (KIND == ALIF || KIND == CUBA) return reset != TO_RESET_LEAK;
+    if (KIND == OWN) return reset == NO_RESET;
     return KIND == LIF || reset == SUBTRACT || reset == TO_ZERO_LEAK;
 }
-
-// The constants of a vector of neurons. rest is 1 - rho, leak 1 - decay.
-struct Rule {
-    V decay, leak, threshold, gain, rho, rest, beta;
-    Accumulator v_reset, levels;
-};
 
 inline V sigmoid(V x) {
     const V e = exp_negative(-absolute(x)), r = Accumulator(1) / (Accumulator(1) + e);
     return x < 0 ? e * r : r;
 }
+
+inline V counted(Mask fired) { return fired ? all(Accumulator(1)) : V{}; }
+inline V counted(V spikes) { return spikes; }
+
+#ifdef SPIKETRITON_STEP
+#include SPIKETRITON_STEP
+#else
+constexpr int OWN_STATES = 0, OWN_KEPT = 0, OWN_CONSTANTS = 0;
+constexpr double OWN_STARTS[] = {0};
+#endif
+// What is carried from step to step, what a way back keeps of a step (h, and m before it), and what may learn.
+constexpr int STATES = KIND == OWN ? OWN_STATES : 1 + SECOND, KEPT = KIND == OWN ? OWN_KEPT : 1 + SECOND;
+constexpr int CONSTANTS = KIND == OWN ? OWN_CONSTANTS : PARAMETERS;
+
+// The constants of a vector of neurons. rest is 1 - rho, leak 1 - decay.
+struct Rule {
+    V decay, leak, threshold, gain, rho, rest, beta;
+    Accumulator v_reset, levels;
+    V own[OWN_CONSTANTS + 1];
+};
 
 // The nearest of 0 to `levels`, ties to even; a NaN stays one.
 inline V level(V z, Accumulator levels) {
@@ -43,8 +58,6 @@ inline V level(V z, Accumulator levels) {
     return (z + whole) - whole;
 }
 
-inline V counted(Mask fired) { return fired ? all(Accumulator(1)) : V{}; }
-inline V counted(V spikes) { return spikes; }
 inline Rounded written(Mask fired) { return spikes_of(fired); }
 inline Rounded written(V spikes) { return rounded(spikes); }
 
@@ -92,6 +105,21 @@ inline auto settle(const Rule &r, V h, V &v, V &m) {
             if constexpr (RESET == TO_ZERO_LEAK) v = fired ? V{} : h;
             if constexpr (RESET == TO_RESET_LEAK) v = fired ? all(r.v_reset) : h;
         }
+        return fired;
+    }
+}
+
+// Spikes of a step; the states become those after it, and kept is what its way back reads.
+template <int RESET, class R>
+inline auto forth_step(const R &r, V current, V *states, V *kept) {
+    if constexpr (KIND == OWN) {
+        return own_forth(r.own, current, states, kept);
+    } else {
+        V m{};
+        if constexpr (SECOND) kept[1] = m = states[1];
+        const V h = kept[0] = charge<RESET>(r, states[0], filtered(r, current, m));
+        const auto fired = settle<RESET>(r, h, states[0], m);
+        if constexpr (SECOND) states[1] = m;
         return fired;
     }
 }

@@ -272,6 +272,20 @@ inline V phi(V u, V width, V inverse_width) {
     return exp_negative(-z * z / A(2));
 }
 
+// The surrogate's primitive.
+inline Accumulator primitive(Accumulator z, int shape) {
+    using A = Accumulator;
+    A inside = std::min(std::max(z, A(-1)), A(1));
+    switch (shape) {
+        case FAST_SIGMOID: return z / (A(1) + std::fabs(z));
+        case ATAN: return std::atan(z);
+        case SIGMOID: return A(2) * std::tanh(z / A(2));
+        case TRIANGLE: return inside - inside * std::fabs(inside) / A(2);
+        case RECTANGLE: return inside;
+        default: return A(1.2533141373155003) * std::erf(z * A(0.7071067811865476));
+    }
+}
+
 // Pieces of work, as many for any number of threads, so that sums do not depend on it.
 inline int64_t chunk_count(int64_t items, int64_t least) { return std::max<int64_t>(1, std::min<int64_t>(64, items / least)); }
 

@@ -1,0 +1,67 @@
+"""A neuron of one's own, by its step, in a recipe: it is fused, measured, evaluated, resumed, and refused by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import spiketriton
+from spiketriton.trained.nir_graph import not_in_nir
+from spiketriton_kernels.nn import SpikingNeuron
+
+HERE = Path(__file__).parent
+KEYS = {"data.train_images": 96, "data.test_images": 40, "batch_size": 32, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adaptive")
+    for name in ("adaptive.py", "adaptive.toml"):
+        shutil.copy(HERE / name, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def test_it_trains_is_measured_and_evaluated_and_resumes_to_the_bit():
+    whole = spiketriton.train("adaptive.toml", run_dir="whole", quiet=True, **KEYS)
+    neurons = [m for m in whole.model.modules() if isinstance(m, SpikingNeuron)]
+    assert {type(n).__name__ for n in neurons} == {"Adaptive"}
+    assert all(n.fuses and n.is_binary for n in neurons)
+    assert any((n.beta != 0.2).any() for n in neurons)
+    rows = [json.loads(line) for line in Path("whole/gradients.jsonl").read_text().splitlines()]
+    assert {row["layer"] for row in rows} >= {name for name, _ in whole.model.spiking_layers()}
+    found = whole.evaluate()
+    assert max(found.layers[0].rate) > 0
+    shutil.copytree("whole", "killed")  # as it was after its first epoch
+    Path("killed/checkpoints/last.1.pt").rename("killed/checkpoints/last.pt")
+    continued = spiketriton.train(resume="killed", quiet=True)
+    assert continued.step == whole.step
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, continued.model.state_dict()[name]), name
+
+
+def test_fused_and_alone_are_the_same_network():
+    outs = []
+    for fused in (True, False):
+        run = spiketriton.train(
+            "adaptive.toml",
+            run_dir=f"fused_{fused}",
+            quiet=True,
+            epochs=1,
+            **KEYS,
+            **{"model.fused": fused},
+        )
+        outs.append(run)
+    first, second = ([p.detach() for p in run.model.parameters()] for run in outs)
+    assert all((a - b).abs().max() < 0.1 for a, b in zip(first, second, strict=True))
+
+
+def test_nir_names_what_it_does_not_have():
+    run = spiketriton.train("adaptive.toml", run_dir="nir", quiet=True, epochs=1, **KEYS)
+    assert "neurons of the kind Adaptive (neuron.kind)" in list(not_in_nir(run.model.graph()))

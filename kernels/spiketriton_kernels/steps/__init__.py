@@ -1,0 +1,2 @@
+"""Neurons of one's own: from a step in plain PyTorch to kernels. ``record`` traces it, ``graph`` holds what was traced,
+``printed`` prints that as C++ and Triton, ``step`` is the result that the backends are given."""

@@ -1,0 +1,345 @@
+"""Three tables: what of PyTorch becomes which operation of a graph, how each is written in C++, Triton and PyTorch, and
+how a graph becomes the two functions that the backends call for a step: ``forth`` and ``back``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from ..surrogate import unit_primitive, unit_slope
+from .graph import Graph, Ref, Value
+
+
+class Untranslated(Exception):
+    """No operation of a graph is this call."""
+
+
+# ---- from PyTorch's operators; the order of operations is that of its CPU kernels
+
+
+def _number(graph: Graph, value: Any) -> Value:
+    """1 or 0 of what is true or false."""
+    return graph.add("count", value) if graph.is_boolean(value) else _as(value)
+
+
+def _as(value: Any) -> Value:
+    return value if isinstance(value, Ref) else float(value)
+
+
+def _truth(graph: Graph, value: Any) -> Value:
+    return value if graph.is_boolean(value) else graph.add("ne", _as(value), 0.0)
+
+
+def _binary(op: str, neutral: float | None = None, swapped: bool = False) -> Callable[..., Value]:
+    """Of two numbers; times or divided by ``neutral`` a number stays as it is."""
+
+    def translate(
+        graph: Graph, out: Any, a: Any, b: Any, alpha: Any = 1, rounding_mode: Any = None
+    ) -> Value:
+        if alpha != 1 or rounding_mode is not None or out.dtype == torch.bool:
+            raise Untranslated(
+                f"with alpha={alpha}" if alpha != 1 else f"in {out.dtype}, {rounding_mode}"
+            )
+        if swapped:
+            a, b = b, a
+        a, b = _number(graph, a), _number(graph, b)
+        if b == neutral and not isinstance(b, Ref):
+            return a
+        if op == "mul" and a == 1.0 and not isinstance(a, Ref):
+            return b
+        return graph.add(op, a, b)
+
+    return translate
+
+
+def _unary(op: str) -> Callable[..., Value]:
+    return lambda graph, out, a: graph.add(op, _number(graph, a))
+
+
+def _compared(op: str) -> Callable[..., Value]:
+    return lambda graph, out, a, b: graph.add(op, _number(graph, a), _number(graph, b))
+
+
+def _joined(op: str) -> Callable[..., Value]:
+    return lambda graph, out, a, b: graph.add(op, _truth(graph, a), _truth(graph, b))
+
+
+def _same(graph: Graph, out: Any, a: Any, *_: Any, **__: Any) -> Value:
+    return a
+
+
+def _filled(place: int) -> Callable[..., Value]:
+    """A tensor of one number: the argument at this place."""
+    return lambda graph, out, *args, **_: float(args[place])
+
+
+def _all(value: float) -> Callable[..., Value]:
+    return lambda graph, out, *_, **__: value
+
+
+def _copied(graph: Graph, out: Any, a: Any, dtype: Any = None, **_: Any) -> Value:
+    if not isinstance(a, Ref):
+        return float(a)
+    if out.dtype == torch.bool:
+        return _truth(graph, a)
+    return _number(graph, a)
+
+
+def _where(graph: Graph, out: Any, condition: Any, a: Any, b: Any) -> Value:
+    if not isinstance(condition, Ref):
+        return _number(graph, a if condition else b)
+    a, b = _number(graph, a), _number(graph, b)
+    return a if repr(a) == repr(b) else graph.add("where", _truth(graph, condition), a, b)
+
+
+def _masked_fill(graph: Graph, out: Any, a: Any, mask: Any, value: Any) -> Value:
+    return _where(graph, out, mask, value, a)
+
+
+def _power(graph: Graph, out: Any, a: Any, exponent: Any) -> Value:
+    if isinstance(exponent, Ref) or not isinstance(a, Ref) or exponent not in _POWERS:
+        raise Untranslated(
+            f"with the exponent {'of a tensor' if isinstance(exponent, Ref) else exponent}, not "
+            f"{', '.join(map(str, _POWERS))}"
+        )
+    return _POWERS[exponent](graph, a)
+
+
+_POWERS: dict[float, Callable[[Graph, Ref], Value]] = {
+    1: lambda g, a: a,
+    2: lambda g, a: g.add("mul", a, a),
+    3: lambda g, a: g.add("mul", g.add("mul", a, a), a),
+    0.5: lambda g, a: g.add("sqrt", a),
+    -0.5: lambda g, a: g.add("div", 1.0, g.add("sqrt", a)),
+    -1: lambda g, a: g.add("div", 1.0, a),
+    -2: lambda g, a: g.add("div", 1.0, g.add("mul", a, a)),
+    -3: lambda g, a: g.add("div", 1.0, g.add("mul", g.add("mul", a, a), a)),
+}
+
+
+def _clamped(graph: Graph, out: Any, a: Any, min: Any = None, max: Any = None) -> Value:
+    a = _number(graph, a)
+    if min is not None:
+        a = graph.add("maximum", a, _number(graph, min))
+    return a if max is None else graph.add("minimum", a, _number(graph, max))
+
+
+def _clamped_above(graph: Graph, out: Any, a: Any, max: Any) -> Value:
+    return _clamped(graph, out, a, None, max)
+
+
+def _threshold_back(graph: Graph, out: Any, grad: Any, a: Any, threshold: Any) -> Value:
+    return graph.add("where", graph.add("le", a, float(threshold)), 0.0, grad)
+
+
+def _sigmoid_back(graph: Graph, out: Any, grad: Any, s: Any) -> Value:
+    return graph.add("mul", graph.add("mul", grad, graph.add("sub", 1.0, s)), s)
+
+
+def _tanh_back(graph: Graph, out: Any, grad: Any, s: Any) -> Value:
+    return graph.add("mul", grad, graph.add("sub", 1.0, graph.add("mul", s, s)))
+
+
+def _softplus(graph: Graph, out: Any, a: Any, beta: Any = 1, threshold: Any = 20) -> Value:
+    z = _scaled(graph, a, beta)
+    soft = graph.add("log1p", graph.add("exp", z))
+    soft = soft if beta == 1 else graph.add("div", soft, float(beta))
+    return graph.add("where", graph.add("gt", z, float(threshold)), a, soft)
+
+
+def _softplus_back(graph: Graph, out: Any, grad: Any, a: Any, beta: Any, threshold: Any) -> Value:
+    z = _scaled(graph, a, beta)
+    e = graph.add("exp", z)
+    soft = graph.add("div", graph.add("mul", grad, e), graph.add("add", e, 1.0))
+    return graph.add("where", graph.add("gt", z, float(threshold)), grad, soft)
+
+
+def _scaled(graph: Graph, a: Any, factor: Any) -> Value:
+    return a if factor == 1 else graph.add("mul", a, float(factor))
+
+
+TRANSLATIONS: dict[str, Callable[..., Value]] = {
+    "add": _binary("add"),
+    "sub": _binary("sub"),
+    "rsub": _binary("sub", swapped=True),
+    "mul": _binary("mul", neutral=1.0),
+    "div": _binary("div", neutral=1.0),
+    "maximum": _binary("maximum"),
+    "minimum": _binary("minimum"),
+    "pow": _power,
+    "reciprocal": lambda graph, out, a: graph.add("div", 1.0, a),
+    "rsqrt": lambda graph, out, a: graph.add("div", 1.0, graph.add("sqrt", a)),
+    "sgn": _unary("sign"),
+    **{
+        op: _unary(op)
+        for op in (
+            "neg", "abs", "sqrt", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sin", "cos", "erf", "floor",
+            "ceil", "trunc", "round", "sign",
+        )
+    },
+    **{op: _compared(op) for op in ("ge", "gt", "le", "lt", "eq", "ne")},
+    "logical_and": _joined("and"),
+    "bitwise_and": _joined("and"),
+    "logical_or": _joined("or"),
+    "bitwise_or": _joined("or"),
+    "logical_not": lambda graph, out, a: graph.add("not", _truth(graph, a)),
+    "bitwise_not": lambda graph, out, a: graph.add("not", _truth(graph, a)),
+    "where": _where,
+    "masked_fill": _masked_fill,
+    "clamp": _clamped,
+    "clamp_min": _clamped,
+    "clamp_max": _clamped_above,
+    "relu": lambda graph, out, a: graph.add("maximum", a, 0.0),
+    "threshold_backward": _threshold_back,
+    "sigmoid_backward": _sigmoid_back,
+    "tanh_backward": _tanh_back,
+    "softplus": _softplus,
+    "softplus_backward": _softplus_back,
+    "_to_copy": _copied,
+    **dict.fromkeys(
+        ("detach", "alias", "clone", "lift_fresh", "view", "_unsafe_view", "expand"), _same
+    ),
+    "scalar_tensor": _filled(0),
+    "full": _filled(1),
+    "full_like": _filled(1),
+    "new_full": _filled(2),
+    **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), _all(0.0)),
+    **dict.fromkeys(("ones", "ones_like", "new_ones"), _all(1.0)),
+}  # fmt: skip
+"""By the operator's name: (graph, what came out, arguments as values) -> the value of the result."""
+
+
+# ---- to C++, Triton and PyTorch
+
+
+class Written(NamedTuple):
+    """An operation in the three languages."""
+
+    cpp: str
+    triton: str
+    torch: Callable[..., Any]
+
+
+def _infix(sign: str, function: Callable[..., Any]) -> Written:
+    return Written(f"{{0}} {sign} {{1}}", f"{{0}} {sign} {{1}}", function)
+
+
+def _lanes(name: str, triton: str, function: Callable[..., Any]) -> Written:
+    """A function of the C++ library, number by number."""
+    return Written(
+        f"lane_by_lane({{0}}, [](A x) {{{{ return std::{name}(x); }}}})", triton, function
+    )
+
+
+_NAN = "propagate_nan=tl.PropagateNan.ALL"
+
+OPERATIONS: dict[str, Written] = {
+    "add": _infix("+", torch.add),
+    "sub": _infix("-", torch.sub),
+    "mul": _infix("*", torch.mul),
+    "div": Written("{0} / {1}", "divided({0}, {1})", torch.div),
+    "neg": Written("-{0}", "-{0}", torch.neg),
+    "abs": Written("absolute({0})", "tl.abs({0})", torch.abs),
+    "sqrt": _lanes("sqrt", "tl.sqrt_rn({0})", torch.sqrt),
+    "exp": Written("exponential({0})", "tl.exp({0})", torch.exp),
+    "expm1": _lanes("expm1", "expm1({0})", torch.expm1),
+    "log": _lanes("log", "tl.log({0})", torch.log),
+    "log1p": _lanes("log1p", "log1p({0})", torch.log1p),
+    "tanh": _lanes("tanh", "tanh({0})", torch.tanh),
+    "sigmoid": Written("sigmoid({0})", "sigmoid({0})", torch.sigmoid),
+    "sin": _lanes("sin", "tl.sin({0})", torch.sin),
+    "cos": _lanes("cos", "tl.cos({0})", torch.cos),
+    "erf": _lanes("erf", "tl.erf({0})", torch.erf),
+    "floor": _lanes("floor", "tl.floor({0})", torch.floor),
+    "ceil": _lanes("ceil", "tl.ceil({0})", torch.ceil),
+    "trunc": _lanes("trunc", "trunc({0})", torch.trunc),
+    "round": _lanes("nearbyint", "nearest({0})", torch.round),
+    "sign": Written("sign({0})", "sign({0})", torch.sign),
+    "maximum": Written("maximum({0}, {1})", f"tl.maximum({{0}}, {{1}}, {_NAN})", torch.maximum),
+    "minimum": Written("minimum({0}, {1})", f"tl.minimum({{0}}, {{1}}, {_NAN})", torch.minimum),
+    "where": Written("{0} ? {1} : {2}", "tl.where({0}, {1}, {2})", torch.where),
+    "count": Written("counted({0})", "tl.where({0}, 1.0, 0.0)", lambda a: a.to(torch.get_default_dtype())),
+    "ge": _infix(">=", torch.ge),
+    "gt": _infix(">", torch.gt),
+    "le": _infix("<=", torch.le),
+    "lt": _infix("<", torch.lt),
+    "eq": _infix("==", torch.eq),
+    "ne": _infix("!=", torch.ne),
+    "and": _infix("&", torch.logical_and),
+    "or": _infix("|", torch.logical_or),
+    "not": Written("~{0}", "{0} == 0", torch.logical_not),
+}  # fmt: skip
+"""How a node's operation is written; {0} and {1} are what it is given."""
+
+
+def _of_surrogate(op: str, shape: str, z: str, cpp: bool) -> str:
+    """phi(z), and its primitive, as the backends have them."""
+    if not cpp:
+        return f'{"phi" if op == "phi" else "primitive"}({z}, "{shape}")'
+    if op == "phi":
+        return f"phi<{shape.upper()}>({z}, number(1), number(1))"
+    return f"lane_by_lane({z}, [](A z) {{ return primitive(z, {shape.upper()}); }})"
+
+
+class Writer:
+    """Lines that compute nodes of a graph, in one language.
+
+    ``names``: of what is there already.
+    """
+
+    def __init__(self, graph: Graph, names: Mapping[Ref, str], cpp: bool) -> None:
+        self.graph, self.names, self.cpp = graph, dict(names), cpp
+
+    def of(self, value: Value) -> str:
+        """A value in an expression."""
+        if isinstance(value, Ref):
+            return self.names[value]
+        if not self.cpp:
+            return repr(value) if math.isfinite(value) else f'float("{value}")'
+        if math.isfinite(value):
+            return f"number({value!r})"
+        limit = "quiet_NaN" if math.isnan(value) else "infinity"
+        return f"number({'-' if value < 0 else ''}std::numeric_limits<double>::{limit}())"
+
+    def lines(self, wanted: Iterable[Value]) -> list[str]:
+        """What computes these values."""
+        made = []
+        for ref in self.graph.needed(wanted, self.names.keys()):
+            node = self.graph.nodes[ref]
+            if node.op in ("phi", "area"):
+                shape, z = node.args
+                text = _of_surrogate(node.op, str(shape), self.of(z), self.cpp)  # type: ignore[arg-type]
+            else:
+                args = [self.of(arg) for arg in node.args]  # type: ignore[arg-type]
+                written = OPERATIONS[node.op]
+                text = (written.cpp if self.cpp else written.triton).format(*args)
+            name = self.names[ref] = f"t{int(ref)}"
+            kind = "const Mask " if self.graph.is_boolean(ref) else "const V "
+            made.append(f"{kind}{name} = {text};" if self.cpp else f"{name} = {text}")
+        return made
+
+
+def evaluate(graph: Graph, given: Mapping[Ref, torch.Tensor], wanted: Sequence[Value]) -> list[Any]:
+    """The values in PyTorch, from tensors; a number where one is wanted."""
+    values: dict[Ref, Any] = dict(given)
+    like = next(iter(given.values()))
+
+    def tensor(value: Value | str) -> Any:
+        if isinstance(value, Ref):
+            return values[value]
+        return torch.tensor(value, dtype=like.dtype, device=like.device)
+
+    for ref in graph.needed(wanted, values.keys()):
+        node = graph.nodes[ref]
+        if node.op in ("phi", "area"):
+            shape, z = node.args
+            function = unit_slope if node.op == "phi" else unit_primitive
+            values[ref] = function(str(shape), tensor(z))
+        elif node.op == "count":
+            values[ref] = tensor(node.args[0]).to(like.dtype)
+        else:
+            values[ref] = OPERATIONS[node.op].torch(*map(tensor, node.args))
+    return [values[value] if isinstance(value, Ref) else value for value in wanted]

@@ -1,0 +1,492 @@
+"""What a traced step is to the backends: a graph forth and back, printed as C++ and as Triton."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..cache import cache_folder, write_once
+from ..surrogate import SHAPES, own_surrogate, unit_slope
+from .graph import Graph, Ref, Value
+from .printed import Writer, evaluate
+from .record import Recorder, recorded
+
+Function = Callable[[Tensor, Sequence[Tensor], Mapping[str, Tensor]], Any]
+"""A step: current, states, constants by name -> spikes and the states after."""
+
+
+class Hoisted(NamedTuple):
+    """The constants that a step reads: parameters, and what is computed of parameters alone, once a call.
+
+    ``names``: of the parameters, which are the first values. ``calls`` make the following ones: an operator by name
+    (torch.compile guards no functions that it is handed), its arguments (whether it is the value of this number, or
+    itself), and its options. ``reads``: the constants among them.
+    """
+
+    names: tuple[str, ...]
+    calls: tuple[tuple[str, str, tuple[tuple[bool, Any], ...], tuple[tuple[str, Any], ...]], ...]
+    reads: tuple[int, ...]
+
+    def of(self, given: Mapping[str, Tensor]) -> list[Tensor]:
+        """In PyTorch, with gradient."""
+        values = [given[name] for name in self.names]
+        for operator, overload, args, options in self.calls:
+            taken = [values[arg] if is_value else arg for is_value, arg in args]
+            function = getattr(getattr(torch.ops.aten, operator), overload)
+            values.append(function(*taken, **dict(options)))
+        return [values[i] for i in self.reads]
+
+
+def _calls(recorder: Recorder, own: Mapping[Ref, str], reads: Sequence[Ref]) -> Hoisted:
+    needed = recorder.graph.needed(reads)
+    order = [ref for ref in needed if ref in own] + [ref for ref in needed if ref not in own]
+    place = {ref: i for i, ref in enumerate(order)}
+    calls = []
+    for ref in order:
+        if ref not in own:
+            function, args, named = recorder.calls[ref]
+            taken = tuple((isinstance(a, Ref), place[a] if isinstance(a, Ref) else a) for a in args)
+            _, operator, overload = function.split(".")
+            calls.append((operator, overload, taken, tuple(named.items())))
+    names = tuple(own[ref] for ref in order if ref in own)
+    return Hoisted(names, tuple(calls), tuple(place[ref] for ref in reads))
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A step as a graph. Values are nodes of it, or numbers.
+
+    ``kept``: from what the way back is computed of a step, besides constants and gradients.
+    ``jump``: how far the first state after a step changes with that before it, at a fixed current and fixed other
+    states. ``unit``: the largest phi of its spikes.
+    """
+
+    name: str
+    graph: Graph = field(repr=False)
+    states: tuple[str, ...]
+    starts: tuple[float, ...]
+    constants: tuple[str, ...]
+    x: Ref
+    before: tuple[Ref, ...]
+    reads: tuple[Ref, ...]
+    spikes: Value
+    after: tuple[Value, ...]
+    grad: Ref
+    grads: tuple[Ref, ...]
+    by_x: Value
+    by_states: tuple[Value, ...]
+    by_constants: tuple[Value, ...]
+    jump: Value
+    unit: Value
+    kept: tuple[Ref, ...]
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether its spikes are 0 or 1."""
+        return isinstance(self.spikes, Ref) and self.graph.nodes[self.spikes].op == "count"
+
+    @property
+    def _back(self) -> list[Value]:
+        wanted = [self.by_x, *self.by_states, *self.by_constants, self.jump, self.unit]
+        return [*wanted, self.spikes]
+
+    # ---- in PyTorch
+
+    def forth(
+        self, x: Tensor, states: Sequence[Tensor], constants: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(spikes, states after)."""
+        given = dict(
+            zip((self.x, *self.before, *self.reads), (x, *states, *constants), strict=True)
+        )
+        spikes, *after = self._shaped(evaluate(self.graph, given, [self.spikes, *self.after]), x)
+        return spikes, after
+
+    def back(
+        self,
+        x: Tensor,
+        states: Sequence[Tensor],
+        constants: Sequence[Tensor],
+        grads: Sequence[Tensor],
+    ) -> Walked:
+        """The way back of a step from the gradients by its spikes and the states after it."""
+        given = dict(
+            zip((self.x, *self.before, *self.reads), (x, *states, *constants), strict=True)
+        )
+        given |= dict(zip((self.grad, *self.grads), grads, strict=True))
+        found = self._shaped(evaluate(self.graph, given, self._back), x)
+        by_x, *rest = found
+        count = len(self.states)
+        jump, unit, spikes = rest[-3:]
+        return Walked(by_x, rest[:count], rest[count:-3], jump, unit, spikes)
+
+    def _shaped(self, values: Sequence[Any], x: Tensor) -> list[Tensor]:
+        return [torch.as_tensor(v, dtype=x.dtype, device=x.device).expand_as(x) for v in values]
+
+    # ---- in C++
+
+    @functools.cached_property
+    def cpp(self) -> str:
+        """The header that native.cpp is compiled with."""
+        S, K, P = len(self.states), len(self.kept), len(self.constants)
+        read = [f"const V {name} = c[{i}];" for i, name in enumerate(self.constants)]
+        names = {self.x: "x", **dict(zip(self.before, self.states, strict=True))}
+        constants = dict(zip(self.reads, self.constants, strict=True))
+        forth = Writer(self.graph, names | constants, cpp=True)
+        body = [f"const V {name} = states[{i}];" for i, name in enumerate(self.states)] + read
+        body += forth.lines([self.spikes, *self.after, *self.kept])
+        body += [f"states[{i}] = {forth.of(v)};" for i, v in enumerate(self.after)]
+        body += [f"kept[{i}] = {forth.of(v)};" for i, v in enumerate(self.kept)]
+        spikes = self.graph.nodes[self.spikes].args[0] if self.is_binary else self.spikes  # type: ignore[index]
+        body += [f"return {forth.of(spikes)};"]  # type: ignore[arg-type]
+
+        names = {ref: f"k{i}" for i, ref in enumerate(self.kept)}
+        names |= {
+            self.grad: "grad",
+            **{g: f"by_{n}" for g, n in zip(self.grads, self.states, strict=True)},
+        }
+        back = Writer(self.graph, constants | names, cpp=True)
+        walk = [f"const V k{i} = kept[{i}];" for i in range(K)] + read
+        walk += [f"const V by_{name} = by[{i}];" for i, name in enumerate(self.states)]
+        walk += back.lines(self._back)
+        walk += ["Walked w;"]
+        fields = [
+            ("x", self.by_x),
+            ("jump", self.jump),
+            ("unit", self.unit),
+            ("spikes", self.spikes),
+        ]
+        fields += [(f"states[{i}]", v) for i, v in enumerate(self.by_states)]
+        fields += [(f"learnt[{i}]", v) for i, v in enumerate(self.by_constants)]
+        walk += [f"w.{name} = {back.of(value)};" for name, value in fields] + ["return w;"]
+        return f"""\
+// {self.name}: what a step makes of its current x and the states before it, and the gradient's way back.
+// Printed from its step in PyTorch by spiketriton_kernels/steps; c: constants, kept: what the way back reads.
+
+#pragma once
+
+constexpr int OWN_STATES = {S}, OWN_KEPT = {K}, OWN_CONSTANTS = {P};
+constexpr double OWN_STARTS[OWN_STATES] = {{{", ".join(map(repr, self.starts))}}};
+
+inline {"Mask" if self.is_binary else "V"} own_forth(const V *c, V x, V *states, V *kept) {{
+    {_indented(body)}
+}}
+
+struct Walked {{ V x, states[{S}], learnt[{max(P, 1)}], jump, unit, spikes; }};
+
+inline Walked own_back(const V *c, const V *kept, V grad, const V *by) {{
+    {_indented(walk)}
+}}
+"""
+
+    # ---- in Triton
+
+    @functools.cached_property
+    def triton(self) -> str:
+        """The module with ``forth`` and ``back``, two functions that the kernels are compiled with."""
+        read = [f"{name} = c[{i}]" for i, name in enumerate(self.constants)]
+        constants = dict(zip(self.reads, self.constants, strict=True))
+        names = {self.x: "x", **dict(zip(self.before, self.states, strict=True))}
+        forth = Writer(self.graph, names | constants, cpp=False)
+        body = [f"{name} = states[{i}]" for i, name in enumerate(self.states)] + read
+        body += forth.lines([self.spikes, *self.after, *self.kept])
+        moving = self.graph.after([self.x, *self.before, self.grad, *self.grads])
+
+        def tile(writer: Writer, value: Value, like: str) -> str:
+            text = writer.of(value)
+            return (
+                text
+                if value in moving and isinstance(value, Ref)
+                else f"{text} + tl.zeros({like}.shape, tl.float32)"
+            )
+
+        after = [tile(forth, v, "x") for v in self.after]
+        kept = [tile(forth, v, "x") for v in self.kept]
+        body += [f"return {tile(forth, self.spikes, 'x')}, {_tuple(after)}, {_tuple(kept)}"]
+
+        names = {ref: f"k{i}" for i, ref in enumerate(self.kept)}
+        names |= {
+            self.grad: "grad",
+            **{g: f"by_{n}" for g, n in zip(self.grads, self.states, strict=True)},
+        }
+        back = Writer(self.graph, constants | names, cpp=False)
+        walk = [f"k{i} = kept[{i}]" for i in range(len(self.kept))] + read
+        walk += [f"by_{name} = by[{i}]" for i, name in enumerate(self.states)]
+        walk += back.lines(self._back)
+        by_states = _tuple([tile(back, v, "grad") for v in self.by_states])
+        by_constants = _tuple([tile(back, v, "grad") for v in self.by_constants or (0.0,)])
+        rest = [tile(back, v, "grad") for v in (self.jump, self.unit, self.spikes)]
+        walk += [
+            f"return {tile(back, self.by_x, 'grad')}, {by_states}, {by_constants}, {', '.join(rest)}"
+        ]
+        used = "\n".join([*body, *walk])
+        package = __name__.partition(".")[0]
+        imports = f"from {package}.triton_import import jit, tl"
+        for module, functions in (
+            ("surrogate", _SURROGATE),
+            ("backends.triton_pointwise", _POINTWISE),
+        ):
+            called = [f for f in functions if re.search(rf"(?<![.\w]){f}\(", used)]
+            if called:
+                imports += f"\nfrom {package}.{module} import {', '.join(called)}"
+        return f'''\
+"""{self.name}: what a step makes of its current x and the states before it, and the gradient's way back.
+
+Printed from its step in PyTorch by spiketriton_kernels/steps; c: constants, kept: what the way back reads.
+"""
+
+{imports}
+
+
+@jit
+def forth(x, states, c):
+    """(spikes, states after, kept)"""
+    {_indented(body)}
+
+
+@jit
+def back(kept, c, grad, by):
+    """(gradient by x, by the states before, by the constants, jump, unit, spikes)"""
+    {_indented(walk)}
+'''
+
+    @functools.cached_property
+    def functions(self) -> tuple[Any, Any]:
+        """``forth`` and ``back`` in Triton."""
+        path = self.written("triton")
+        spec = importlib.util.spec_from_file_location(f"spiketriton_step_{self.name}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.forth, module.back
+
+    def written(self, language: str) -> Path:
+        """The file in the cache that has its source in "cpp" or "triton"."""
+        text, ending = (self.cpp, "h") if language == "cpp" else (self.triton, "py")
+        key = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return write_once(cache_folder() / "steps" / f"{self.name}_{key}.{ending}", text)
+
+
+class Walked(NamedTuple):
+    """What the way back of a step finds."""
+
+    x: Tensor
+    states: Sequence[Tensor]
+    constants: Sequence[Tensor]
+    jump: Tensor
+    unit: Tensor
+    spikes: Tensor
+
+
+_SURROGATE = ("phi", "primitive")
+_POINTWISE = ("divided", "expm1", "log1p", "nearest", "sigmoid", "sign", "tanh", "trunc")
+
+
+def _indented(lines: Sequence[str]) -> str:
+    return "\n    ".join(lines)
+
+
+def _tuple(values: Sequence[str]) -> str:
+    return f"({', '.join(values)},)"
+
+
+_steps: dict[str, Step] = {}
+"""By name."""
+
+
+def named(name: str) -> Step:
+    """The step that a record's kind names."""
+    return _steps[name]
+
+
+def trace(
+    name: str,
+    function: Function,
+    code: CodeType,
+    states: tuple[str, ...],
+    starts: tuple[float, ...],
+    constants: Mapping[str, bool],
+    shape: torch.Size,
+    dtype: torch.dtype,
+) -> tuple[Step, Hoisted]:
+    """The step, and the constants that it reads.
+
+    Args:
+        name: of the class. function: its step. code: whose lines an error names.
+        constants: the names of tensors that it may read, and whether they may learn.
+        shape, dtype: of the tensors that it is traced with, on the CPU.
+
+    Raises:
+        Refused (a ValueError): no kernel can be made of it. TypeError: it does not return what a step has to.
+    """
+    recorder = Recorder(name, code, shape, dtype)
+    graph = recorder.graph
+
+    def leaf(seed: int, learns: bool = True) -> Tensor:
+        values = (
+            torch.linspace(0.1, 0.9, shape.numel(), dtype=dtype, device="cpu")
+            .add(seed / 16)
+            .view(shape)
+        )
+        # not a leaf, of which torch itself refuses that it is written in place, without a line
+        return values.requires_grad_(learns).clone()
+
+    with torch.inference_mode(False), torch.enable_grad():
+        x, *before = (leaf(i) for i in range(1 + len(states)))
+        given = {key: leaf(2, learns) for key, learns in constants.items()}
+    own = {recorder.input(key, value): key for key, value in given.items()}
+    refs = [
+        recorder.input("x", x),
+        *(recorder.input(f"state {s}", b) for s, b in zip(states, before, strict=True)),
+    ]
+    with recorded(recorder):
+        spikes, after = returned(name, states, function(x, before, given), shape)
+        end = len(graph.nodes)
+        values = [recorder.value(out) for out in (spikes, *after)]
+        values = [graph.add("count", v) if graph.is_boolean(v) else v for v in values]
+        recorder.goes_back = True
+        reads = _hoisted(graph, own, graph.after(refs), values, recorder.fired)
+        grads = [torch.ones(shape, dtype=dtype, device="cpu") for _ in (spikes, *after)]
+        grad_refs = [recorder.input(f"gradient {i}", grad) for i, grad in enumerate(grads)]
+        found = _walked(recorder, (spikes, *after), grads, [x, *before], reads)
+        one = torch.ones_like(x)
+        jump = _walked(recorder, after[:1], [one], before[:1], [])[0]
+        units = [_unit(recorder, *fired) for fired in recorder.fired]
+    unit: Value = 1.0
+    for i, one_unit in enumerate(units):
+        unit = graph.add("maximum", unit, one_unit) if i else one_unit
+    back = [*found, jump, unit, values[0]]
+    kept = _kept(graph, refs, grad_refs, back, end)
+    count = len(states)
+    variables = tuple(_word(s, ()) for s in states)
+    names = [_word(own.get(ref, f"c{i}"), variables) for i, ref in enumerate(reads)]
+    text = repr((graph.nodes, states, starts, names, reads, values, found, jump, unit, kept))
+    key = f"{_word(name, ())}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if key not in _steps:
+        _steps[key] = Step(
+            key, graph, variables, starts, tuple(names), refs[0], tuple(refs[1:]), tuple(reads), values[0],
+            tuple(values[1:]), grad_refs[0], tuple(grad_refs[1:]), found[0], tuple(found[1 : count + 1]),
+            tuple(found[count + 1 :]), jump, unit, tuple(kept),
+        )  # fmt: skip
+    return _steps[key], _calls(recorder, own, reads)
+
+
+def returned(
+    name: str, states: Sequence[str], out: Any, shape: torch.Size
+) -> tuple[Tensor, list[Tensor]]:
+    """(spikes, states after) of what a step returned. TypeError: something else."""
+    expected = ", ".join(("spikes", *states))
+    if not isinstance(out, tuple | list) or len(out) != 1 + len(states):
+        what = f"{len(out)} values" if isinstance(out, tuple | list) else f"a {type(out).__name__}"
+        raise TypeError(f"{name}.step returned {what}; accepted: {expected}")
+    for key, value in zip(("spikes", *states), out, strict=True):
+        if not isinstance(value, Tensor):
+            what = type(value).__name__
+            raise TypeError(f"{name}.step returned a {what} as {key}; accepted: tensors {expected}")
+        if value.shape != shape:
+            raise TypeError(
+                f"{name}.step returned {key} of shape {tuple(value.shape)}; accepted: {expected}, each of the shape of "
+                f"x, here {tuple(shape)}"
+            )
+    return out[0], list(out[1:])
+
+
+def _hoisted(graph, own, moving, outputs, fired) -> list[Ref]:
+    """The nodes made of constants alone that the rest reads; none of them is made of another one."""
+    alone = graph.after(own) - moving
+    while True:
+        readers = [n for i, n in enumerate(graph.nodes) if i not in alone and n.op != "input"]
+        read = {ref for node in readers for ref in node.read} | set(outputs)
+        read |= {value for u, _, reads, *_ in fired for value in (u, reads)}
+        used = {ref for ref in read if isinstance(ref, Ref) and ref in alone}
+        later = {ref for ref in used if ref in graph.after([r for r in used if r != ref])}
+        later |= {ref for ref in used if graph.is_boolean(ref)}
+        if not later:
+            return sorted(used)
+        alone -= graph.after(later)
+
+
+def _walked(recorder, outs, grads, inputs, reads) -> list[Value]:
+    """The gradients by the inputs and by the constants, as values."""
+    pairs = [(out, grad) for out, grad in zip(outs, grads, strict=True) if out.requires_grad]
+    made = [[t for t in recorder.made.get(ref, ()) if t.requires_grad] for ref in reads]
+    by = [*([t] for t in inputs), *made]
+    flat = [t for ts in by for t in ts]
+    if not pairs or not flat:
+        return [0.0] * len(by)
+    found = torch.autograd.grad(
+        [out for out, _ in pairs],
+        flat,
+        [grad for _, grad in pairs],
+        retain_graph=True,
+        allow_unused=True,
+    )
+    left, values = iter(found), []
+    for ts in by:
+        total: Value = 0.0
+        for grad in (next(left) for _ in ts):
+            if grad is not None:
+                value = recorder.value(grad)
+                total = (
+                    value
+                    if total == 0.0 and not isinstance(total, Ref)
+                    else recorder.graph.add("add", total, value)
+                )
+        values.append(total)
+    return values
+
+
+def _unit(recorder: Recorder, u: Value, width: Value, _: Value, shape: str, z: Any) -> Value:
+    """phi of a spike."""
+    if shape in SHAPES:
+        return recorder.of_surrogate("phi", shape, u, width)
+    own = own_surrogate(shape)
+    assert own is not None
+    return recorder.value(unit_slope(shape, z()))
+
+
+def _kept(graph, sources, grads, back, end) -> list[Ref]:
+    """What of a step its way back starts from."""
+    flowing = graph.after(grads)
+    needed = graph.needed(back)
+    targets = {
+        ref for r in needed if r in flowing for ref in graph.nodes[r].read if ref not in flowing
+    }
+    targets |= {value for value in back if isinstance(value, Ref) and value not in flowing}
+    return graph.cut(sources, sorted(targets), end) or [sources[0]]
+
+
+def _word(name: str, taken: Sequence[str]) -> str:
+    """A name for a variable."""
+    word = re.sub(r"\W", "_", name)
+    word = f"own_{word}" if word.startswith("by_") else word
+    return f"{word}_" if word in (*taken, *_TAKEN) or re.fullmatch(r"[tk]\d+", word) else word
+
+
+_TAKEN = (
+    "x",
+    "c",
+    "grad",
+    "by",
+    "kept",
+    "states",
+    "w",
+    "V",
+    "A",
+    "tl",
+    "phi",
+    "primitive",
+    "number",
+    *_POINTWISE,
+)

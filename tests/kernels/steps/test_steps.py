@@ -1,0 +1,282 @@
+"""A neuron by its step: every backend gives the spikes of the loop to the bit, and its gradients."""
+
+import pytest
+import torch
+from torch import nn
+
+from spiketriton_kernels import PROBE_FIELDS, Surrogate, multistep_lif, pack_spikes, unpack_spikes
+from spiketriton_kernels.definition import normalised
+from spiketriton_kernels.neuron import Norm
+from spiketriton_kernels.nn import BatchNormLIF
+from tests.kernels.steps.neurons import EXACT, NEURONS, Adaptive, Gated, Mixed, Plain, Ternary, made
+from tests.kernels.support import as_layout, dyadic, normal
+
+C = 3
+NAMES = [cls.__name__ for cls in NEURONS]
+
+
+def grads(neuron, spikes, x, weights):
+    wanted = [x, *neuron.parameters()]
+    return torch.autograd.grad((spikes.float() * weights).sum(), wanted, allow_unused=True)
+
+
+def assert_close(found, expected, tolerance=2e-5):
+    for a, b in zip(found, expected, strict=True):
+        a, b = (torch.zeros(()) if g is None else g for g in (a, b))
+        scale = b.abs().max().clamp(min=1.0)
+        assert (a - b).abs().max() <= tolerance * scale
+
+
+@pytest.mark.parametrize("cls", NEURONS, ids=NAMES)
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [
+        ((1, 1, C), "contiguous"), ((5, 2, C, 5, 3), "contiguous"), ((4, 3, C, 3, 3), "channels_last"),
+        ((21, 2, C, 7), "contiguous"), ((3, 2, C, 2, 2), "time_inside"), ((64, 1, C, 2), "contiguous"),
+    ],
+)  # fmt: skip
+def test_spikes_are_the_loops_to_the_bit_and_gradients_those_of_autograd(
+    backend, device, cls, size, layout
+):
+    neuron = made(cls, C).to(device)
+    x = as_layout(normal(size, device=device, std=1.5), layout).requires_grad_()
+    weights = normal(size, device=device, seed=1)
+    spikes, expected = neuron(x), neuron.define(x)
+    assert expected.detach().float().std() > 0.1 or x.numel() < 10
+    assert spikes.stride() == x.stride() or layout == "time_inside"
+    differing = (spikes != expected).float().mean()
+    assert differing == 0 if cls in EXACT else differing < 1e-3
+    if differing == 0:
+        found, truth = (grads(neuron, s, x, weights) for s in (spikes, expected))
+        assert_close(found, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("cls", [Adaptive, Ternary], ids=lambda cls: cls.__name__)
+def test_in_other_dtypes(backend, device, cls, dtype):
+    neuron = made(cls, C).to(device)
+    x = normal((6, 2, C, 5), device=device, std=1.5).to(dtype).requires_grad_()
+    weights = normal((6, 2, C, 5), device=device, seed=1)
+    spikes, expected = neuron(x), neuron.define(x)
+    assert spikes.dtype == dtype
+    assert torch.equal(spikes, expected)
+    assert_close(
+        grads(neuron, spikes, x, weights),
+        grads(neuron, expected, x, weights),
+        2e-2 if dtype.itemsize == 2 else 2e-5,
+    )
+
+
+@pytest.mark.parametrize("cls", EXACT, ids=lambda cls: cls.__name__)
+def test_ties_fall_as_in_the_loop(backend, device, cls):
+    neuron = made(cls, C).to(device)
+    x = dyadic((8, 16, C, 4), device=device, low=-2.0)
+    assert torch.equal(neuron(x), neuron.define(x))
+
+
+@pytest.mark.parametrize("cls", [Adaptive, Gated, Mixed], ids=lambda cls: cls.__name__)
+def test_gradients_are_no_farther_from_float64_than_pytorchs(backend, device, cls):
+    neuron = made(cls, C).to(device)
+    x = normal((7, 4, C, 33), device=device).requires_grad_()
+    weights = normal(x.shape, device=device, seed=1)
+    single = grads(neuron, neuron.define(x), x, weights)
+    found = grads(neuron, neuron(x), x, weights)
+    double = neuron.double()
+    wide = x.detach().double().requires_grad_()
+    spikes = double.define(wide)
+    neuron_spikes = neuron.float()(x)
+    if not torch.equal(spikes.float(), neuron_spikes):
+        pytest.skip("a spike differs between the dtypes")  # not with this seed
+    truth = grads(double.double(), double.define(wide), wide, weights.double())
+    for mine, theirs, true in zip(found, single, truth, strict=True):
+        if true is None:
+            continue
+        error, reference = (mine - true).abs().max(), (theirs - true).abs().max()
+        assert error <= 2 * reference + 2e-6 * true.abs().max()
+
+
+def test_a_lif_as_a_step_is_lif(backend, device):
+    x = normal((6, 3, C, 9), device=device, std=1.5).requires_grad_()
+    weights = normal(x.shape, device=device, seed=1)
+    neuron = Plain()
+    spikes, expected = neuron(x), multistep_lif(x, decay=0.5, surrogate=neuron.surrogate)
+    assert torch.equal(spikes, expected)
+    assert_close(grads(neuron, spikes, x, weights), grads(neuron, expected, x, weights), 2e-6)
+
+
+@pytest.mark.parametrize("cls", [Adaptive, Gated], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("T", [4, 18])
+def test_behind_batch_norm_and_a_residual(backend, device, cls, T):
+    """Norm, residual and what is added to the spikes, in one operation and by the definition."""
+    neuron = made(cls, C).to(device)
+    y, residual, add = (
+        normal((T, 4, C, 6), device=device, seed=seed).requires_grad_() for seed in range(3)
+    )
+    weight, bias = (
+        torch.linspace(*ends, C, device=device).requires_grad_()
+        for ends in ((0.8, 1.5), (-0.2, 0.6))
+    )
+    moved, kept = ([torch.zeros(C, device=device), torch.ones(C, device=device)] for _ in "12")
+    out = neuron.fused_norm(y, Norm(weight, bias, *moved), residual, add, return_current=True)
+    current = normalised(y, Norm(weight, bias, *kept)) + residual
+    spikes = neuron.define(current) + add
+    torch.testing.assert_close(moved, kept)
+    assert (out[0] != spikes).float().mean() < 2e-3
+    torch.testing.assert_close(out[1], current, rtol=1e-4, atol=1e-5)
+    if torch.equal(out[0], spikes):
+        weights = normal(y.shape, device=device, seed=4)
+        inputs = [y, residual, add, weight, bias, *neuron.parameters()]
+        found, truth = (
+            torch.autograd.grad((s * weights + c * 0.1).sum(), inputs, retain_graph=True)
+            for s, c in (out, (spikes, current))
+        )
+        assert_close(found, truth, 5e-5)
+
+
+@pytest.mark.parametrize("T", [3, 17])
+def test_chunks_continue_the_window_and_hand_gradients_back(backend, device, T):
+    whole, parts = (Adaptive(C, stateful=stateful).to(device) for stateful in (False, True))
+    x = normal((2 * T, 2, C, 5), device=device, std=1.5).requires_grad_()
+    weights = normal(x.shape, device=device, seed=1)
+    expected = whole(x)
+    spikes = torch.cat([parts(x[:T]), parts(x[T:])])
+    assert parts.v.shape == (2, 2, C, 5)
+    assert torch.equal(spikes, expected)
+    assert_close(grads(parts, spikes, x, weights), grads(whole, expected, x, weights))
+    with pytest.raises(ValueError, match=r"a chunk of shape \(3, 1, 3, 5\).* does not continue"):
+        parts(x[:3, :1])
+
+
+def test_steps_one_by_one_and_their_membranes(backend, device):
+    neuron = Adaptive(C, step_mode="s", store_v_seq=True).to(device)
+    x = normal((5, 2, C, 4), device=device, std=1.5)
+    whole = Adaptive(C, store_v_seq=True).to(device)
+    expected = whole(x)
+    found = [(neuron(x_t), neuron.v_seq[0]) for x_t in x]
+    assert torch.equal(torch.stack([s for s, _ in found]), expected)
+    assert torch.equal(torch.stack([v for _, v in found]), whole.v_seq)
+
+
+@pytest.mark.parametrize("cls", [Adaptive, Plain, Gated, Ternary], ids=lambda cls: cls.__name__)
+def test_a_probe_measures_what_autograd_finds(backend, device, cls):
+    """Of each step, by hooks on the loop and by derivatives of the step alone."""
+    neuron = made(cls, C).to(device)
+    x = normal((4, 3, C, 5), device=device, std=1.5).requires_grad_()
+    weights = normal(x.shape, device=device, seed=1)
+    neuron.probe = torch.zeros(4, len(PROBE_FIELDS), device=device, requires_grad=True)
+    spikes = neuron(x)
+    (spikes * weights).sum().backward()
+    probe = dict(zip(PROBE_FIELDS, neuron.probe.grad.T.cpu(), strict=True))
+    own = x.grad.cpu()
+    constants = {
+        k: v.view(-1, 1) if v.dim() else v for k, v in neuron._constants(x.dtype, x.device).items()
+    }
+    states = [torch.full_like(x[0], start) for start in neuron._starts()]
+    carries, factors, zeros = [], [], []
+    for x_t in x.detach():
+        before = [s.detach().requires_grad_() for s in states]
+        _, after = (lambda out: (out[0], out[1:]))(neuron._called(x_t, before, constants)[0])
+        (factor,) = torch.autograd.grad(after[0].sum(), before[:1], allow_unused=True)
+        factors.append(factor.abs().sum())
+        states = [s.detach() for s in after]
+    states = [torch.full_like(x[0], start) for start in neuron._starts()]
+    loss = 0.0
+    for x_t, w in zip(x.detach(), weights, strict=True):
+        s, *states = neuron._called(x_t, states, constants)[0]
+        zeros.append(torch.zeros_like(x_t, requires_grad=True))
+        states[0] = states[0] + zeros[-1]
+        loss = loss + (s * w).sum()
+    carries = torch.autograd.grad(loss, zeros, allow_unused=True)
+    carry = torch.stack([torch.zeros(()) if c is None else c.square().sum() for c in carries])
+    close = dict(rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(
+        probe["grad_spike_sq"], weights.square().flatten(1).sum(1).cpu(), **close
+    )
+    torch.testing.assert_close(probe["grad_input_sq"], own.square().flatten(1).sum(1), **close)
+    torch.testing.assert_close(probe["grad_input_max"], own.abs().flatten(1).amax(1), **close)
+    torch.testing.assert_close(probe["grad_carry_sq"], carry.detach().cpu(), **close)
+    torch.testing.assert_close(probe["time_factor"], torch.stack(factors).cpu(), **close)
+    torch.testing.assert_close(probe["spikes"], spikes.detach().flatten(1).sum(1).cpu(), **close)
+    assert not probe["nonfinite"].any()
+
+
+def test_a_probe_counts_neurons_outside_the_surrogate(backend, device):
+    neuron = Plain(surrogate=Surrogate("triangle", width=0.5)).to(device)
+    x = torch.tensor([1.0, 1.25, 1.75, 0.25, -3.0], device=device).view(1, 1, 5).requires_grad_()
+    neuron.probe = torch.zeros(1, len(PROBE_FIELDS), device=device, requires_grad=True)
+    neuron(x).sum().backward()
+    assert neuron.probe.grad[0, PROBE_FIELDS.index("outside")] == 3
+
+
+@pytest.mark.parametrize("shape", ["fast_sigmoid", "atan", "sigmoid", "rectangle", "gaussian"])
+def test_every_surrogate_and_its_width(backend, device, shape):
+    neuron = Gated(C, shape).to(device)
+    x = normal((4, 3, C, 5), device=device, std=1.5).requires_grad_()
+    weights = normal(x.shape, device=device, seed=1)
+    spikes, expected = neuron(x), neuron.define(x)
+    assert torch.equal(spikes, expected)
+    assert_close(grads(neuron, spikes, x, weights), grads(neuron, expected, x, weights), 5e-5)
+
+
+def test_batch_norm_module_packed_spikes_and_copies(backend, device):
+    unit = BatchNormLIF(C, Adaptive(C)).to(device)
+    y = normal((4, 5, C, 4), device=device)
+    spikes = unit(y).detach()
+    bits = pack_spikes(spikes)
+    assert torch.equal(unpack_spikes(bits, spikes.shape, spikes.stride(), spikes.dtype), spikes)
+    again = BatchNormLIF(C, Adaptive(C)).to(device)
+    again.load_state_dict(unit.state_dict())
+    import copy
+
+    for other in (again, copy.deepcopy(unit)):
+        assert torch.equal(other.neuron(y), unit.neuron(y))
+
+
+def test_a_changed_number_counts_at_once(backend, device):
+    neuron = Plain(surrogate=Surrogate("atan", width=0.3)).to(device)
+    x = normal((3, 2, 4), device=device).requires_grad_()
+    for width in (0.3, 0.8):
+        neuron.surrogate = Surrogate("atan", width=width)
+        ones = torch.ones_like(x)
+        assert_close(grads(neuron, neuron(x), x, ones), grads(neuron, neuron.define(x), x, ones))
+
+
+def test_no_neurons_and_constants_alone(backend, device):
+    neuron = Adaptive(C).to(device)
+    assert neuron(torch.empty(3, 0, C, 2, device=device)).shape == (3, 0, C, 2)
+    x = normal((3, 2, C), device=device)
+    (only,) = torch.autograd.grad(neuron(x).sum(), [neuron.beta])
+    (expected,) = torch.autograd.grad(neuron.define(x).sum(), [neuron.beta])
+    assert_close([only], [expected])
+
+
+class Unit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.neuron = Adaptive(C)
+
+    def forward(self, x):
+        return self.neuron(x * 1.0)
+
+
+@pytest.mark.slow
+def test_compiled_as_one_graph():
+    unit = Unit()
+    x = normal((3, 2, C, 4)).requires_grad_()
+    weights = normal(x.shape, seed=1)
+    compiled = torch.compile(unit, fullgraph=True)
+    assert_close(
+        grads(unit, compiled(x), x, weights), grads(unit, unit.neuron.define(x), x, weights)
+    )
+
+
+def test_traced_as_one_graph_which_follows_its_numbers():
+    unit = Unit()
+    x = normal((3, 2, C, 4)).requires_grad_()
+    compiled = torch.compile(unit, fullgraph=True, backend="aot_eager")
+    weights = normal(x.shape, seed=1)
+    for width in (0.3, 0.8):
+        unit.neuron.surrogate = Surrogate("atan", width=width)
+        spikes, expected = compiled(x), unit.neuron.define(x)
+        assert torch.equal(spikes, expected)
+        assert_close(grads(unit, spikes, x, weights), grads(unit, expected, x, weights))
