@@ -218,7 +218,7 @@ class Trainer:
         """Measures the network as `diagnose` does, on the same images, and judges it; all ranks do, and alike."""
         if not (self.monitor.layers and self.recipe.monitor.enabled):
             return
-        with self.meters.aside():
+        with self.meters.aside(), randomness.kept():  # a loss of one's own may draw
             try:
                 if not self.probed:
                     with self.placement.autocast():

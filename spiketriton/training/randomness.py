@@ -1,6 +1,8 @@
 """The random generators of a process: seeded, saved and restored together."""
 
+import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 # numpy's global generator is what transforms of other packages draw from
@@ -32,6 +34,16 @@ def random_state() -> dict[str, Any]:
         "numpy": (name, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, gauss),
         "python": random.getstate(),
     }
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """What is drawn in the block is drawn again after it."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
 
 
 def set_random_state(state: dict[str, Any]) -> None:

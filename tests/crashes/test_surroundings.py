@@ -47,7 +47,7 @@ CALLS: dict[str, tuple[list[str], str]] = {
     "train": (["small.toml", *FEW, "train.epochs=4", "--run-dir", "new"], "new/curves.png"),
     "sweep": (["small.toml", *FEW, *NET, "seed=0,1", "train.epochs=1", "--out", "s"], "s/results.json"),
     "diagnose": (["small.toml", *FEW, *NET, "--out", "d"], "d/diagnosis.png"),
-    "diagnose run": (["lif", "--batches", "2", "--trust-plugins"], "lif/diagnosis.png"),
+    "diagnose run": (["lif", "--batches", "2", "--tries", "2", "--trust-plugins"], "lif/diagnosis.png"),
     "evaluate": (["lif"], "lif/evaluation/confusion.png"),
     "convert": (["ann", "--steps", "2", "--images", "16", "--run-dir", "c"], "c/recipe.toml"),
     "export": (["lif", "--to", "torch", "--checkpoint", "last", "--trust-plugins"], "lif/small.pt2"),

@@ -120,7 +120,7 @@ def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
         calls = torch.stack(steps[layer]).unflatten(0, (-1, T)).float()  # [calls, T, ...]
         assert torch.allclose(torch.from_numpy(row).float(), calls.flatten(2).mean((0, 2)))
     assert (measured.grad_spike.sum(1) > 0).sum() >= rates - 1  # the keys of Attention are silent
-    assert len(prober.overlap()) == rates
+    assert len(prober.signal().overlap) == rates
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,9 @@ def misfits(recipe, parts, *, classes, channels, image_size):
 
 class Tires(FeedForward):
     def features(self, images, steps):
-        self.shown = getattr(self, "shown", 0) + self.training
-        return super().features(images[:, 1:] if self.shown > 3 else images, steps)
+        (norm,) = (m for m in self.modules() if hasattr(m, "num_batches_tracked"))
+        tired = self.training and norm.num_batches_tracked >= 3  # steps; measurements do not count
+        return super().features(images[:, 1:] if tired else images, steps)
 
 @model("tires_{tag}")
 def tires(recipe, parts, *, classes, channels, image_size):
