@@ -112,7 +112,7 @@ def add(path: str, name: str) -> None:
     """Writes the row of a run, in place of one of that name, with its curve and its weights."""
     run, weights = load_run(path), WEIGHTS / f"{name}.safetensors"
     row = row_of(run, name, weights.name)
-    export_safetensors(run, weights)
+    export_safetensors(load_run(path, "data.root=data", "data.workers=auto"), weights)  # anywhere
     if weights.stat().st_size > LARGEST:
         weights.unlink()
         row["weights"] = ""
