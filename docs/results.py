@@ -70,7 +70,7 @@ def row_of(run: TrainedRun, name: str, weights: str) -> Row:
     place = first["cpu"] if first["device"] == "cpu" else first["cuda"]
     return {
         "name": name,
-        "data": run.recipe.data.label + (" (JPEG)" if run.data.note else ""),
+        "data": run.recipe.data.label + (" (JPEG)" if "JPEG" in run.data.note else ""),
         "command": command(first["command"]),
         "neuron": "relu (ANN)" if neuron == "relu" else neuron,
         "T": "-" if neuron == "relu" else str(run.recipe.time_steps),

@@ -260,8 +260,8 @@ class ModelConfig(TableOfPart):
     input: Literal["auto", "time_first", "images"] = key("auto")
     """what the network of `MODULE:NAME` takes: [T, B, C, H, W], or [B, C, H, W]; `auto`: found out by a call"""
     block: Literal["plain", "sew", "ms", "preact"] = key("ms")
-    """residual block: neuron(BN(conv) + shortcut), SEW-ResNet, MS-ResNet (which trains best at any depth), or
-    pre-activation with spikes in the shortcut"""
+    """residual block: neuron(BN(conv) + shortcut), SEW-ResNet, MS-ResNet, or pre-activation with spikes in the
+    shortcut"""
     connect: Literal["add", "and", "iand"] = key("add")
     """how a `sew` block joins the spikes s of its last neuron and those of its shortcut: their sum, s and shortcut,
     or not s and shortcut"""
