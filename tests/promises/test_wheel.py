@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -45,27 +46,22 @@ print("torch", bool(x.grad.abs().sum() > 0))
 
 
 class Machine:
-    """An environment with wheels of this checkout in it, and torch; nothing of the checkout itself.
+    """An environment with what `pip install SOURCE` makes of this checkout, and torch; nothing of the checkout itself.
 
-    sources: the folders of the wheels' pyproject.toml; those of spiketriton and of its kernels.
+    No package index: torch and its like are there, and what else is needed is in the source.
     """
 
-    def __init__(self, folder: Path, *sources: Path) -> None:
+    def __init__(self, folder: Path, source: Path) -> None:
         self.work, self.environment = folder / "work", folder / "environment"
         self.work.mkdir()
-        wheels = folder / "wheels"
-        for source in sources:
-            build = ["-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
-            run([sys.executable, *build], source)
         venv.create(self.environment, with_pip=False, symlinks=True)
         (self.packages,) = self.environment.glob("lib/python*/site-packages")
         # as paths, so that no .pth of an editable installation is read from there
         elsewhere = {Path(torch.__file__).parents[1], Path(sysconfig.get_paths()["purelib"])}
         (self.packages / "elsewhere.pth").write_text("\n".join(map(str, elsewhere)))
-        built = [str(wheel) for wheel in wheels.glob("*.whl")]
-        assert len(built) == len(sources)
-        install = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", *built]
-        run([sys.executable, "-m", "pip", "--python", str(self.environment), *install], self.work)
+        install = ["install", "--quiet", "--no-index", "--no-build-isolation", "--no-compile"]
+        pip = [sys.executable, "-m", "pip", "--isolated", "--python", str(self.environment)]
+        run([*pip, *install, str(source)], self.work)
 
     def do(self, *words: str) -> str:
         return run([str(self.environment / "bin" / words[0]), *words[1:]], self.work)
@@ -88,7 +84,7 @@ def run(words: list[str], folder: Path) -> str:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
     pytest.importorskip("hatchling")
-    machine = Machine(tmp_path_factory.mktemp("machine"), ROOT, ROOT / "kernels")
+    machine = Machine(tmp_path_factory.mktemp("machine"), ROOT)
     before = machine.code()
     yield machine
     assert machine.code() == before, "nothing that a user does changes the package"
@@ -103,9 +99,8 @@ def test_the_wheel_is_whole(machine):
     for path in (kernels / "spiketriton_kernels").rglob("*.*"):
         assert str(path.relative_to(kernels)) in names or path.suffix == ".pyc"
     (metadata,) = machine.packages.glob("spiketriton-*/METADATA")
-    own = f"Requires-Dist: spiketriton-kernels=={spiketriton.__version__}\n"
-    assert own in metadata.read_text(), "both are released under one number"
-    assert spiketriton_kernels.__version__ == spiketriton.__version__
+    assert "spiketriton-kernels" not in metadata.read_text(), "they are inside, not on an index"
+    assert spiketriton_kernels.__version__ == spiketriton.__version__, "one number for both"
     recipes = [path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*.toml")]
     assert {f"spiketriton/shipped/{path}" for path in recipes} <= names
     listed = machine.do("spiketriton", "recipes")
@@ -115,31 +110,51 @@ def test_the_wheel_is_whole(machine):
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no checkout")
 def test_the_wheel_says_of_which_commit_it_is(machine):
     head, changed = (run(["git", *words], ROOT) for words in (HEAD, CHANGED))
-    said = (machine.packages / "spiketriton" / "commit.txt").read_text()
-    assert said.split() == [head.strip(), *(["dirty"] if changed else [])]
+    for package in ("spiketriton", "spiketriton_kernels"):
+        said = (machine.packages / package / "commit.txt").read_text()
+        assert said.split() == [head.strip(), *(["dirty"] if changed else [])]
     (metadata,) = machine.packages.glob("spiketriton-*/METADATA")
     tagged = not changed and run(["git", "tag", "--points-at", "HEAD", "--list", "v[0-9]*"], ROOT)
     behind = "" if tagged else f"+g{head[:7]}{'.dirty' if changed else ''}"
     assert f"\nVersion: {spiketriton.__version__}{behind}\n" in metadata.read_text()
 
 
-def test_a_commit_with_a_tag_makes_the_wheel_of_that_version_or_none(tmp_path):
+def test_a_commit_with_a_tag_makes_wheels_of_that_version_or_none(tmp_path):
     pytest.importorskip("hatchling")
-    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
-    for folder in ("recipes", "spiketriton"):
+    for folder in ("recipes", "spiketriton", "kernels"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     you = ["-c", "user.name=a", "-c", "user.email=a@b"]
     run(["git", "init", "-q"], tmp_path)
     run(["git", *you, "commit", "-q", "--allow-empty", "-m", "x"], tmp_path)
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
-    run(["git", "tag", f"v{spiketriton.__version__}"], tmp_path)
-    run(build, tmp_path)
-    assert (tmp_path / "dist" / f"spiketriton-{spiketriton.__version__}-py3-none-any.whl").exists()
-    run(["git", "tag", "-d", f"v{spiketriton.__version__}"], tmp_path)
+    commit = run(["git", "rev-parse", "--short=7", "HEAD"], tmp_path).strip()
+    own = spiketriton.__version__
+
+    def built() -> dict[str, zipfile.ZipFile]:
+        shutil.rmtree(tmp_path / "dist", ignore_errors=True)
+        build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d"]
+        for source in (tmp_path, tmp_path / "kernels"):
+            run([*build, str(tmp_path / "dist")], source)
+        return {path.name: zipfile.ZipFile(path) for path in (tmp_path / "dist").glob("*.whl")}
+
+    assert {*built()} == {
+        f"{name}-{own}+g{commit}-py3-none-any.whl"
+        for name in ("spiketriton", "spiketriton_kernels")
+    }
+    run(["git", "tag", f"v{own}"], tmp_path)
+    wheels = built()
+    assert {*wheels} == {
+        f"{name}-{own}-py3-none-any.whl" for name in ("spiketriton", "spiketriton_kernels")
+    }
+    wheel = wheels[f"spiketriton-{own}-py3-none-any.whl"]
+    metadata = wheel.read(f"spiketriton-{own}.dist-info/METADATA").decode()
+    assert f"Requires-Dist: spiketriton-kernels==={own}\n" in metadata, "not of another commit"
+    assert not [name for name in wheel.namelist() if name.startswith("spiketriton_kernels")]
+    run(["git", "tag", "-d", f"v{own}"], tmp_path)
     run(["git", "tag", "v9.9"], tmp_path)
     with pytest.raises(AssertionError, match=r"this commit is tagged v9\.9, and __version__ is"):
-        run(build, tmp_path)
+        built()
 
 
 def test_the_kernels_alone_serve_another_project(tmp_path):
