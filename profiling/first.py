@@ -20,9 +20,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from profiling.harness import attribution
 from profiling.harness.contenders import OURS, Row, Status
 from profiling.render.rows import find
-from profiling.render.tables import BLANK, Grid, number
+from profiling.render.tables import BLANK, Grid, number, percent
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST = 15.0
@@ -58,13 +59,16 @@ class Ended(NamedTuple):
     rows: Sequence[Row] = ()  # that it measured
 
 
-def steps(out: Path, quick: bool = False, device: str = "auto") -> list[Step]:
-    """The plan. quick: the same on tiny sizes, a rehearsal."""
+def steps(
+    out: Path, quick: bool = False, device: str = "auto", precision: str = "auto"
+) -> list[Step]:
+    """The plan. quick: the same on tiny sizes, a rehearsal. precision: of ResNet-50; "auto": fp32 besides."""
 
     def measured(*words: str, only: str, **more: str) -> tuple[str, ...]:
         options = {"peers": "none", "out": str(out), "device": device, "only": only, **more}
         flags = [text for name, value in options.items() for text in (f"--{name}", value)]
-        return "profiling/run.py", *words, *flags, *["--quick"] * quick
+        traced = ["--trace"] * (words[0] == "step")
+        return "profiling/run.py", *words, *flags, *traced, *["--quick"] * quick
 
     def trained(graph: str) -> tuple[str, ...]:
         size = ("data.image_size=32", "data.train_images=32", "train.batch_size=4") if quick else ()
@@ -88,7 +92,7 @@ def steps(out: Path, quick: bool = False, device: str = "auto") -> list[Step]:
     )
     kernels = measured("kernels", only="copy,spiketriton", cases=big)
     # an ANN and its convolutions alone beside it: whose milliseconds they are
-    main = measured("step", r50, only=ours)
+    main = measured("step", r50, f"train.precision={precision}", only=ours)
     plan = (
         ("doctor", "are the kernels right?", 100, doctor, "rich"),
         ("tests", "capture, no wait for the GPU, 2^31 elements", 60, tests, "pytest"),
@@ -151,7 +155,8 @@ def table(ended: Iterable[Ended]) -> Grid:
         verdict = {True: "right", False: "FAILED", None: BLANK}[one.right]
         lines.append([one.step.name, one.step.asks, one.how, verdict, BLANK, BLANK])
         steps = [row for row in one.rows if row["section"] == "step"]
-        lines += [_measured(row, steps) for row in steps]
+        for row in steps:
+            lines += [_measured(row, steps), *map(_part, attribution.by_part(row.get("parts", ())))]
     header = ["step", "question", "how it ended", "verdict", "ms", "predicted ms"]
     return Grid("The first minutes", header, lines)
 
@@ -171,14 +176,21 @@ def _measured(row: Row, rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def _part(row: Row) -> list[str]:
+    calls = f"{number(row['calls'])} calls"
+    speed = f"{percent(row['of_copy'])} of a copy" if row["of_copy"] else ""
+    return [f"    {row['part']}", calls, speed, "", number(row["ms"]), BLANK]
+
+
 def packed(out: Path, ended: Sequence[Ended]) -> Path:
-    """One archive of the table, the rows, and what the steps printed: what an issue needs."""
+    """One archive of the table, the rows, the traces, and what the steps printed: what an issue needs."""
     rows = [json.dumps(row) + "\n" for one in ended for row in one.rows]
     (out / "first.md").write_text(table(ended).markdown(), "utf-8")
     (out / "first-rows.jsonl.txt").write_text("".join(rows), "utf-8")
     archive = out / "first.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
-        for path in sorted([*out.glob("first*.txt"), out / "first.md"]):
+        traces = {out / row["trace"] for one in ended for row in one.rows if "trace" in row}
+        for path in sorted([*out.glob("first*.txt"), out / "first.md", *traces]):
             tar.add(path, f"first/{path.name}")
     return archive
 

@@ -38,6 +38,7 @@ from spiketriton.config import Recipe  # noqa: E402
 from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, UserError, run_command  # noqa: E402
 from spiketriton.runs.folder import make_writable  # noqa: E402
 from spiketriton.training import environment  # noqa: E402
+from spiketriton.training.environment import choose_precision, name_of  # noqa: E402
 
 EPILOG = """\
 commands:
@@ -89,6 +90,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--quick", action="store_true", help="tiny sizes: a rehearsal, not a measurement")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's choice)")
+    trace = (
+        "step, modes: a step's kernels by name with their time and bytes, and a Chrome trace of it"
+    )
+    add("--trace", action="store_true", help=trace)
     minutes = "begin no case later (first, all: 10; 0: no limit)"
     share = "compare: times that differ by less are left out (0.1, a tenth)"
     add("--threshold", type=float, metavar="SHARE", help=share)
@@ -104,6 +109,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"{args.command} takes no {args.words[0]!r}")
     if args.cases and args.command not in ("kernels", "all"):
         parser.error(f"{args.command} takes no --cases, which are of kernels")
+    if args.trace and args.command not in ("step", "modes"):
+        parser.error(f"{args.command} takes no --trace, which is of step and modes")
     if args.threads < 0 or not (args.minutes or 0) >= 0:  # NaN is not
         parser.error("--threads and --minutes: accepted: numbers from 0")
     if args.minutes is None:
@@ -119,7 +126,7 @@ def options_of(args: argparse.Namespace) -> Options:
         if name not in PEERS:
             raise UserError(f"--peers {name!r}: accepted: none, or some of {','.join(PEERS)}")
     device = environment.choose_device(args.device).value
-    return Options(device, args.quick, peers, tuple(args.only.split(",")))
+    return Options(device, args.quick, peers, tuple(args.only.split(",")), args.trace)
 
 
 def cases_of(section: str, args: argparse.Namespace, options: Options) -> Sequence[Case]:
@@ -259,7 +266,8 @@ def run_first(args: argparse.Namespace, options: Options) -> int:
     make_writable(args.out)
     if find_spec("rich") is None:
         print("the package rich is missing: tables are in Markdown, doctor and trainings left out")
-    plan = first.steps(args.out.absolute(), args.quick, options.device.type)
+    precision = name_of(choose_precision("auto", options.device).value)
+    plan = first.steps(args.out.absolute(), args.quick, options.device.type, precision)
     ended = []
     for one in first.run(plan, args.out.absolute(), args.minutes or float("inf")):
         print(one.line, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Options:
     quick: bool = False
     peers: tuple[str, ...] = ()
     only: tuple[str, ...] = ("*",)  # patterns of contenders' names
+    trace: bool = False  # whether steps are told apart by kernels
 
 
 class Work(Timed):
@@ -56,6 +58,10 @@ class Work(Timed):
 
     def device_time(self, seconds: float) -> Row:
         """What the device does during a call that takes `seconds`."""
+        return {}
+
+    def kernels(self, trace: Path) -> Row:
+        """Whose milliseconds a call's are, and its trace in a file."""
         return {}
 
     def memory(self) -> Row:

@@ -126,9 +126,10 @@ class Session:
                 self.add(section, [case.spec | LATE])
                 continue
             self.begin(f"{section} {short(case.spec)}")
-            self.add(section, self._case(case, section == "memory"))
+            self.add(section, self._case(case, section))
 
-    def _case(self, case: Case, weighs: bool) -> list[Row]:
+    def _case(self, case: Case, section: str) -> list[Row]:
+        weighs = section == "memory"
         works: dict[str, Work] = {}
         rows: dict[str, Row] = {}
         for one in case.contenders(self.options):
@@ -160,6 +161,10 @@ class Session:
                     rows[name]["timed"] = works[name].timed
                 with refusals(rows[name]):
                     rows[name] |= works[name].device_time(timing.median)
+                    if self.options.trace:
+                        words = section, short(case.spec), case.spec.get("precision", ""), name
+                        file = f"{self.stem.name}-{file_name(' '.join(words))}.trace.json.gz"
+                        rows[name] |= works[name].kernels(self.stem.with_name(file))
                     if case.weighed:
                         rows[name] |= works[name].memory()
                 if OURS in timings:  # round by round: noise in one leaves the median alone

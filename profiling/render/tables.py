@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from profiling.harness.attribution import by_part
 from profiling.harness.contenders import OURS, Row, Status
 from profiling.harness.session import machine
 from profiling.render.rows import by_case, find, times_ours
@@ -194,6 +195,8 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "launches": key("launches"),
         "kernels": key("kernels"),
     }),
+    *((section, "parts", "where a step of {contender} goes: {recipe}, T={T}, batch {batch}, {precision}", {})
+        for section in ("step", "modes")),
     ("memory", "op", "memory of {op}: {case}", OPERATION),
     ("memory", "recipe", "memory of a step of {recipe}: T={T}, batch {batch}",
         dict(list(OPERATION.items())[:3]) | {"peak / spiketriton's": of_ours}),
@@ -257,11 +260,36 @@ def tables(rows: list[Row], section: str) -> list[Grid]:
     for group in by_case(rows):
         for _, having, title, columns in (layout for layout in LAYOUTS if layout[0] == section):
             chosen = [row for row in group if having in row]
-            if chosen:
+            if chosen and having == "parts":
+                grids += [of_parts(row, title.format(**about(row))) for row in chosen]
+            elif chosen:
                 lines = [[cell(row, group) for cell in columns.values()] for row in chosen]
                 title = title.format(**about(chosen[0]))
                 grids.append(Grid(title, list(columns), lines, notes=notes(chosen)))
     return grids
+
+
+def of_parts(row: Row, title: str) -> Grid:
+    """Parts of a step, the longest first, each with its kernels that take a hundredth of the step or more."""
+    parts, whole = row["parts"], sum(one["ms"] for one in row["parts"])
+
+    def line(one: Row, name: str) -> list[str]:
+        moved = one["bytes"] / one["ms"] / 1e6 if one["bytes"] and one["ms"] else None
+        shares = percent(one["ms"] / whole), megabytes(one["bytes"]), number(moved)
+        return [name, number(one["calls"]), number(one["ms"]), *shares, percent(one["of_copy"])]
+
+    lines: list[list[str]] = []
+    for part in by_part(parts):
+        lines.append(line(part, part["part"]))
+        kernels = [one for one in parts if one["part"] == part["part"] and one["ms"] >= whole / 100]
+        lines += [line(one, f"  {one['kernel']}"[:100]) for one in kernels]
+    header = ["part, kernel", "calls", "ms", "of all", "MB", "GB/s", "of a copy"]
+    return Grid(
+        title,
+        header,
+        lines,
+        notes=[f"trace: {row['trace']}, for chrome://tracing or ui.perfetto.dev"],
+    )
 
 
 def kernel_matrix(rows: list[Row]) -> list[Grid]:

@@ -18,12 +18,13 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from profiling.harness import device, memory, peers
+from profiling.harness import attribution, device, memory, peers
 from profiling.harness.contenders import (
     OURS,
     Contender,
@@ -266,6 +267,14 @@ class Step(Work):
 
     def device_time(self, seconds: float) -> Row:
         return device.of_call(self, self.device, seconds)
+
+    def kernels(self, trace: Path) -> Row:
+        return attribution.of_call(self, self.once, self.device, trace)
+
+    def once(self) -> None:
+        """Forward and backward by launches one by one, whatever a call does; the weights stay."""
+        self.forward().backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def memory(self) -> Row:
         self()  # makes the optimizer's state

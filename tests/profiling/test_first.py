@@ -58,7 +58,9 @@ def test_it_ends_with_a_table_an_archive_and_a_code_that_tells_a_failure(
 ):
     monkeypatch.setattr(first, "ROOT", tmp_path)  # where steps run
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROW | {"run": "0000", "median_ms": 1}) + "\n")
-    twin = ROW | {"contender": "ANN twin", "median_ms": 30.0}
+    part = {"part": "norms", "kernel": "walk", "calls": 2, "ms": 19.3, "bytes": 5, "of_copy": 0.8}
+    twin = ROW | {"contender": "ANN twin", "median_ms": 30.0, "parts": [part], "trace": "t.json.gz"}
+    (tmp_path / "t.json.gz").write_text("a trace")
     wrong = ROW | {"contender": "convolutions alone", "status": "failed", "why": "a reason"}
     plan = [measuring(ROW | {"contender": "spiketriton"}, twin, wrong), made_up("right", "")]
     monkeypatch.setattr(first, "steps", lambda *given: plan)
@@ -67,11 +69,12 @@ def test_it_ends_with_a_table_an_archive_and_a_code_that_tells_a_failure(
     said = (tmp_path / "first.md").read_text()
     assert "|   spiketriton | imagenette_r50 | ok |  | 75.0 | 68.0 |" in said
     assert "|   ANN twin | imagenette_r50 | ok |  | 30.0 | - |" in said
+    assert "|     norms | 2.00 calls | 80.0 % of a copy |  | 19.3 | - |" in said
     assert "| imagenette_r50 | failed: a reason | FAILED |" in said
     with tarfile.open(tmp_path / "first.tar.gz") as tar:
         names = set(tar.getnames())
         rows = tar.extractfile("first/first-rows.jsonl.txt").read().decode().splitlines()
-    assert names >= {"first/first.md", "first/first-1.txt", "first/first-2.txt"}
+    assert names >= {"first/first.md", "first/first-1.txt", "first/first-2.txt", "first/t.json.gz"}
     assert [json.loads(row)["median_ms"] for row in rows] == [75.0, 30.0, 75.0]  # of this run alone
     plan.append(made_up("broken kernel", "raise SystemExit(1)"))
     assert run.main(call) == 1
@@ -114,7 +117,10 @@ def test_every_command_of_the_plan_is_understood(tmp_path):
         if program == "profiling/run.py":
             args = run.parse(rest)
             assert args.out == tmp_path
-            assert all(find_recipe(word) for word in args.words)
+            names = [word for word in args.words if "=" not in word]
+            changes = [word for word in args.words if "=" in word]
+            assert all(find_recipe(name, changes) for name in names)
+            assert args.trace == (args.command == "step")
         elif "spiketriton.train" in rest:
             load_recipe(Path(first.ROOT / rest[1]), tuple(w for w in rest if "=" in w))
     setting = find_recipe("spikingjelly_740")

@@ -31,21 +31,30 @@ _known: dict[int, Any] = {}
 """Kernels that have run and are launched the short way, by their ids, because their hash is dear: not where they are
 interpreted, or Triton is another. Held here, they live on, so that no other kernel gets an id of theirs."""
 
-_ahead: tuple[Context, set[Any]] | None = None
-"""Where kernels are compiled only: in which context, because backward passes run in threads of their own, and what has
-been asked for."""
+Told = Callable[[Any, tuple[int, ...], Sequence[Any], dict[str, Any]], bool]
+"""Is given a launch's kernel, programs and arguments by place and by name."""
+
+_told: Told | None = None
+"""Who is told of every launch before it, and does it instead where the answer is True."""
+
+
+@contextlib.contextmanager
+def telling(told: Told) -> Iterator[None]:
+    """Within the block every launch, in whatever thread, is told first; where the answer is True, it is not made."""
+    global _told
+    before, _told = _told, told
+    try:
+        yield
+    finally:
+        _told = before
 
 
 @contextlib.contextmanager
 def compiling(pool: Executor) -> Iterator[None]:
     """Within the block launches run nothing: their kernels are compiled in the pool, for which its end waits."""
-    global _ahead
-    with triton.AsyncCompileMode(pool):
-        _ahead = copy_context(), set()
-        try:
-            yield
-        finally:
-            _ahead = None
+    # backward passes run in threads of their own, which do not inherit the mode
+    with triton.AsyncCompileMode(pool), telling(partial(_compile, copy_context(), set())):
+        yield
 
 
 def launch(
@@ -59,8 +68,7 @@ def launch(
     if maxnreg is not None:
         named["maxnreg"] = maxnreg
     with torch.cuda.device_of(x):
-        if _ahead is not None:
-            _compile(kernel, programs, args, named, *_ahead)
+        if _told is not None and _told(kernel, programs, args, named):
             return
         if id(kernel) not in _known or _watched((kernel,)):
             ran = kernel[programs](*args, **named)
@@ -84,8 +92,8 @@ def launch(
 
 
 def _compile(
-    kernel: Any, programs: Any, args: Any, named: dict[str, Any], context: Context, asked: set[Any]
-) -> None:  # fmt: skip
+    context: Context, asked: set[Any], kernel: Any, programs: Any, args: Any, named: dict[str, Any]
+) -> bool:  # fmt: skip
     """Hand the kernel to the pool, unless it has been compiled or asked for."""
     device = triton.runtime.driver.active.get_current_device()
     _, chosen, _ = kernel.device_caches[device][_BINDER](*args, **named)
@@ -93,6 +101,7 @@ def _compile(
     if key not in asked:
         asked.add(key)
         context.run(partial(kernel.run, *args, grid=programs, warmup=True, **named))
+    return True
 
 
 _BINDER = 4
@@ -188,7 +197,7 @@ def repeat(
         *[None if tensor is None else tensor.data_ptr() % 16 for tensor in tensors],
     )  # fmt: skip
     plan = _plans.get(alike)
-    if plan is None or _ahead is not None or _watched(plan.kernels):
+    if plan is None or _told is not None or _watched(plan.kernels):
         return _noting(work, arguments, alike, tensors)
     with torch.cuda.device_of(x):
         stream = triton.runtime.driver.active.get_current_stream(device.index or 0)

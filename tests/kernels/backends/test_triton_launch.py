@@ -153,6 +153,33 @@ def test_who_watches_launches_sees_them(kernel, monkeypatch):
     monkeypatch.undo()
 
 
+def test_who_is_told_of_launches_may_make_them_instead(kernel):
+    """A launch that would be repeated, too."""
+    given, named = arguments()
+    x = given[1]
+
+    def work(*_):
+        launch(kernel, (5,), x, *given, **named)
+
+    for _ in range(4):
+        triton_launch.repeat(work, (), (), [x, given[0][0]])
+    (ran,) = kernel.device_caches[0][0].values()
+    assert len(triton_launch._plans) == 1
+    told, before = [], len(ran.launched)
+    for instead in (False, True):
+
+        def tell(one, programs, args, by_name, instead=instead):
+            told.append((one, programs, args, by_name["BLOCK"]))
+            return instead
+
+        with triton_launch.telling(tell):
+            triton_launch.repeat(work, (), (), [x, given[0][0]])
+    assert told == [(kernel, (5,), given, named["BLOCK"])] * 2
+    assert len(ran.launched) == before + 1
+    triton_launch.repeat(work, (), (), [x, given[0][0]])
+    assert len(told) == 2
+
+
 @pytest.mark.parametrize(
     "missing", ["run", "function", "packed_metadata", "device_caches", "pre_run_hooks", "knobs"]
 )
