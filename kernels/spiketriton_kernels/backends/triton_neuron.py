@@ -223,7 +223,8 @@ def _plan(walk: Walk, tiles: Tiling) -> tuple[Window, int | None]:
     read = sum([tensor is not None for tensor in (x, walk.inputs.residual, *upstream)])
     copied = read * T * tiles.block_r * tiles.block_l * x.element_size()
     stages = 1
-    loops = neuron.has_norm or tiles.row_tiles > 1
+    # With a probe, one step in ten, it would double the time that the longest kernel takes to compile.
+    loops = walk.out.probe is None and (neuron.has_norm or tiles.row_tiles > 1)
     if loops and neuron.kind == "lif" and chunk == T and copied <= SHARED and not AMD:
         stages, ahead = 2, 1
     return Window(T, chunk, ahead, replay_ahead, stages), most

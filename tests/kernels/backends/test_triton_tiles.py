@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spiketriton_kernels import multistep_bn_lif, multistep_lif, passes
+from spiketriton_kernels import PROBE_FIELDS, multistep_bn_lif, multistep_lif, passes
 from spiketriton_kernels.backends import triton_neuron, triton_tiles
 from spiketriton_kernels.backends.triton_tiles import Tiling, tiling
 from spiketriton_kernels.triton_import import tl, triton
@@ -227,3 +227,17 @@ def test_groups_join(triton_backend, n):
     triton_tiles.join_groups(partial, out, n, period=3, maximum=2)
     assert torch.equal(out[:, :2], values.view(2, 3, n)[:, :2].sum(2))
     assert torch.equal(out[:, 2], values.view(2, 3, n)[:, 2].amax(1))
+
+
+@pytest.mark.parametrize(("probed", "stages"), [(False, 2), (True, 1)])
+def test_a_walk_copies_its_next_tile_meanwhile_but_not_where_a_probe_measures(
+    triton_backend, monkeypatch, probed, stages
+):
+    """A probe measures one step in ten, and a second stage doubles the time that its kernel takes to compile."""
+    seen = []
+    monkeypatch.setattr(triton_neuron, "launch", lambda *given, **named: seen.append(named))
+    x = normal((4, 2, 64, 4, 4)).requires_grad_()
+    probe = torch.zeros(4, len(PROBE_FIELDS), requires_grad=True) if probed else None
+    multistep_bn_lif(x, *(torch.ones(64) for _ in range(4)), probe=probe).sum().backward()
+    sums, dy = (named["WINDOW"].stages for named in seen if "LEARNT" in named)
+    assert (sums, dy) == (stages, 2)
