@@ -52,6 +52,9 @@ class Options:
 class Work(Timed):
     """A contender's work on its data, ready to be checked, timed and weighed; each returns a part of its row."""
 
+    def compile_ahead(self) -> None:
+        """The kernels of a call that Triton compiles, all at once, as a training does before its first step."""
+
     def check(self) -> Row:
         """At least the `status`; unless it is OK also `why`."""
         return {"status": Status.OK}

@@ -145,6 +145,7 @@ class Session:
                 continue
             with refusals(row), within(self.deadline - time.monotonic()):
                 work = one.build()
+                work.compile_ahead()
                 row |= work.check()
                 if weighs and row["status"] in Status.MEASURED:
                     row |= work.memory()

@@ -10,6 +10,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -22,8 +23,10 @@ from profiling.harness import memory, peers
 from profiling.harness.contenders import OURS, Case, Contender, Options, Row, Work, agreement, wider
 from profiling.harness.peers import ATAN, Variant
 from profiling.harness.timing import Timing, buffers_beyond_cache
+from spiketriton import machine
 from spiketriton.neurons import LIF, SpikingNeuron
 from spiketriton.training.environment import PRECISIONS
+from spiketriton.training.precompile import compiles
 from spiketriton_kernels import (
     Surrogate,
     multistep_bn_lif,
@@ -31,6 +34,7 @@ from spiketriton_kernels import (
     multistep_lif,
     multistep_lif_reference,
 )
+from spiketriton_kernels.backends.triton_launch import compiling
 
 OPERATIONS = ("lif", "bn_lif", "bn_lif_residual", "bn_lif_current")
 MODES = ("training", "inference")  # forward and backward; forward without a graph
@@ -320,6 +324,11 @@ class Operation(Work):
         spikes, gradients = self.results(self.arena.to_check)
         differ = (spikes != true_spikes).float().mean().item()
         return differ, worst(map(relative_error, gradients, true_gradients))
+
+    def compile_ahead(self) -> None:
+        if not self.norm_of_torch and compiles(self.device):  # ours
+            with ThreadPoolExecutor(machine.free()) as pool, compiling(pool):
+                self.results(self.arena.to_check)
 
     def check(self) -> Row:
         allowed = self.arena.allowed(self.surrogate, self.norm_of_torch)

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ from spiketriton.training.graphs import WARM_UP, CudaGraphs, Steps, obstacle_of,
 from spiketriton.training.losses import build_loss
 from spiketriton.training.optim import build_optimizer
 from spiketriton.training.placement import Placement
+from spiketriton.training.precompile import precompile
 
 TWIN = "ANN twin"
 FLOOR = "convolutions alone"
@@ -245,6 +248,12 @@ class Step(Work):
         x = x.to(self.device, self.place.precision)
         with self.place.autocast():
             return there_and_back(self.model.get_submodule(name), x, rest, grad)
+
+    def compile_ahead(self) -> None:
+        if self.model.spiking_layers():
+            images, _ = self.bench.batches[0]
+            note = partial(print, file=sys.stderr, flush=True)
+            precompile(self.model, images.shape, [], nullcontext, self.place, note)
 
     def check(self) -> Row:
         """Before the first step, and without cuDNN's TF32, whose roundings move more spikes than are allowed."""
