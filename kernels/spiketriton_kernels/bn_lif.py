@@ -13,15 +13,39 @@ and weight. Both backward passes replay the membrane from y: nothing else of its
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 import torch.distributed as dist
 
 from .arguments import DEFAULT_SURROGATE, make_neuron
-from .functions import Request, by_definition, by_kernels
+from .functions import Request, Reset, Several, by_definition, by_kernels
 from .neuron import Call, Inputs, Norm
 from .surrogate import Surrogate
 
 
+@overload
+def multistep_bn_lif(
+    y: torch.Tensor, bn_weight: torch.Tensor | None, bn_bias: torch.Tensor | None, running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None, training: bool = ..., momentum: float = ..., eps: float = ...,
+    residual: torch.Tensor | None = ..., decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
+    threshold: float | torch.Tensor = ..., reset: Reset = ..., v_reset: float = ..., detach_reset: bool = ...,
+    surrogate: Surrogate = ..., v_init: torch.Tensor | None = ..., return_v: Literal[False] = ..., *,
+    return_current: Literal[False] = ..., return_trace: Literal[False] = ..., reset_delay: bool = ...,
+    spike_add: torch.Tensor | None = ..., bn_scale: float = ..., step_gain: torch.Tensor | None = ...,
+    probe: torch.Tensor | None = ..., process_group: dist.ProcessGroup | None = ...,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def multistep_bn_lif(
+    y: torch.Tensor, bn_weight: torch.Tensor | None, bn_bias: torch.Tensor | None, running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None, training: bool = ..., momentum: float = ..., eps: float = ...,
+    residual: torch.Tensor | None = ..., decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
+    threshold: float | torch.Tensor = ..., reset: Reset = ..., v_reset: float = ..., detach_reset: bool = ...,
+    surrogate: Surrogate = ..., v_init: torch.Tensor | None = ..., return_v: bool = ..., *,
+    return_current: bool = ..., return_trace: bool = ..., reset_delay: bool = ...,
+    spike_add: torch.Tensor | None = ..., bn_scale: float = ..., step_gain: torch.Tensor | None = ...,
+    probe: torch.Tensor | None = ..., process_group: dist.ProcessGroup | None = ...,
+) -> Several: ...  # fmt: skip
 @by_kernels
 def multistep_bn_lif(
     y: torch.Tensor,
@@ -36,7 +60,7 @@ def multistep_bn_lif(
     decay: float | torch.Tensor = 0.5,
     gain: float | torch.Tensor = 1.0,
     threshold: float | torch.Tensor = 1.0,
-    reset: str = "hard",
+    reset: Reset = "hard",
     v_reset: float = 0.0,
     detach_reset: bool = True,
     surrogate: Surrogate = DEFAULT_SURROGATE,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, Literal, NamedTuple, ParamSpec
 
 import torch
 
@@ -16,6 +16,10 @@ from .fire import fire
 from .neuron import Call, Inputs, Neuron, Norm, Outputs, States
 
 P = ParamSpec("P")
+Reset = Literal["soft", "hard", "none"]
+Several = tuple[torch.Tensor, ...]
+"""Spikes, and behind them what else was asked for."""
+WithStates = tuple[torch.Tensor, States]
 
 
 class Request(NamedTuple):

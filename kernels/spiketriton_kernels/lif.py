@@ -19,21 +19,37 @@ The kernels save x and nothing else, and replay the membrane in registers on the
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 
 from .arguments import DEFAULT_SURROGATE, make_neuron
-from .functions import Request, by_definition, by_kernels
+from .functions import Request, Reset, Several, by_definition, by_kernels
 from .neuron import Call, Inputs
 from .surrogate import Surrogate
 
 
+@overload
+def multistep_lif(
+    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
+    threshold: float | torch.Tensor = ..., reset: Reset = ..., v_reset: float = ..., detach_reset: bool = ...,
+    surrogate: Surrogate = ..., v_init: torch.Tensor | None = ..., return_v: Literal[False] = ..., *,
+    return_trace: Literal[False] = ..., reset_delay: bool = ..., probe: torch.Tensor | None = ...,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def multistep_lif(
+    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
+    threshold: float | torch.Tensor = ..., reset: Reset = ..., v_reset: float = ..., detach_reset: bool = ...,
+    surrogate: Surrogate = ..., v_init: torch.Tensor | None = ..., return_v: bool = ..., *,
+    return_trace: bool = ..., reset_delay: bool = ..., probe: torch.Tensor | None = ...,
+) -> Several: ...  # fmt: skip
 @by_kernels
 def multistep_lif(
     x: torch.Tensor,
     decay: float | torch.Tensor = 0.5,
     gain: float | torch.Tensor = 1.0,
     threshold: float | torch.Tensor = 1.0,
-    reset: str = "hard",
+    reset: Reset = "hard",
     v_reset: float = 0.0,
     detach_reset: bool = True,
     surrogate: Surrogate = DEFAULT_SURROGATE,

@@ -26,10 +26,12 @@ inference.
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 
 from .arguments import DEFAULT_SURROGATE, make_neuron
-from .functions import Request, by_definition, by_kernels
+from .functions import Request, Reset, WithStates, by_definition, by_kernels
 from .neuron import Call, Inputs, Neuron
 from .surrogate import Surrogate
 
@@ -46,6 +48,18 @@ def _request(
     return Request(Inputs(x, v_init, m_init), neuron, call, probe=probe)
 
 
+@overload
+def multistep_ilif(
+    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
+    threshold: float | torch.Tensor = ..., levels: int = ..., detach_reset: bool = ...,
+    v_init: torch.Tensor | None = ..., return_state: Literal[False] = ..., *, probe: torch.Tensor | None = ...,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def multistep_ilif(
+    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
+    threshold: float | torch.Tensor = ..., levels: int = ..., detach_reset: bool = ...,
+    v_init: torch.Tensor | None = ..., return_state: bool = ..., *, probe: torch.Tensor | None = ...,
+) -> WithStates: ...  # fmt: skip
 @by_kernels
 def multistep_ilif(
     x: torch.Tensor,
@@ -104,6 +118,20 @@ def virtual_steps(spikes: torch.Tensor, levels: int) -> torch.Tensor:
     return (spikes.unsqueeze(1) > slots).to(spikes.dtype).flatten(0, 1)
 
 
+@overload
+def multistep_clif(
+    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
+    threshold: float | torch.Tensor = ..., detach_reset: bool = ..., surrogate: Surrogate = ...,
+    v_init: torch.Tensor | None = ..., m_init: torch.Tensor | None = ..., return_state: Literal[False] = ..., *,
+    probe: torch.Tensor | None = ...,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def multistep_clif(
+    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
+    threshold: float | torch.Tensor = ..., detach_reset: bool = ..., surrogate: Surrogate = ...,
+    v_init: torch.Tensor | None = ..., m_init: torch.Tensor | None = ..., return_state: bool = ..., *,
+    probe: torch.Tensor | None = ...,
+) -> WithStates: ...  # fmt: skip
 @by_kernels
 def multistep_clif(
     x: torch.Tensor,
@@ -146,6 +174,20 @@ multistep_clif_reference = by_definition(
 )
 
 
+@overload
+def multistep_alif(
+    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
+    threshold: float | torch.Tensor = ..., rho: float | torch.Tensor = ..., beta: float | torch.Tensor = ...,
+    reset: Reset = ..., detach_reset: bool = ..., surrogate: Surrogate = ..., v_init: torch.Tensor | None = ...,
+    m_init: torch.Tensor | None = ..., return_state: Literal[False] = ..., *, probe: torch.Tensor | None = ...,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def multistep_alif(
+    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
+    threshold: float | torch.Tensor = ..., rho: float | torch.Tensor = ..., beta: float | torch.Tensor = ...,
+    reset: Reset = ..., detach_reset: bool = ..., surrogate: Surrogate = ..., v_init: torch.Tensor | None = ...,
+    m_init: torch.Tensor | None = ..., return_state: bool = ..., *, probe: torch.Tensor | None = ...,
+) -> WithStates: ...  # fmt: skip
 @by_kernels
 def multistep_alif(
     x: torch.Tensor,
@@ -154,7 +196,7 @@ def multistep_alif(
     threshold: float | torch.Tensor = 1.0,
     rho: float | torch.Tensor = 0.9,
     beta: float | torch.Tensor = 1.0,
-    reset: str = "soft",
+    reset: Reset = "soft",
     detach_reset: bool = True,
     surrogate: Surrogate = DEFAULT_SURROGATE,
     v_init: torch.Tensor | None = None,
@@ -193,6 +235,20 @@ multistep_alif_reference = by_definition(
 )
 
 
+@overload
+def multistep_cuba(
+    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
+    threshold: float | torch.Tensor = ..., rho: float | torch.Tensor = ..., reset: Reset = ...,
+    detach_reset: bool = ..., surrogate: Surrogate = ..., v_init: torch.Tensor | None = ...,
+    m_init: torch.Tensor | None = ..., return_state: Literal[False] = ..., *, probe: torch.Tensor | None = ...,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def multistep_cuba(
+    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
+    threshold: float | torch.Tensor = ..., rho: float | torch.Tensor = ..., reset: Reset = ...,
+    detach_reset: bool = ..., surrogate: Surrogate = ..., v_init: torch.Tensor | None = ...,
+    m_init: torch.Tensor | None = ..., return_state: bool = ..., *, probe: torch.Tensor | None = ...,
+) -> WithStates: ...  # fmt: skip
 @by_kernels
 def multistep_cuba(
     x: torch.Tensor,
@@ -200,7 +256,7 @@ def multistep_cuba(
     gain: float | torch.Tensor = 1.0,
     threshold: float | torch.Tensor = 1.0,
     rho: float | torch.Tensor = 0.5,
-    reset: str = "hard",
+    reset: Reset = "hard",
     detach_reset: bool = True,
     surrogate: Surrogate = DEFAULT_SURROGATE,
     v_init: torch.Tensor | None = None,

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 import torch
 
@@ -14,7 +15,8 @@ from . import native
 
 log = logging.getLogger("spiketriton_kernels")
 
-BACKENDS = ("auto", "triton", "native", "torch")
+Backend = Literal["auto", "triton", "native", "torch"]
+BACKENDS = get_args(Backend)
 
 _forced = os.environ.get("SPIKETRITON_BACKEND", "auto")
 if _forced not in BACKENDS:
@@ -36,7 +38,7 @@ def interpreting() -> bool:
 
 
 @contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: Backend) -> Iterator[None]:
     """Force one backend inside a with-block: "auto" (the default), "triton", "native" or "torch".
 
     Raises ValueError for another name. A backend that cannot serve a tensor raises where it is called.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..functions import Reset
 from ..lif import multistep_lif
 from ..surrogate import Surrogate
 
@@ -59,6 +60,9 @@ def _constant(value: Tensor, x: Tensor) -> Tensor:
     return value
 
 
+_RESETS: dict[str, Reset] = {"subtract": "soft", "zero": "hard", "none": "none"}
+
+
 class LeakyOnKernel(OnKernel):
     """snnTorch's Leaky: (input, mem) -> (spikes, mem), one time step a call."""
 
@@ -70,12 +74,11 @@ class LeakyOnKernel(OnKernel):
         before = self.mem if mem is None else mem
         if before.shape != input_.shape:
             before = torch.zeros_like(input_)
-        mechanism = {"subtract": "soft", "zero": "hard", "none": "none"}[self.reset_mechanism]
         spikes, mem = multistep_lif(
             input_.unsqueeze(0),
             decay=_constant(self.beta.clamp(0, 1), input_),
             threshold=_constant(self.threshold, input_),
-            reset=mechanism,
+            reset=_RESETS[self.reset_mechanism],
             detach_reset=self.reset_delay,
             reset_delay=self.reset_delay,
             surrogate=self.surrogate,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from .neurons import SpikingNeuron, keep, wide
+from .neurons import AllOptions, SpikingNeuron, keep, wide
 
 
 class Leaky(SpikingNeuron):
@@ -38,7 +38,7 @@ class Leaky(SpikingNeuron):
         gain: float = 1.0,
         reset_delay: bool = False,
         return_mem: bool = False,
-        **options: Any,
+        **options: Unpack[AllOptions],
     ) -> None:
         super().__init__(v_threshold, v_reset, **options)
         if not isinstance(beta, Tensor) and not 0 <= beta <= 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,22 @@ from .handed import Handed
 from .stepping import Stepping
 
 STEP_MODES = ("m", "s")
+
+
+class Options(TypedDict, total=False):
+    """What every ``SpikingNeuron`` takes by name, see there; but for detach_reset."""
+
+    reset: Literal["hard", "soft", "none"] | None
+    surrogate: Surrogate | None
+    stateful: bool
+    step_mode: Literal["m", "s"]
+    store_v_seq: bool
+    backend: Literal["auto", "eager"]
+
+
+class AllOptions(Options, total=False):
+    detach_reset: bool
+
 
 _NO_CONSTANTS = {"v", "m", "v_seq", "probe", "training", "_began"}
 """Attributes that may change without another ``SpikingNeuron.record``."""
@@ -106,13 +122,13 @@ class SpikingNeuron(Stepping):
         v_threshold: float | Tensor = 1.0,
         v_reset: float | None = 0.0,
         *,
-        reset: str | None = None,
+        reset: Literal["hard", "soft", "none"] | None = None,
         detach_reset: bool = True,
         surrogate: Surrogate | None = None,
         stateful: bool = False,
-        step_mode: str = "m",
+        step_mode: Literal["m", "s"] = "m",
         store_v_seq: bool = False,
-        backend: str = "auto",
+        backend: Literal["auto", "eager"] = "auto",
     ) -> None:
         super().__init__()
         self._check_step(backend)
@@ -391,7 +407,7 @@ class LIF(SpikingNeuron):
         decay_input: bool = True,
         v_threshold: float | Tensor = 1.0,
         v_reset: float | None = 0.0,
-        **options: Any,
+        **options: Unpack[AllOptions],
     ) -> None:
         super().__init__(v_threshold, v_reset, **options)
         self.tau = time_constant("tau", tau)
@@ -428,7 +444,7 @@ class PLIF(SpikingNeuron):
         v_reset: float | None = 0.0,
         *,
         per_channel: int | None = None,
-        **options: Any,
+        **options: Unpack[AllOptions],
     ) -> None:
         super().__init__(v_threshold, v_reset, **options)
         if not (init_tau > 1 and math.isfinite(init_tau)):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
 from ..neuron import MAX_LEVELS
-from .neurons import SpikingNeuron, keep, time_constant
+from .neurons import AllOptions, Options, SpikingNeuron, keep, time_constant
 
 
 class _BeyondLIF(SpikingNeuron):
@@ -22,7 +22,7 @@ class _BeyondLIF(SpikingNeuron):
         decay: float | Tensor | None,
         v_threshold: float | Tensor,
         v_reset: float | None,
-        **options: Any,
+        **options: Unpack[AllOptions],
     ) -> None:
         if v_reset not in (None, 0.0):
             raise ValueError(f"v_reset {v_reset!r} of {type(self).__name__}: accepted: 0.0, None")
@@ -62,7 +62,7 @@ class ILIF(_BeyondLIF):
         *,
         decay: float | Tensor | None = None,
         detach_reset: bool = False,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         if options.get("surrogate") is not None:
             raise TypeError(
@@ -102,7 +102,7 @@ class CLIF(_BeyondLIF):
         *,
         decay: float | Tensor | None = None,
         detach_reset: bool = False,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(tau, decay, v_threshold, None, detach_reset=detach_reset, **options)
 
@@ -140,7 +140,7 @@ class ALIF(_BeyondLIF):
         *,
         decay: float | Tensor | None = None,
         rho: float | Tensor | None = None,
-        **options: Any,
+        **options: Unpack[AllOptions],
     ) -> None:
         super().__init__(tau, decay, v_threshold, v_reset, **options)
         tau_adaptation = time_constant("tau_adaptation", tau_adaptation)
@@ -182,7 +182,7 @@ class CuBaLIF(_BeyondLIF):
         *,
         decay: float | Tensor | None = None,
         rho: float | Tensor | None = None,
-        **options: Any,
+        **options: Unpack[AllOptions],
     ) -> None:
         super().__init__(tau, decay, v_threshold, v_reset, **options)
         tau_synapse = time_constant("tau_synapse", tau_synapse)
