@@ -4,7 +4,8 @@
     python docs/results.py --add RUN --name NAME    # first a row, its curve, and its weights in examples/weights
 
 A row says what the run folder holds and nothing else: the accuracy of the last epoch is that of the last test, the best
-one is chosen by the test images and stands beside it only because others report it.
+one is chosen by the test images and stands beside it only because others report it. A folder of
+examples/peers_cifar10.py gives a row, too, without weights.
 """
 
 import argparse
@@ -21,8 +22,8 @@ import matplotlib.pyplot as plt
 
 from spiketriton.errors import UserError
 from spiketriton.models import count_parameters
-from spiketriton.runs.rows import Rows, replace_file
-from spiketriton.show.figures import BLUE, GREEN, STYLE
+from spiketriton.runs.rows import Rows, read_json, replace_file
+from spiketriton.show.figures import BLUE, GREEN, ORANGE, STYLE
 from spiketriton.trained.run import TrainedRun, load_run
 from spiketriton.trained.weights import export_safetensors
 
@@ -60,13 +61,9 @@ def row_of(run: TrainedRun, name: str, weights: str) -> Row:
     if not tests or not steps or tests[-1]["epoch"] < run.recipe.train.epochs:
         raise UserError(f"{run.folder.path} has not been tested after its last epoch; a row has")
     sessions = run.folder.sessions()
-    if changed := [one["time"] for one in sessions if one["dirty"] or not one["commit"]]:
-        raise UserError(
-            f"{run.folder.path}: the session of {changed[0]} ran code that is in no commit"
-        )
+    refuse_changed_code(run.folder.path, sessions)
     neuron, last = run.recipe.neuron.kind, tests[-1]
     first = sessions[0]
-    threads = f"{first['threads']} thread" + ("s" if first["threads"] > 1 else "")
     place = first["cpu"] if first["device"] == "cpu" else first["cuda"]
     return {
         "name": name,
@@ -83,20 +80,57 @@ def row_of(run: TrainedRun, name: str, weights: str) -> Row:
         "images_per_s": f"{statistics.median(row['images_per_s'] for row in steps):.0f}",
         "memory_mb": f"{max(row['peak_memory_mib'] for row in steps) * 1.048576:.0f}",
         "spikes": "-" if neuron == "relu" else f"{steps[-1]['firing_rate']:.3f}",
-        "machine": f"{place}, {threads}" if first["device"] == "cpu" else str(place),
+        "machine": f"{place}, {threads_of(first)}" if first["device"] == "cpu" else str(place),
         "commit": str(first["commit"])[:9],
         "weights": weights,
     }
+
+
+def row_of_peer(folder: Path, name: str) -> Row:
+    """The row of a folder of examples/peers_cifar10.py, as that of a run of ours."""
+    about, tests = read_json(folder / "peer.json"), Rows(folder / "metrics.jsonl").read()
+    if not tests or tests[-1]["epoch"] < about["epochs"]:
+        raise UserError(f"{folder} has not been tested after its last epoch; a row has")
+    refuse_changed_code(folder, about["sessions"])
+    first, last = about["sessions"][0], tests[-1]
+    return {
+        "name": name,
+        "data": "cifar10" + (" (JPEG)" if about["files"] == "JPEG" else ""),
+        "command": about["command"],
+        "neuron": f"lif ({about['library']} {first['version']})",
+        "T": str(about["steps"]),
+        "parameters": str(about["parameters"]),
+        "epochs": str(about["epochs"]),
+        "seed": str(about["seed"]),
+        "accuracy": percent(last["test_accuracy"]),
+        "best": percent(max(row["test_accuracy"] for row in tests)),
+        "minutes": f"{last['seconds'] / 60:.1f}",
+        "images_per_s": f"{statistics.median(row['images_per_s'] for row in tests):.0f}",
+        "memory_mb": f"{max(row['peak_memory_mib'] for row in tests) * 1.048576:.0f}",
+        "spikes": f"{last['firing_rate']:.3f}",
+        "machine": f"{first['cpu']}, {threads_of(first)}",
+        "commit": str(first["commit"])[:9],
+        "weights": "",
+    }
+
+
+def refuse_changed_code(folder: Path, sessions: list[dict[str, Any]]) -> None:
+    if changed := [one["time"] for one in sessions if one["dirty"] or not one["commit"]]:
+        raise UserError(f"{folder}: the session of {changed[0]} ran code that is in no commit")
+
+
+def threads_of(session: dict[str, Any]) -> str:
+    return f"{session['threads']} thread" + ("s" if session["threads"] > 1 else "")
 
 
 def percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def curve(run: TrainedRun) -> str:
+def curve(folder: Path) -> str:
     """The tests of a run, a JSON object a line: epoch, seconds, accuracy, loss."""
     kept = ("step", "epoch", "seconds", "test_accuracy", "test_loss", "test_images")
-    rows = Rows(run.folder.path / "metrics.jsonl").read()
+    rows = Rows(folder / "metrics.jsonl").read()
     tests = [{key: row[key] for key in kept} for row in rows if row["kind"] == "eval"]
     return "".join(json.dumps(row) + "\n" for row in tests)
 
@@ -110,14 +144,20 @@ def read() -> list[Row]:
 
 def add(path: str, name: str) -> None:
     """Writes the row of a run, in place of one of that name, with its curve and its weights."""
-    run, weights = load_run(path), WEIGHTS / f"{name}.safetensors"
-    row = row_of(run, name, weights.name)
-    export_safetensors(load_run(path, "data.root=data", "data.workers=auto"), weights)  # anywhere
-    if weights.stat().st_size > LARGEST:
-        weights.unlink()
-        row["weights"] = ""
+    if (Path(path) / "peer.json").exists():
+        folder = Path(path)
+        row = row_of_peer(folder, name)
+    else:
+        run, weights = load_run(path), WEIGHTS / f"{name}.safetensors"
+        folder = run.folder.path
+        row = row_of(run, name, weights.name)
+        anywhere = load_run(path, "data.root=data", "data.workers=auto")
+        export_safetensors(anywhere, weights)
+        if weights.stat().st_size > LARGEST:
+            weights.unlink()
+            row["weights"] = ""
     CURVES.mkdir(parents=True, exist_ok=True)
-    replace_file(CURVES / f"{name}.jsonl", curve(run))
+    replace_file(CURVES / f"{name}.jsonl", curve(folder))
     rows = [other for other in read() if other["name"] != name] + [row]
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -143,17 +183,16 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def draw(rows: Iterable[Row]) -> None:
-    """Accuracy against minutes: a line for each row, green for ANNs."""
+    """Accuracy against minutes: a line for each row, green for ANNs, orange for others' loops."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
         for row in rows:
             tests = Rows(CURVES / f"{row['name']}.jsonl").read()
             minutes = [test["seconds"] / 60 for test in tests]
             accuracy = [100 * test["test_accuracy"] for test in tests]
-            colour = GREEN if row["T"] == "-" else BLUE
-            steps = "ANN twin" if row["T"] == "-" else f"{row['neuron'].upper()}, T = {row['T']}"
+            label, colour = line_of(row)
             axes.plot(minutes, accuracy, "o-", color=colour)
-            text = f" {steps}, {row['accuracy']} %"
+            text = f" {label}, {row['accuracy']} %"
             axes.annotate(text, (minutes[-1], accuracy[-1]), color=colour, va="center", fontsize=9)
         axes.set_title("Accuracy on CIFAR-10's test images after each epoch")
         axes.set_xlabel("minutes, tests included")
@@ -162,6 +201,15 @@ def draw(rows: Iterable[Row]) -> None:
         axes.set_xlim(left=0)
         figure.savefig(PICTURE, dpi=150)
         plt.close(figure)
+
+
+def line_of(row: Row) -> tuple[str, str]:
+    """The words at the end of a row's line, and its colour."""
+    if row["T"] == "-":
+        return "ANN twin", GREEN
+    kind, _, library = row["neuron"].partition(" (")
+    label = f"{kind.upper()}, T = {row['T']}"
+    return (f"{library.rstrip(')')}, {label}", ORANGE) if library else (label, BLUE)
 
 
 def page(text: str, rows: Iterable[Row]) -> str:
