@@ -28,7 +28,7 @@ from profiling.harness.contenders import OURS, Case, Options, Status  # noqa: E4
 from profiling.harness.peers import PEERS, version  # noqa: E402
 from profiling.render import pictures, report, tables  # noqa: E402
 from profiling.render.compare import compare  # noqa: E402
-from profiling.sections import compiled, kernels  # noqa: E402
+from profiling.sections import compiled, kernels, tune  # noqa: E402
 from profiling.sections.gradients import Monitoring  # noqa: E402
 from profiling.sections.host import HostTime  # noqa: E402
 from profiling.sections.recipes import find_recipe  # noqa: E402
@@ -39,6 +39,7 @@ from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, UserError, run_command  
 from spiketriton.runs.folder import make_writable  # noqa: E402
 from spiketriton.training import environment  # noqa: E402
 from spiketriton.training.environment import choose_precision, name_of  # noqa: E402
+from spiketriton_kernels.backends import tuning  # noqa: E402
 
 EPILOG = """\
 commands:
@@ -51,6 +52,7 @@ commands:
   data [RECIPE]                the loader alone, in images per second
   compiled [T=4,10] [dtype=..] [layout=..]
                                every kernel lowered for --target, which needs no GPU
+  tune                         which launches of ours are fastest on this GPU, in about three minutes: into tuning.json
   first                        a GPU's first ten minutes (--minutes): is it right, and how fast? with tests and doctor
   all                          all of these, within 10 minutes (--minutes); modes on a GPU only
   compare A.jsonl B.jsonl      what takes another time in B, beyond --threshold; exits with 1 where ours is slower
@@ -69,7 +71,17 @@ WITH_RECIPE = ("step", "modes", "memory", "gradients", "data")
 ON_GPU = "cifar_r20", "imagenette_r18", "cifar100_r18", "imagenette_r50"
 """Whose modes `all` measures on a GPU after the most important kernels: networks that Python slows down, and
 networks that fill the GPU. torch.compile takes most of the time."""
-COMMANDS = ("kernels", *WITH_RECIPE, "host", "compiled", "first", "all", "compare", "report")
+COMMANDS = (
+    "kernels",
+    *WITH_RECIPE,
+    "host",
+    "compiled",
+    "tune",
+    "first",
+    "all",
+    "compare",
+    "report",
+)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -155,6 +167,8 @@ def cases_of(section: str, args: argparse.Namespace, options: Options) -> Sequen
             from profiling.sections import data  # needs torchvision, which a bare machine may lack
 
             return [*each(data.Loading), *([] if words else data.one_core(options))]
+        case "tune":
+            return tune.cases(options)
     return [HostTime()]
 
 
@@ -222,6 +236,9 @@ def measure(args: argparse.Namespace, options: Options) -> int:
         raise UserError(f"--only {args.only!r}: accepted: names of contenders, as the tables have")
     if not code and all(row["status"] == Status.MISSING for row in rivals):
         raise UserError(f"nothing was measured: {rivals[0]['why']}")
+    if not code and args.command == "tune":
+        file = args.out / tuning.FILE.name if options.quick else tuning.FILE
+        session.say(tune.keep(session.rows, options.device, file))
     late = sum(row["status"] == Status.NOT_REACHED for row in session.rows)
     if late:
         session.say(f"{late} cases or contenders were not reached within --minutes, as rows say")
@@ -253,16 +270,14 @@ def main(arguments: list[str]) -> int:
         print(shown(grid))
         return EXIT_ERROR if slower else 0
     options = options_of(args)
+    if args.command in ("first", "tune") and options.device.type != "cuda" and not args.quick:
+        about = "PyTorch finds no GPU; accepted: a GPU, or --quick for a rehearsal"
+        raise UserError(f"{args.command}: {about}")
     return run_first(args, options) if args.command == "first" else measure(args, options)
 
 
 def run_first(args: argparse.Namespace, options: Options) -> int:
-    """Prints a line of each step of the plan, then all in a table; packs it. EXIT_ERROR: a step failed.
-
-    UserError: there is no GPU, and it is no rehearsal.
-    """
-    if options.device.type != "cuda" and not args.quick:
-        raise UserError("first: PyTorch finds no GPU; accepted: a GPU, or --quick for a rehearsal")
+    """Prints a line of each step of the plan, then all in a table; packs it. EXIT_ERROR: a step failed."""
     make_writable(args.out)
     if find_spec("rich") is None:
         print("the package rich is missing: tables are in Markdown, doctor and trainings left out")

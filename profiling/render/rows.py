@@ -12,7 +12,7 @@ from profiling.sections.kernels import gb_per_s
 from spiketriton.errors import UserError
 
 CASE = ("section", "op", "mode", "T", "shape", "dtype", "layout", "detach_reset")
-CASE += ("recipe", "batch", "precision", "target", "card", "images_of", "augment")
+CASE += ("recipe", "batch", "precision", "target", "card", "images_of", "augment", "tuned")
 """Keys that say what a case is: its contenders are compared within one run."""
 
 

@@ -58,13 +58,15 @@ def compiling(pool: Executor) -> Iterator[None]:
 
 
 def launch(
-    kernel: Any, programs: tuple[int, ...], x: torch.Tensor, /, *args: Any, maxnreg: int | None = None, **named: Any
+    kernel: Any, programs: tuple[int, ...], x: torch.Tensor, /, *args: Any, maxnreg: int | None = None,
+    warps: int | None = None, **named: Any,
 ) -> None:  # fmt: skip
-    """Run so many programs of a kernel on the device of x.
+    """Run so many programs of a kernel on the device of x, of ``WARPS`` unless it is said.
 
     Multiply-adds are never contracted: forward and replay must round alike.
     """
-    named["num_warps"], named["enable_fp_fusion"] = WARPS, False
+    named["num_warps"] = warps = warps or WARPS
+    named["enable_fp_fusion"] = False
     if maxnreg is not None:
         named["maxnreg"] = maxnreg
     with torch.cuda.device_of(x):
@@ -79,7 +81,14 @@ def launch(
         driver = triton.runtime.driver.active
         device = driver.get_current_device()
         given, chosen, _ = kernel.device_caches[device][_BINDER](*args, **named)
-        key = id(kernel), device, maxnreg, triton.knobs.compilation.instrumentation_mode, *chosen
+        key = (
+            id(kernel),
+            device,
+            maxnreg,
+            warps,
+            triton.knobs.compilation.instrumentation_mode,
+            *chosen,
+        )
         ran = _compiled.get(key)
         if ran is None:
             _compiled[key] = kernel[programs](*args, **named)
@@ -97,7 +106,7 @@ def _compile(
     """Hand the kernel to the pool, unless it has been compiled or asked for."""
     device = triton.runtime.driver.active.get_current_device()
     _, chosen, _ = kernel.device_caches[device][_BINDER](*args, **named)
-    key = id(kernel), device, named.get("maxnreg"), *chosen
+    key = id(kernel), device, named.get("maxnreg"), named["num_warps"], *chosen
     if key not in asked:
         asked.add(key)
         context.run(partial(kernel.run, *args, grid=programs, warmup=True, **named))
@@ -207,6 +216,12 @@ def repeat(
             there.append(record(there))
         for run, grid, function, metadata, taken in plan.launches:
             run(*grid, stream, function, metadata, *_NO_HOOKS, *taken(there))
+
+
+def forget() -> None:
+    """What is repeated at once is asked for anew: something has changed that launches depend on."""
+    _plans.clear()
+    _met.clear()
 
 
 def _noting(work: Callable[..., None], arguments: Any, alike: Any, given: Any) -> None:

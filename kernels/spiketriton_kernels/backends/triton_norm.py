@@ -34,6 +34,7 @@ from .triton_tiles import (
     time_step,
     vector_width,
 )
+from .tuning import tuned
 
 STAGES = 4  # of the statistics' loop: three tiles are under way while one is summed
 MEASURING = 10  # programs of the statistics on a processor: as many as run at once
@@ -232,11 +233,12 @@ def norm_backward_kernel(
 
 def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
-    tiles, T = tiling(y, True, vector_width(y)), y.shape[0]
+    own, T = tuned("norm backward", y), y.shape[0]
+    tiles = tiling(y, True, own.width or vector_width(y), warps=own.warps)
     launch(
         norm_backward_kernel, (tiles.row_tiles * tiles.lanes,), y,
         dx, y, Norm(*neuron.norm), sums, dy, float(neuron.eps), float(neuron.bn_scale), float(count),
-        WINDOW=Window(T, chunk_length(T, False), 3), **tiles.geometry,
+        WINDOW=Window(T, chunk_length(T, False), own.ahead or 3), warps=own.warps, **tiles.geometry,
     )  # fmt: skip
 
 
@@ -245,11 +247,13 @@ def channel_statistics(
 ) -> None:
     """Fill mean and biased variance of each channel of y [T, B, C, ...]; running statistics move towards them."""
     running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
-    tiles = tiling(y, True, vector_width(y)).over_time(y.shape[0])
-    programs = tiles.programs(MEASURING * processors(y.device))
+    own = tuned("statistics", y)
+    tiles = tiling(y, True, own.width or vector_width(y), warps=own.warps).over_time(y.shape[0])
+    programs = tiles.programs((own.programs or MEASURING) * processors(y.device))
     partial = tiles.partial(y, 3, programs)
     launch(
-        statistics_kernel, (programs * tiles.lanes,), y, y, partial, programs=programs, STAGES=STAGES, **tiles.geometry
+        statistics_kernel, (programs * tiles.lanes,), y, y, partial, programs=programs,
+        STAGES=own.stages or STAGES, warps=own.warps, **tiles.geometry,
     )  # fmt: skip
     launch(
         join_statistics_kernel, (-(-tiles.C // JOIN_CHANNELS),), y,

@@ -359,12 +359,14 @@ def _power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def tiling(x: torch.Tensor, per_channel: bool, vector: int, walks: bool = False) -> Tiling:
+def tiling(
+    x: torch.Tensor, per_channel: bool, vector: int, walks: bool = False, warps: int | None = None
+) -> Tiling:
     """Cut a time step of x [T, B, C, ...] so that a thread owns ``vector`` neighbouring elements.
 
     walks: into rows also without channels, where they come out even, so that a program may go through several tiles.
     """
-    block, neurons = 32 * WARPS * vector, x[0].numel()
+    block, neurons = 32 * (warps or WARPS) * vector, x[0].numel()
     if not per_channel:
         return _whole(neurons, block, walks and neurons % block == 0)
     channels, inner = channel_axis(x)
