@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from spiketriton.config import DataConfig, Recipe, load_recipe, parts
-from spiketriton.gradients.probing import Prober
 from spiketriton.gradients.verdict import LIMITS, last_layers
 from spiketriton.models import build_model
 from spiketriton.models.blocks import Block
@@ -34,6 +33,7 @@ from spiketriton.neurons import SpikingNeuron
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from spiketriton.training.losses import Loss, build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule
+from spiketriton.training.probing import Prober
 
 HERE = Path(__file__).parent
 ROWS = HERE / "data" / "gradient_flow.csv"

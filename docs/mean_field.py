@@ -13,13 +13,13 @@ import matplotlib
 import numpy as np
 
 from spiketriton.config import Recipe, load_recipe
-from spiketriton.errors import run_command
-from spiketriton.gradients.ablations import Experiment
-from spiketriton.gradients.diagnosed import Subject
-from spiketriton.gradients.mean_field import MeanField
-from spiketriton.gradients.probing import NOISE
+from spiketriton.diagnose.ablations import Experiment
+from spiketriton.diagnose.diagnosed import Subject
+from spiketriton.diagnose.mean_field import MeanField
 from spiketriton.neurons import build_neuron
 from spiketriton.show.figures import BLUE, GREY, ORANGE, STYLE, log_scale, new_figure
+from spiketriton.system.errors import run_command
+from spiketriton.training.probing import NOISE
 
 WIDTHS = (0.1, 0.2, 0.417, 1.0, 2.0, 4.0, 10.0)
 CURVE = np.geomspace(0.1, 10, 13)

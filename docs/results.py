@@ -20,12 +20,12 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from spiketriton.errors import UserError
+from spiketriton.export.weights import export_safetensors
 from spiketriton.models import count_parameters
 from spiketriton.runs.rows import Rows, read_json, replace_file
 from spiketriton.show.figures import BLUE, GREEN, ORANGE, STYLE
-from spiketriton.trained.run import TrainedRun, load_run
-from spiketriton.trained.weights import export_safetensors
+from spiketriton.system.errors import UserError
+from spiketriton.training.trained import TrainedRun, load_run
 
 ROOT = Path(__file__).parents[1]
 ROWS, CURVES = ROOT / "docs" / "data" / "results.csv", ROOT / "docs" / "data" / "results"

@@ -11,8 +11,8 @@ import time
 
 import torch
 
-from spiketriton import machine
 from spiketriton.models.small_maps import SIZES, Columns, Rows
+from spiketriton.system import machine
 from spiketriton.training.environment import PRECISIONS, keep_freed_memory
 
 # images, channels read and written, side of the map, kernel, stride

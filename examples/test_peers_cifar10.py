@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from spiketriton.config import load_recipe
-from spiketriton.errors import UserError
 from spiketriton.models import build_model
+from spiketriton.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PEERS = runpy.run_path(str(ROOT / "examples" / "peers_cifar10.py"))

@@ -33,10 +33,10 @@ from profiling.sections.gradients import Monitoring  # noqa: E402
 from profiling.sections.host import HostTime  # noqa: E402
 from profiling.sections.recipes import find_recipe  # noqa: E402
 from profiling.sections.step import TrainingStep, in_precisions, modes  # noqa: E402
-from spiketriton.commandline import Parser  # noqa: E402
 from spiketriton.config import Recipe  # noqa: E402
-from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, UserError, run_command  # noqa: E402
 from spiketriton.runs.folder import make_writable  # noqa: E402
+from spiketriton.system.commandline import Parser  # noqa: E402
+from spiketriton.system.errors import EXIT_ERROR, EXIT_SIGINT, UserError, run_command  # noqa: E402
 from spiketriton.training import environment  # noqa: E402
 from spiketriton.training.environment import choose_precision, name_of  # noqa: E402
 from spiketriton_kernels.backends import tuning  # noqa: E402

@@ -10,8 +10,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spiketriton import errors
-from spiketriton.version import __version__ as __version__
+from spiketriton.system import errors
+from spiketriton.system.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from spiketriton.api import Run, diagnose, from_nir, load_run, train

@@ -1,15 +1,16 @@
 """python -m spiketriton COMMAND ...: the same as python -m spiketriton.COMMAND ..."""
 
 import difflib
-import runpy
 import shutil
 import sys
 import textwrap
 from functools import partial
+from importlib import import_module
 
-from spiketriton.commandline import COMMANDS, KEYS_PAGE
-from spiketriton.errors import UserError, run_command
-from spiketriton.version import __version__
+from spiketriton.system import commandline
+from spiketriton.system.commandline import COMMANDS, KEYS_PAGE, home_of
+from spiketriton.system.errors import UserError, run_command
+from spiketriton.system.version import __version__
 
 NOTES = (
     "spiketriton COMMAND --help explains a command, and spiketriton --version says which version "
@@ -30,22 +31,27 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def dispatch(arguments: list[str]) -> None:
-    """Runs a command as Python runs it by `-m`. UserError: there is no such command."""
+def dispatch(arguments: list[str]) -> int | None:
+    """Runs a command, and returns its exit code. UserError: there is no such command."""
     name, *rest = arguments or ["--help"]
     if name == "help" and rest:
-        dispatch([rest[0], "--help"])
+        return dispatch([rest[0], "--help"])
     elif name in ("-h", "--help", "help"):
         print(usage())
     elif name == "--version":
         print(f"spiketriton {__version__}")
     elif name in COMMANDS:
-        sys.argv[1:] = rest
-        runpy.run_module(f"spiketriton.{name}", run_name="__main__", alter_sys=True)
+        sys.argv[1:], commandline.started = rest, name
+        try:
+            code: int | None = import_module(home_of(name)).main(rest)
+        finally:
+            commandline.started = ""
+        return code
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"accepted: {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {name!r}; {hint}")
+    return None
 
 
 def main() -> None:

@@ -17,34 +17,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spiketriton import consent
 from spiketriton.config import Recipe, values_by_key
 from spiketriton.config.parts import IN_HAND, handed
 from spiketriton.config.reading import PLUGINS
 from spiketriton.config.rules import RATES
 from spiketriton.data import Facts, given_images
-from spiketriton.errors import EXIT_DONE, EXIT_SIGINT, UserError
+from spiketriton.diagnose.modules import Called, is_chain, named_as_given, try_on_batch
+from spiketriton.diagnose.trials import STEPS, Trials
+from spiketriton.diagnose.words import tried
+from spiketriton.evaluate.evaluation import evaluate
+from spiketriton.evaluate.results import Evaluation
+from spiketriton.export.nir_network import network as from_nir
+from spiketriton.export.weights import handed_on, run_of
 from spiketriton.gradients.cures import own_cures
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.modules import Called, is_chain, named_as_given, try_on_batch
-from spiketriton.gradients.probing import Prober
-from spiketriton.gradients.trials import STEPS, Trials
 from spiketriton.gradients.verdict import LIMITS, Verdict, judge
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
 from spiketriton.runs.folder import Request
 from spiketriton.runs.rows import Row
-from spiketriton.session import Session
-from spiketriton.show.display import Quiet, make_display
-from spiketriton.show.verdict import line, sentences, tried
-from spiketriton.trained import run as trained
-from spiketriton.trained.evaluation import evaluate
-from spiketriton.trained.nir_network import network as from_nir
-from spiketriton.trained.results import Evaluation
-from spiketriton.trained.weights import handed_on, run_of
+from spiketriton.show.verdict import line, sentences
+from spiketriton.system import consent
+from spiketriton.system.errors import EXIT_DONE, EXIT_SIGINT, UserError
+from spiketriton.system.ranks import Ranks
+from spiketriton.training import trained as trained
+from spiketriton.training.display import Quiet, make_display
 from spiketriton.training.environment import undisturbed
 from spiketriton.training.hooks import Hooks
-from spiketriton.training.ranks import Ranks
+from spiketriton.training.probing import Prober
+from spiketriton.training.session import Session
 
 __all__ = ["NetDiagnosis", "Run", "diagnose", "from_nir", "load_run", "table", "train"]
 

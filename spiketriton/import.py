@@ -5,9 +5,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from spiketriton.commandline import RECIPE_HELP, Parser
-from spiketriton.errors import EXIT_DONE, EXIT_ERROR, UserError, importing, run_command
 from spiketriton.runs.folder import RunFolder
+from spiketriton.system.commandline import RECIPE_HELP, Parser
+from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR, UserError, importing, run_command
 
 EPILOG = """\
 examples:
@@ -42,13 +42,13 @@ def main(arguments: list[str]) -> int:
     with importing():
         from spiketriton.config import load_recipe, replace
         from spiketriton.data import build_data
+        from spiketriton.evaluate.tables import replayed
+        from spiketriton.export.exports import sample_images
+        from spiketriton.export.nir_network import keys, verify
         from spiketriton.models import build_model
         from spiketriton.models.foreign import ForeignNetwork
-        from spiketriton.show.evaluation_tables import replayed
-        from spiketriton.trained.exports import sample_images
-        from spiketriton.trained.nir_network import keys, verify
-        from spiketriton.trained.run import save_run
         from spiketriton.training.placement import Placement
+        from spiketriton.training.trained import save_run
 
     given = keys(file, args.dt, args.reset)
     recipe = load_recipe(args.recipe, args.overrides, given)

@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spiketriton.commandline import Parser
 from spiketriton.config import recipe_from_toml
-from spiketriton.errors import UserError, importing, run_command
 from spiketriton.runs.folder import RunFolder
+from spiketriton.system.commandline import Parser
+from spiketriton.system.errors import UserError, importing, run_command
 
 if TYPE_CHECKING:
     from spiketriton.runs.checkpoint import State
@@ -23,10 +23,10 @@ def repeat(state: "State", file: Path) -> "Finding | None":
 
     UserError: the file is a checkpoint of a run, or is damaged.
     """
-    from spiketriton.trained.run import network_of
     from spiketriton.training.losses import build_loss
     from spiketriton.training.nonfinite import batches_of, locate
     from spiketriton.training.placement import Placement
+    from spiketriton.training.trained import network_of
 
     if "images" not in state:
         raise UserError(f"{file} holds a checkpoint, not a bad step; accepted: a nonfinite.pt")

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spiketriton.commandline import Parser, number
-from spiketriton.errors import UserError, importing, run_command
 from spiketriton.runs.folder import refuse_unusable
+from spiketriton.system.commandline import Parser, number
+from spiketriton.system.errors import UserError, importing, run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
     refuse_unusable(args.run)
     with importing():
         from spiketriton.api import Run
-        from spiketriton.trained.run import load_run
+        from spiketriton.training.trained import load_run
 
     run = Run(load_run(args.run, checkpoint=args.checkpoint))
     top = min(args.top, len(run.classes))

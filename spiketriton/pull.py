@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from spiketriton.commandline import Parser
-from spiketriton.errors import importing, run_command
+from spiketriton.system.commandline import Parser
+from spiketriton.system.errors import importing, run_command
 
 EPILOG = """\
 examples:
@@ -35,7 +35,7 @@ def is_file(source: str) -> bool:
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
     with importing():
-        from spiketriton.trained.weights import download, make_run
+        from spiketriton.export.weights import download, make_run
 
     file = Path(args.source) if is_file(args.source) else download(args.source, args.revision)
     folder = make_run(file, args.run_dir)

@@ -2,9 +2,9 @@
 
 import argparse
 
-from spiketriton.commandline import Parser
-from spiketriton.errors import importing, need, run_command
 from spiketriton.runs.folder import refuse_unusable
+from spiketriton.system.commandline import Parser
+from spiketriton.system.errors import importing, need, run_command
 
 EPILOG = """\
 examples:
@@ -29,8 +29,8 @@ def main(arguments: list[str]) -> None:
     args = parse(arguments)
     refuse_unusable(args.run)
     with importing():
-        from spiketriton.trained.run import load_run
-        from spiketriton.trained.weights import push
+        from spiketriton.export.weights import push
+        from spiketriton.training.trained import load_run
 
     need("huggingface_hub", "hub")
     run = load_run(args.run, checkpoint=args.checkpoint)

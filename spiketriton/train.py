@@ -3,10 +3,10 @@
 import argparse
 import os
 
-from spiketriton.callable import as_function
-from spiketriton.commandline import RECIPE_HELP, Parser
-from spiketriton.errors import importing, run_command
 from spiketriton.runs.folder import Onlooker, Request
+from spiketriton.system.callable import as_function
+from spiketriton.system.commandline import RECIPE_HELP, Parser
+from spiketriton.system.errors import importing, run_command
 
 EPILOG = """\
 examples:
@@ -58,8 +58,8 @@ def main(arguments: list[str]) -> int:
     if os.environ.get("WORLD_SIZE", "1") in ("", "1"):  # else one rank speaks for all
         asked.find_recipe()
     with importing():
-        from spiketriton import session
-        from spiketriton.training.ranks import ranks_of_torchrun
+        from spiketriton.system.ranks import ranks_of_torchrun
+        from spiketriton.training import session
 
     with ranks_of_torchrun() as ranks:
         recipe, folder = ranks.decide(asked.find_run)

@@ -119,7 +119,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of the train command end without pictures, which take most of a short run's seconds."""
-    monkeypatch.setattr("spiketriton.session.draw_run", lambda *_: [])
+    monkeypatch.setattr("spiketriton.training.session.draw_run", lambda *_: [])
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def pytest_runtest_protocol(item: pytest.Item):
     with pytest.MonkeyPatch.context() as patch:
         if Path(__file__).parent / "kernels" not in item.path.parents:
             patch.setattr(torch.cuda, "is_available", lambda: False)
-            patch.setattr("spiketriton.machine.bf16_instructions", list)
+            patch.setattr("spiketriton.system.machine.bf16_instructions", list)
         return (yield)
 
 
@@ -224,3 +224,14 @@ def backend(request: pytest.FixtureRequest):
 def device(backend: str) -> torch.device:
     """Where the backend's tensors live."""
     return torch.device("cuda" if CUDA and backend != "native" else "cpu")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> Path:
+    """A spiking run, `lif`, and its ANN twin, `ann`."""
+    from tests.small_runs import small_trainer  # tests of the kernels need no engine
+
+    root = tmp_path_factory.mktemp("runs")
+    for name, kind in (("lif", "lif"), ("ann", "relu")):
+        small_trainer(root / name, f"neuron.kind={kind}", "train.epochs=1").fit()
+    return root

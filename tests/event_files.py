@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spiketriton.data.events.aedat4 import _EVENT, MARK
-from spiketriton.data.events.formats import (
+from spiketriton.events.aedat4 import _EVENT, MARK
+from spiketriton.events.formats import (
     _END_OF_TEXT,
     _EVENT_BYTES,
     _PACKET,

@@ -155,9 +155,6 @@ def _server() -> socket.socket:
 
 def serve(number: int) -> None:
     """Forks a process for each call; of each, a keeper tells its number, waits, and tells its exit code."""
-    import spiketriton.api
-    import spiketriton.resuming
-    import spiketriton.show.run_pictures  # noqa: F401
 
     connection = socket.socket(fileno=number)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # of keepers
@@ -190,9 +187,9 @@ def _become(call: dict, out: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as do those of nohup
     if not call["pictures"]:
-        import spiketriton.session
+        import spiketriton.training.session
 
-        spiketriton.session.draw_run = lambda *_: []
+        spiketriton.training.session.draw_run = lambda *_: []
     os.setsid()
     os.chdir(call["folder"])
     os.environ.clear()

@@ -22,7 +22,7 @@ from torchvision import datasets
 
 from spiketriton.config import Recipe, recipe_from_toml
 from spiketriton.data import Data, build_data
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 WNIDS = sorted(datasets.Imagenette._WNID_TO_CLASS)
 

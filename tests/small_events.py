@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spiketriton.data.events import EVENT, FORMATS
-from spiketriton.data.events.recordings import _CIFAR10
+from spiketriton.events import EVENT, FORMATS
+from spiketriton.events.recordings import _CIFAR10
 from tests.event_files import write_events
 
 

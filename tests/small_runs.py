@@ -12,17 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from spiketriton import resuming
 from spiketriton.config import Recipe, recipe_from_toml, replace, to_toml
 from spiketriton.config.rules import BLOCK_NETS
 from spiketriton.data import build_data
-from spiketriton.errors import UserError
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.folder import Onlooker, RunFolder
-from spiketriton.show.display import Display
-from spiketriton.trainer import Trainer
-from spiketriton.training import environment
-from spiketriton.training.ranks import Ranks
+from spiketriton.system.errors import UserError
+from spiketriton.system.ranks import Ranks
+from spiketriton.training import environment, resuming
+from spiketriton.training.display import Display
+from spiketriton.training.trainer import Trainer
 
 # 7 steps an epoch and 21 in all; 8 spiking layers of real images
 SMALL = """

@@ -21,9 +21,9 @@ from torch import nn
 import spiketriton
 from spiketriton import api
 from spiketriton.data import build_data
-from spiketriton.errors import UserError
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show.verdict import change
+from spiketriton.system.errors import UserError
 from spiketriton.train import main
 from spiketriton_kernels import Surrogate
 from spiketriton_kernels.nn import LIF
@@ -181,7 +181,7 @@ def test_a_run_is_loaded_without_its_data(tmp_path, monkeypatch):
     run, data = tmp_path / "run", build_data(small_recipe())
     trainer = small_trainer(run)
     accuracy = trainer.fit().progress.test_accuracy
-    monkeypatch.setattr("spiketriton.trained.run.build_data", lambda _: pytest.fail("data"))
+    monkeypatch.setattr("spiketriton.training.trained.build_data", lambda _: pytest.fail("data"))
     loaded = spiketriton.load_run(run)
     raw = data.test.dataset.split.read(data.test.members)
     labels = data.test.dataset.split.labels[torch.from_numpy(data.test.members)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import spiketriton
-from spiketriton.trained.nir_graph import not_in_nir
+from spiketriton.export.nir_graph import not_in_nir
 from spiketriton_kernels.nn import SpikingNeuron
 
 HERE = Path(__file__).parent

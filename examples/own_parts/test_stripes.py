@@ -12,7 +12,7 @@ import torch
 
 import spiketriton
 from spiketriton.config.parts import chosen
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 HERE = Path(__file__).parent
 

@@ -11,7 +11,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from profiling.harness.contenders import Row
-from spiketriton.errors import one_line
+from spiketriton.system.errors import one_line
 
 CALLS = 3
 LAUNCHES = (

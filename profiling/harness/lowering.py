@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 
 from profiling.harness import machine_code
 from profiling.harness.launcher import Driver, without_gpu
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from spiketriton.training.environment import PRECISIONS
 from spiketriton_kernels import (
     PROBE_FIELDS,

@@ -19,8 +19,8 @@ import torch
 from profiling.harness import device
 from profiling.harness.contenders import OURS, Case, Options, Row, Status, Unavailable, Work
 from profiling.harness.timing import FULL, QUICK, race
-from spiketriton.errors import UserError, one_line
 from spiketriton.runs.folder import make_writable
+from spiketriton.system.errors import UserError, one_line
 from spiketriton.training import environment
 
 LATE = {"status": Status.NOT_REACHED, "why": "--minutes are over"}

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spiketriton.errors import one_line
+from spiketriton.system.errors import one_line
 from spiketriton.training import graphs
 
 CACHES = 4

@@ -9,7 +9,7 @@ from profiling.harness.contenders import OURS, Row, Status
 from profiling.harness.session import machine, short
 from profiling.render.rows import case_of
 from profiling.render.tables import Grid, number, times
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 
 def rows_of(file: Path) -> dict[tuple[str, str], Row]:

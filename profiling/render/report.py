@@ -10,7 +10,7 @@ from profiling.harness.session import file_name, machine
 from profiling.render import pictures, tables
 from profiling.render.rows import by_case, find, newest, read, times_ours
 from profiling.render.tables import BLANK, Grid, number, times
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 START, END = "<!-- results: python profiling/run.py report -->", "<!-- end of results -->"
 HEAD = """\

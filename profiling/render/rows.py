@@ -9,7 +9,7 @@ from pathlib import Path
 from profiling.harness.contenders import OURS, Row, Status
 from profiling.harness.session import machine
 from profiling.sections.kernels import gb_per_s
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 CASE = ("section", "op", "mode", "T", "shape", "dtype", "layout", "detach_reset")
 CASE += ("recipe", "batch", "precision", "target", "card", "images_of", "augment", "tuned")

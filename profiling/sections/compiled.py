@@ -15,7 +15,7 @@ from typing import Any
 from profiling.harness import lowering
 from profiling.harness.contenders import Status
 from profiling.sections.kernels import FLOOR
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from spiketriton.training.environment import PRECISIONS
 
 

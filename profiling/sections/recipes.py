@@ -10,7 +10,7 @@ from profiling.harness.peers import ATAN
 from profiling.harness.timing import Timing
 from spiketriton.config import Recipe, load_recipe, replace
 from spiketriton.config.shipped import shipped_recipes
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from spiketriton.training.environment import choose_precision, name_of
 
 IMAGES = {

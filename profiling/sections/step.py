@@ -43,11 +43,11 @@ from profiling.harness.timing import Effort, Timing
 from profiling.sections.kernels import Reference, relative_error, worst
 from profiling.sections.recipes import RecipeCase
 from spiketriton.config import Recipe, replace
-from spiketriton.errors import UserError
 from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import Block
 from spiketriton.models.feedforward import Layer
 from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton.system.errors import UserError
 from spiketriton.training.environment import choose_precision, name_of
 from spiketriton.training.graphs import WARM_UP, CudaGraphs, Steps, obstacle_of, tensors_of
 from spiketriton.training.losses import build_loss

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from spiketriton.config import parts, schema
 from spiketriton.config.recipe import KEYS, TABLES, PartOptions, Table
 from spiketriton.config.words import shown
-from spiketriton.errors import run_command
+from spiketriton.system.errors import run_command
 
 INTRODUCTION = """# Recipes
 

@@ -14,7 +14,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -22,9 +22,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from spiketriton import consent
 from spiketriton.config.words import short
-from spiketriton.errors import UserError, named_code, one_line
+from spiketriton.system import consent
+from spiketriton.system.errors import UserError, named_code, one_line
 
 KINDS = {
     "models": "model.name",
@@ -78,6 +78,7 @@ class Part:
 
 
 PARTS: dict[tuple[str, str], Part] = {}
+_ROOMS: dict[tuple[str, str], str] = {}  # parts of ours that are imported when a recipe names them
 _files: dict[str, str] = {}  # path of a plugin's file -> name of its module
 _OWN = "spiketriton_plugin_"  # such a name begins with it, unless the program had imported the file before
 
@@ -94,6 +95,11 @@ def register(part: Part) -> None:
             f"{earlier.home} already; accepted: another name"
         )
     PARTS[part.kind, part.name] = part
+
+
+def lies_in(module: str, kind: str, names: Iterable[str]) -> None:
+    """Says where parts of ours are registered, which is not imported before a recipe names one."""
+    _ROOMS.update(((kind, name), module) for name in names)
 
 
 @cache
@@ -121,6 +127,8 @@ def find(kind: str, name: str) -> Part | None:
         module = name.partition(":")[0]  # which knows nothing of this package
         make = in_hand if module == IN_HAND else named_object(name, KINDS[kind])
         return Part(kind, name, make, None, module)
+    if (kind, name) not in PARTS and (kind, name) in _ROOMS:
+        importlib.import_module(_ROOMS[kind, name])
     if (kind, name) not in PARTS and name in entry_points(kind):
         point = entry_points(kind)[name]
         with _as_a_mistake(f"the plugin {_distribution(point)} ({point.value})"):
@@ -137,7 +145,7 @@ def find(kind: str, name: str) -> Part | None:
 IN_HAND = "python"
 """The module in the name of a network that a Python program handed over: "python:NAME"."""
 
-FROM_NIR = "spiketriton.trained.nir_network:network"
+FROM_NIR = "spiketriton.export.nir_network:network"
 """What `model.name` is for a network out of a file of NIR: our own code, which needs no consent."""
 
 _SPIKINGJELLY = "spikingjelly.activation_based.model"

@@ -28,7 +28,7 @@ from spiketriton.config.recipe import (
 )
 from spiketriton.config.shipped import find_recipe
 from spiketriton.config.words import quoted, short, shown
-from spiketriton.errors import UnknownKey, UserError, warn_once
+from spiketriton.system.errors import UnknownKey, UserError, warn_once
 
 NEAR = 0.8  # likeness, 0 to 1, from which on a name is taken for a slip of another
 PLUGINS = "plugins.modules"

@@ -31,7 +31,7 @@ from spiketriton.config.rules import (
     SmallResNet,
 )
 from spiketriton.config.words import number, short, shown, whole
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import difflib
 import itertools
 from pathlib import Path
 
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 NOTES = ("Memory", "Measured", "Published")
 _PACKAGE = Path(__file__).resolve().parents[1]

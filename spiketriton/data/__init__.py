@@ -6,26 +6,24 @@ sources.py finds them, transforms.py makes tensors of them, stream.py batches.
 import math
 import os
 from dataclasses import dataclass, replace
+from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from spiketriton.config import DataConfig, Recipe, TrainConfig
-from spiketriton.config.parts import chosen
+from spiketriton.config.parts import chosen, lies_in
 from spiketriton.config.recipe import KEYS
+from spiketriton.config.rules import Events
 from spiketriton.config.words import shown
 from spiketriton.data.checking import checked
 from spiketriton.data.counter_rng import mix
-from spiketriton.data.events.augment import EventTransform, Moves, given_frames
-from spiketriton.data.events.cache import frames_of
-from spiketriton.data.events.recordings import Recordings
 from spiketriton.data.facts import Facts, GivenSplit
 from spiketriton.data.mixing import Mixing
-from spiketriton.data.preparing import workers_of
-from spiketriton.data.sources import Source
+from spiketriton.data.sources import Recorded, Source
 from spiketriton.data.splits import FileSplit, Split, drawn_of_each
 from spiketriton.data.stream import (
     Batches,
@@ -43,10 +41,12 @@ from spiketriton.data.transforms import (
     PhotoTransform,
     Transform,
 )
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 __all__ = ["Data", "Facts", "TestSet", "TrainStream", "build_data", "given_images"]
 
+
+lies_in("spiketriton.events.recordings", "data", get_args(Events))
 
 _VALIDATION = 3  # keeps these draws apart from those of stream.py
 
@@ -156,18 +156,23 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     )
 
 
-def _changes(config: DataConfig, source: Source, facts: Facts) -> Augmentation | Moves:
-    """Those of training images."""
+def _events() -> Any:
+    """The room of event cameras, which only their recordings need."""
+    return import_module("spiketriton.events")
+
+
+def _changes(config: DataConfig, source: Source, facts: Facts) -> Any:
+    """Those of training images: `Augmentation`, or `Moves` of recordings."""
     if source.move == "events":
-        return Moves.of(config, facts.image_size, mirrors=source.mirrors)
+        return _events().Moves.of(config, facts.image_size, mirrors=source.mirrors)
     augmentation = Augmentation.of(config)
     # a plugin's own stand in place of the moves of the recipe
     return augmentation if source.augment is None else replace(augmentation, preset="none")
 
 
-def _transform(facts: Facts, changes: Augmentation | Moves) -> Transform:
-    if isinstance(changes, Moves):
-        return EventTransform(facts.count, changes)
+def _transform(facts: Facts, changes: Any) -> Transform:
+    if facts.frames:
+        return _events().EventTransform(facts.count, changes)
     given = facts.image_size, facts.mean, facts.std, changes
     return PhotoTransform(*given) if facts.move == "photo" else ArrayTransform(*given, facts.move)
 
@@ -189,32 +194,16 @@ def _loading(
 
 def _source(config: DataConfig, steps: int) -> Source:
     part = chosen("data", config.name)
-    found = part.checked(part.make(config), Source | Recordings, "spiketriton.data.sources.Source")
-    if isinstance(found, Source):
-        return found
-    size = config.image_size or found.size
-    train, test, *held_out = frames_of(
-        found, config, steps=steps, size=size, workers=workers_of(config)
-    )
-    return Source(
-        train=train,
-        test=test,
-        validation=held_out[0] if held_out else None,
-        classes=found.classes,
-        channels=2,
-        image_size=size,
-        statistics=((), ()),
-        move="events",
-        mirrors=found.mirrors,
-        split=config.split_words,
-        bin_ms=test.facts["duration_us"] / steps / 1000 if config.bins == "time" else None,
-    )
+    found = part.checked(part.make(config), Source | Recorded, "spiketriton.data.sources.Source")
+    return found if isinstance(found, Source) else found.source(config, steps)
 
 
 def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
     """Images of one's own as batches, prepared as the test images of `facts` are; see `GivenSplit`."""
-    split = given_frames(images, facts) if facts.frames else GivenSplit(images, facts)
-    changes = Moves() if facts.frames else Augmentation("none")
+    if facts.frames:
+        split, changes = _events().given_frames(images, facts), _events().Moves()
+    else:
+        split, changes = GivenSplit(images, facts), Augmentation("none")
     return TestSet(
         dataset=Batches(split, _transform(facts, changes)),
         members=np.arange(len(split)),

@@ -25,7 +25,7 @@ from spiketriton.data.preparing import (
 )
 from spiketriton.data.sources import Source
 from spiketriton.data.splits import FileSplit, check_file
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 FOLDER = ".checked_images"  # in data.root
 NAMED = 3  # broken files in an error

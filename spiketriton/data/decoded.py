@@ -25,7 +25,7 @@ from spiketriton.data.preparing import (
     workers_of,
 )
 from spiketriton.data.splits import FileSplit
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 FOLDER = ".decoded_images"  # in data.root
 VERSION = 1  # of the pixels: another one for the same files if they are decoded otherwise

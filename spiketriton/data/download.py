@@ -14,8 +14,8 @@ from pathlib import Path
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 from spiketriton.config import DataConfig
-from spiketriton.errors import UserError, one_line
-from spiketriton.locks import locked
+from spiketriton.system.errors import UserError, one_line
+from spiketriton.system.locks import locked
 
 NETWORK_TIMEOUT = 15.0  # seconds without an answer (connecting, or between two packets)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from spiketriton.data.splits import DecodedPhoto, Photo, as_tensor, in_bytes, in_colour
-from spiketriton.errors import UserError
-from spiketriton.plain import of_plain
+from spiketriton.system.errors import UserError
+from spiketriton.system.plain import of_plain
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 
 def find(folder: Path, name: str) -> Path | None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from spiketriton.config import DataConfig
 from spiketriton.data.download import data_root
-from spiketriton.machine import shared_memory, usable
+from spiketriton.system.machine import shared_memory, usable
 
 CHUNK = 128  # files that a process takes at a time
 _AT_ONCE = 16  # threads that ask for sizes and times, for network disks

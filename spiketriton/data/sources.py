@@ -4,6 +4,7 @@ Mean and deviation are those of the training images in 0..1: ImageNet's and CIFA
 computed from the files; synthetic images are uniform noise.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from spiketriton.config.words import some
 from spiketriton.data import idx
 from spiketriton.data.clutter import SIDE, cluttered
 from spiketriton.data.decoded import decoded
+from spiketriton.data.digits import packaged
 from spiketriton.data.download import (
     FAILURES,
     RemoteFile,
@@ -28,17 +30,16 @@ from spiketriton.data.download import (
     one_process_at_a_time,
     unpacked,
 )
-from spiketriton.data.events.cache import FrameSplit
-from spiketriton.data.events.simulated import packaged
 from spiketriton.data.splits import (
     ArraySplit,
     FileSplit,
     RepeatedSplit,
+    Split,
     as_tensor,
     folders_of_splits,
     in_bytes,
 )
-from spiketriton.errors import UserError, one_line
+from spiketriton.system.errors import UserError, one_line
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -59,7 +60,7 @@ IMAGENETTE_ARCHIVES = {
 
 
 Move = Literal["photo", "crop", "affine", "events"]
-Held = ArraySplit | FileSplit | FrameSplit
+Held = ArraySplit | FileSplit | Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,14 @@ class Source:
             in_bytes(images)
         except UserError as error:
             yield f"{name}: {error}"
+
+
+class Recorded(ABC):
+    """Data that are a `Source` once the time steps are known: recordings of event cameras, see `events.cache`."""
+
+    @abstractmethod
+    def source(self, config: DataConfig, steps: int) -> Source:
+        """As `steps` frames each."""
 
 
 @plugins.data("imagenette")

@@ -16,7 +16,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from spiketriton.config import DataConfig
-from spiketriton.errors import UserError, one_line
+from spiketriton.system.errors import UserError, one_line
 
 
 class Split(Protocol):

@@ -21,8 +21,8 @@ from spiketriton.data.mixing import Mixing
 from spiketriton.data.prefetch import Batch, Loaded, finished
 from spiketriton.data.splits import Split
 from spiketriton.data.transforms import Transform, seeded_each
-from spiketriton.errors import UserError, in_code_of_others, one_line
-from spiketriton.machine import shared_memory, usable
+from spiketriton.system.errors import UserError, in_code_of_others, one_line
+from spiketriton.system.machine import shared_memory, usable
 
 
 class Request(NamedTuple):

@@ -22,7 +22,7 @@ from spiketriton.config import DataConfig
 from spiketriton.data import trivial_augment
 from spiketriton.data.counter_rng import mix, on_device, torch_words, uniforms, unit
 from spiketriton.data.splits import DecodedPhoto, Photo, in_bytes
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 Draws: TypeAlias = Mapping[str, np.ndarray]
 """What was drawn for each image of a batch, by name; it stays on the host. Empty for test images."""

@@ -25,7 +25,7 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
 from spiketriton.neurons import told_of_spikes
-from spiketriton.training.ranks import Ranks
+from spiketriton.system.ranks import Ranks
 from spiketriton_kernels import PROBE_FIELDS
 
 

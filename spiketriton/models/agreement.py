@@ -6,11 +6,11 @@ import functools
 import torch
 from torch import Tensor
 
-from spiketriton.errors import UserError, one_line
 from spiketriton.models.graph import Graph, graph_of
 from spiketriton.models.layers import folded
 from spiketriton.models.network import Network
 from spiketriton.neurons import one_by_one
+from spiketriton.system.errors import UserError, one_line
 
 AGREEMENT = 1e-3  # of the mean current: rounding may flip a spike that meets its threshold
 

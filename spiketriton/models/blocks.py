@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spiketriton.errors import UserError
 from spiketriton.models.graph import Builder, Graph, Value
 from spiketriton.models.layers import (
     Parts,
@@ -23,6 +22,7 @@ from spiketriton.models.layers import (
 from spiketriton.models.memory import PackedSpikes, mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton.system.errors import UserError
 
 
 class Block(nn.Module):

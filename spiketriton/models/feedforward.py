@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from spiketriton import plugins
-from spiketriton.errors import UserError
 from spiketriton.models.graph import Builder, Graph, Value
 from spiketriton.models.layers import Parts, add_identity, first_layer, folded, norm_neuron
 from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron
+from spiketriton.system.errors import UserError
 
 
 class Layer(nn.Module):

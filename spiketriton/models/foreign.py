@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from spiketriton.config.parts import named_object
 from spiketriton.config.recipe import Arguments
 from spiketriton.config.words import some
-from spiketriton.errors import UserError, one_line
 from spiketriton.models.inspection import (
     constants_of,
     failing,
@@ -35,6 +34,7 @@ from spiketriton.models.layers import Parts, over_time
 from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network, trial, undisturbed
 from spiketriton.neurons import SpikingNeuron, adopt
+from spiketriton.system.errors import UserError, one_line
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.nn.calls import OnKernel
 from spiketriton_kernels.nn.swap import fuse_compared

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spiketriton.errors import UserError
 from spiketriton.neurons import Norm
+from spiketriton.system.errors import UserError
 
 Kind = Literal["input", "weights", "norm", "neuron", "maxpool", "avgpool", "mean", "flatten"]
 Value = tuple[str, ...]  # the nodes of which it is the sum

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiketriton.errors import UserError, one_line
+from spiketriton.system.errors import UserError, one_line
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.nn import peers
 

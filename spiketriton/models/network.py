@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiketriton.errors import UserError
 from spiketriton.models.graph import Graph
 from spiketriton.models.layers import Parts
 from spiketriton.models.memory import PackedSpikes
 from spiketriton.neurons import Norm, SpikingNeuron, told_of_spikes
+from spiketriton.system.errors import UserError
 
 
 class Network(nn.Module):

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from spiketriton import plugins
-from spiketriton.errors import warn_once
 from spiketriton.models.blocks import BLOCKS, BlockNetwork
 from spiketriton.models.layers import Parts
+from spiketriton.system.errors import warn_once
 
 
 class Architecture(NamedTuple):

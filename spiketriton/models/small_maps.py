@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, pad
 
-from spiketriton import machine
+from spiketriton.system import machine
 from spiketriton_kernels.fire import traced
 
 

@@ -9,9 +9,9 @@ from torch import nn
 from spiketriton import plugins
 from spiketriton.config import NeuronConfig
 from spiketriton.config.parts import chosen
-from spiketriton.errors import UserError
 from spiketriton.neurons.base import SpikingNeuron, adopt, told_of_spikes
 from spiketriton.neurons.norm import Norm, one_by_one
+from spiketriton.system.errors import UserError
 from spiketriton_kernels import Surrogate
 from spiketriton_kernels import nn as kernels
 

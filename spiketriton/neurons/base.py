@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spiketriton.errors import UserError
 from spiketriton.neurons.norm import Norm
+from spiketriton.system.errors import UserError
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.neuron import Outputs
 from spiketriton_kernels.nn.handed import Handed

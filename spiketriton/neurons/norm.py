@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from spiketriton_kernels.neuron import Norm as NormRecord
 
 

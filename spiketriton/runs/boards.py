@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from spiketriton.config import MonitorConfig
-from spiketriton.errors import UserError, need, one_line
 from spiketriton.runs.rows import Row, replace_file
+from spiketriton.system.errors import UserError, need, one_line
 
 
 class Board(ABC):

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from spiketriton.errors import UserError, one_line
-from spiketriton.plain import of_plain
+from spiketriton.system.errors import UserError, one_line
+from spiketriton.system.plain import of_plain
 
 State = dict[str, Any]
 

@@ -36,8 +36,6 @@ from spiketriton.config import (
     recipe_from_toml,
     replace,
 )
-from spiketriton.errors import UnknownKey, UserError, one_line
-from spiketriton.locks import locked
 from spiketriton.runs.rows import (
     GRADIENTS,
     METRICS,
@@ -55,7 +53,9 @@ from spiketriton.runs.same_recipe import (
     refuse_another_recipe,
     refuse_changes,
 )
-from spiketriton.version import __version__
+from spiketriton.system.errors import UnknownKey, UserError, one_line
+from spiketriton.system.locks import locked
+from spiketriton.system.version import __version__
 
 
 @dataclass(frozen=True)

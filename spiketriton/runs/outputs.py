@@ -8,8 +8,8 @@ import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from spiketriton.errors import UserError
 from spiketriton.runs.folder import RunFolder, make_writable
+from spiketriton.system.errors import UserError
 
 
 def mark_of(folder: RunFolder, command: str) -> str:

@@ -11,9 +11,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from spiketriton.errors import UserError, one_line
-from spiketriton.locks import no_link, writing
-from spiketriton.plain import of_plain
+from spiketriton.system.errors import UserError, one_line
+from spiketriton.system.locks import no_link, writing
+from spiketriton.system.plain import of_plain
 
 Row = dict[str, Any]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spiketriton.config import Recipe, TrainConfig
-from spiketriton.errors import UserError
 from spiketriton.runs.rows import Row
+from spiketriton.system.errors import UserError
 
 # what moves a run and changes no weight
 MOVABLE = (

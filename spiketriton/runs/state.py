@@ -1,9 +1,9 @@
 """The state of a finished or stopped run, by the name of its checkpoint: the last, the best, or averaged weights."""
 
-from spiketriton.commandline import CHECKPOINTS
-from spiketriton.errors import UserError, warn
 from spiketriton.runs.checkpoint import Checkpoints, State, read_checkpoint
 from spiketriton.runs.folder import RunFolder
+from spiketriton.system.commandline import CHECKPOINTS
+from spiketriton.system.errors import UserError, warn
 
 
 def read_state(folder: RunFolder, checkpoint: str = "last") -> tuple[State, str]:

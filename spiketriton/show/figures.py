@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from spiketriton.errors import warn_once
 from spiketriton.runs.rows import replace_file
 from spiketriton.show.words import with_exponent
+from spiketriton.system.errors import warn_once
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

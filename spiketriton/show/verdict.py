@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 from spiketriton.gradients.cures import Cure, Why
-from spiketriton.gradients.trials import Trials
 from spiketriton.gradients.verdict import (
     DEAD_SHARE,
     LIMITS,
@@ -170,24 +169,6 @@ def _became(limit: Predicts) -> str:
 def change(cure: Cure) -> str:
     """The override that takes a cure, `model.residual_gain=0`, or what it does to a module."""
     return cure.override or str(cure.value)
-
-
-def tried(trials: Trials) -> str:
-    """What trials showed, in a sentence: `after 50 steps of 32 images the loss is 2.31 as it is, ...`."""
-    helped = [cure for cure, _ in trials.helped]
-    idle = [f"{change(c)} ({_loss(loss)})" for c, loss in trials.changed if c not in helped]
-    said = (
-        f"fresh nets were trained for {trials.steps} steps of {trials.images} images: "
-        f"as it is the loss is {_loss(trials.as_it_is)}"
-    )
-    if helped:
-        best = (f"{change(cure)} ({_loss(loss)})" for cure, loss in trials.helped)
-        said += f"; lower with {', '.join(best)}"
-    return said + (f"; no lower with {', '.join(idle)}" if idle else "")
-
-
-def _loss(loss: float) -> str:
-    return f"{loss:.3g}" if math.isfinite(loss) else "not finite"
 
 
 def warning(step: int, verdict: Verdict) -> str:

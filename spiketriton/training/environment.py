@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 import spiketriton_kernels
-from spiketriton import machine, version
-from spiketriton.commandline import spelled
 from spiketriton.config import TrainConfig
-from spiketriton.errors import UserError
+from spiketriton.system import commandline, machine, version
+from spiketriton.system.commandline import spelled
+from spiketriton.system.errors import UserError
+from spiketriton.system.ranks import Ranks
 from spiketriton.training.randomness import random_state, set_random_state
-from spiketriton.training.ranks import Ranks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TF32 = "; cuDNN may compute convolutions in TF32, PyTorch's default"
@@ -248,9 +248,10 @@ def describe(
 def command_line(launcher: Sequence[str] = ()) -> str:
     """The command that started this process, to be pasted into a shell."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    package, _, command = spec.name.rpartition(".") if spec else ("", "", "")
-    if package == "spiketriton":
-        start = spelled(command, launcher)
+    name = spec.name.removesuffix(".__main__") if spec else ""
+    package, _, command = name.rpartition(".")
+    if commandline.started or package == "spiketriton":
+        start = spelled(commandline.started or command, launcher)
     else:
         start = [*(launcher or ["python"]), "-m", spec.name] if spec else ["python", sys.argv[0]]
     return shlex.join([*start, *sys.argv[1:]])
@@ -258,7 +259,7 @@ def command_line(launcher: Sequence[str] = ()) -> str:
 
 def commit_of_package() -> tuple[str | None, bool]:
     """The git commit of this code, or of its wheel, and whether files differed from it; (None, False): unknown."""
-    package = Path(version.__file__).resolve().parent
+    package = version.PACKAGE
     root, built = package.parent, package / "commit.txt"  # hatch_build.py
     if built.is_file():
         commit, *changed = built.read_text().split()
@@ -274,8 +275,7 @@ def commit_of_package() -> tuple[str | None, bool]:
 def package_checksum() -> str:
     """SHA-256 of the code of both packages: it tells wheels of one version apart."""
     found = hashlib.sha256()
-    for package in (version, spiketriton_kernels):
-        root = Path(str(package.__file__)).parent
+    for root in (version.PACKAGE, Path(str(spiketriton_kernels.__file__)).parent):
         for path in sorted(root.rglob("*")):
             if path.suffix in (".py", ".cpp", ".h"):
                 found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())

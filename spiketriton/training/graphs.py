@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves, tree_map
 
-from spiketriton.errors import one_line
+from spiketriton.system.errors import one_line
 from spiketriton.training.losses import Batch
 
 Numbers = tuple[Tensor, Tensor]  # loss and norm of the gradient of a step, scalars on the device

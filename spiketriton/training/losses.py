@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from spiketriton import plugins
 from spiketriton.config import LossConfig
 from spiketriton.config.parts import chosen
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]  # images [b, C, H, W] or frames [T, b, C, H, W]; labels [b] or [b, K]

@@ -19,20 +19,20 @@ from pathlib import Path
 
 import torch
 
-from spiketriton import machine
 from spiketriton.config import ModelConfig, Recipe, TrainConfig
 from spiketriton.data import Data, Facts
-from spiketriton.errors import UserError
 from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import read_json
+from spiketriton.system import machine
+from spiketriton.system.errors import UserError
+from spiketriton.system.ranks import Ranks
 from spiketriton.training import environment
 from spiketriton.training.losses import build_loss
 from spiketriton.training.meters import peak_memory_mib
 from spiketriton.training.optim import build_optimizer
 from spiketriton.training.placement import Placement
 from spiketriton.training.randomness import random_state, set_random_state
-from spiketriton.training.ranks import Ranks
 
 # messages of allocators and libraries that raise a plain RuntimeError; the last is oneDNN's
 _WORDS = (

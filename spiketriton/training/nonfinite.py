@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from spiketriton.config import NeuronConfig
 from spiketriton.data import Facts, TrainStream
-from spiketriton.errors import UserError
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one
 from spiketriton.runs.checkpoint import State
 from spiketriton.runs.rows import write_json
+from spiketriton.system.errors import UserError
 from spiketriton.training.guard import Counts
 from spiketriton.training.losses import Batch, Loss
 from spiketriton.training.memory_limit import is_out_of_memory

@@ -14,11 +14,11 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from spiketriton.config import TrainConfig
+from spiketriton.system.ranks import Ranks
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.graphs import tensors_of
 from spiketriton.training.guard import FiniteGuard
 from spiketriton.training.placement import Placement
-from spiketriton.training.ranks import Ranks
 
 # OneCycleLR's defaults: where the rate starts below its peak, and where it ends below that start
 START_FACTOR = 1 / 25

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import TrainConfig
-from spiketriton.errors import warn_once
+from spiketriton.system.errors import warn_once
 from spiketriton.training import environment
 from spiketriton.training.losses import Batch
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiketriton import machine
-from spiketriton.errors import one_line
 from spiketriton.models.network import Network
+from spiketriton.system import machine
+from spiketriton.system.errors import one_line
 from spiketriton.training.placement import Placement
 from spiketriton.training.randomness import random_state, set_random_state
 from spiketriton_kernels.backends.triton_launch import compiling

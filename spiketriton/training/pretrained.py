@@ -13,11 +13,11 @@ import torchvision
 from torch import Tensor
 
 from spiketriton.config.words import some
-from spiketriton.errors import UserError, one_line, warn
 from spiketriton.models import Network
 from spiketriton.neurons import Norm
 from spiketriton.runs.checkpoint import Checkpoints, DamagedCheckpoint, read_checkpoint
 from spiketriton.runs.folder import RunFolder
+from spiketriton.system.errors import UserError, one_line, warn
 
 Weights = dict[str, Tensor]
 TORCHVISION = "torchvision:"

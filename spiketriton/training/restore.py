@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from spiketriton.training.randomness import set_random_state
 
 _ELSEWHERE = ("recipe", "name", "version", "data")  # not taken from it, or looked at before

@@ -10,8 +10,8 @@ import pytest
 
 import spiketriton
 from spiketriton.__main__ import dispatch, main
-from spiketriton.commandline import COMMANDS, Parser
-from spiketriton.errors import EXIT_DONE, EXIT_USER, UserError, run_command
+from spiketriton.system.commandline import COMMANDS, Parser, home_of
+from spiketriton.system.errors import EXIT_DONE, EXIT_USER, UserError, run_command
 from tests.child import environment
 from tests.processes import done
 from tests.small_runs import SMALL
@@ -24,15 +24,16 @@ def test_every_module_that_runs_a_command_is_listed_with_its_line(arguments, cap
     for name, line in COMMANDS.items():
         assert [words for words in lines if words.split() == [name, *line.split()]], name
     folder = Path(spiketriton.__file__).parent
-    files = folder.glob("*.py")
-    runnable = {path.stem for path in files if "run_command(main)" in path.read_text()}
-    assert runnable == set(COMMANDS)
+    files = {*folder.glob("*.py"), *folder.glob("*/__main__.py")} - {folder / "config/__main__.py"}
+    runnable = {path for path in files if "run_command(main)" in path.read_text()}
+    homes = {name: home_of(name).replace(".", "/") + ".py" for name in COMMANDS}
+    assert {folder.parent / home for home in homes.values()} == runnable
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_opens_with_its_line(name, capsys):
     with pytest.raises(SystemExit) as leaves:
-        import_module(f"spiketriton.{name}").main(["--help"])
+        import_module(home_of(name)).main(["--help"])
     assert leaves.value.code == EXIT_DONE
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: spiketriton {name} ")
@@ -79,9 +80,10 @@ def test_text_does_not_wait_for_torch(tmp_path):
     ]  # fmt: skip
     code = (
         "import sys, importlib\n"
+        "from spiketriton.system.commandline import home_of\n"
         f"for name, *arguments in {[*helps, *slips, ['recipes']]}:\n"
         "    try:\n"
-        "        importlib.import_module('spiketriton.' + name).main(arguments)\n"
+        "        importlib.import_module(home_of(name)).main(arguments)\n"
         "    except BaseException as error:\n"
         "        print(type(error).__name__, error)\n"
         "    assert 'torch' not in sys.modules, (name, arguments)\n"
@@ -114,7 +116,7 @@ def test_text_does_not_wait_for_torch(tmp_path):
 )
 def test_limits_are_accepted_and_what_lies_beyond_is_not(words, inside, outside):
     name, *words = words.split()
-    parse = import_module(f"spiketriton.{name}").parse
+    parse = import_module(home_of(name)).parse
     for value in inside:
         parse([*words, value])
     for value in outside:
@@ -136,7 +138,7 @@ def test_a_command_leaves_as_by_its_own_name(arguments, monkeypatch, capsys):
         main()
     through = (leaves.value.code, capsys.readouterr())
     with pytest.raises(SystemExit) as leaves:
-        run_command(import_module("spiketriton.evaluate").main, arguments)
+        run_command(import_module(home_of("evaluate")).main, arguments)
     assert through == (leaves.value.code, capsys.readouterr())
     assert through[0] == (EXIT_DONE if arguments == ["--help"] else EXIT_USER)
 

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from spiketriton import evaluate, export, report, sweep
 from spiketriton.config import to_toml
-from spiketriton.diagnose import unused
-from spiketriton.errors import UserError
-from spiketriton.show.evaluation_pictures import PICTURES
+from spiketriton.diagnose.__main__ import unused
+from spiketriton.evaluate import __main__ as evaluate
+from spiketriton.evaluate.pictures import PICTURES
+from spiketriton.export import __main__ as export
+from spiketriton.report import __main__ as report
+from spiketriton.sweep import __main__ as sweep
+from spiketriton.system.errors import UserError
 from tests.small_runs import small_recipe, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 import spiketriton
-from spiketriton.errors import UserError
 from spiketriton.predict import main
+from spiketriton.system.errors import UserError
 
 
 def test_it_says_what_python_says(runs, tmp_path, capsys):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from spiketriton.config.shipped import notes_of, shipped_recipes
-from spiketriton.errors import UserError
 from spiketriton.recipes import main
+from spiketriton.system.errors import UserError
 
 
 def test_every_recipe_is_listed_with_its_data_window_memory_and_result(capsys):

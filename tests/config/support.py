@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from spiketriton.config import DataConfig, ModelConfig, Recipe
-from spiketriton.errors import UserError, one_line
+from spiketriton.system.errors import UserError, one_line
 
 GOOD = """
 [data]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from spiketriton.config import KEYS, load_recipe, recipe_from_toml, replace, to_toml
 from spiketriton.config.recipe import Arguments, Range
 from spiketriton.config.shipped import shipped_recipes
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 SHIPPED = [path.read_text("utf-8") for path in shipped_recipes().values()]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from spiketriton.config import DataConfig, load_recipe, recipe_from_toml, replace, to_toml
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from tests.config.support import GOOD, mine, refused
 
 BAD_FILES = {  # what the one line must say

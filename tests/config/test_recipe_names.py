@@ -4,7 +4,7 @@ import pytest
 
 from spiketriton.config import load_recipe
 from spiketriton.config.shipped import find_recipe, notes_of, shipped_recipes
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from tests.config.support import GOOD
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from spiketriton.config import recipe_from_toml, schema, to_toml
 from spiketriton.config.__main__ import main
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from tests.config.support import GOOD
 
 ROOT = Path(__file__).parents[2]

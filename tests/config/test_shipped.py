@@ -4,7 +4,7 @@ import pytest
 
 from spiketriton.config import load_recipe, recipe_from_toml, replace, to_toml
 from spiketriton.config.shipped import folder_of_recipes, shipped_recipes
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from tests.covering import each
 
 RECIPES = shipped_recipes()

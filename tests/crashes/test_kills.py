@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from spiketriton.config import to_toml
-from spiketriton.errors import EXIT_DONE
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.runs.rows import Rows
+from spiketriton.system.errors import EXIT_DONE
 from tests.processes import Forked
 from tests.small_runs import assert_equal, small_recipe, untimed
 
@@ -42,7 +42,7 @@ KEYS = [
 SESSION = """
 import sys
 import tests.crashes.test_kills as t
-from spiketriton.errors import run_command
+from spiketriton.system.errors import run_command
 from spiketriton.train import main
 t.die_at(sys.argv[1])
 run_command(main, sys.argv[2:])

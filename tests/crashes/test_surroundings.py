@@ -26,14 +26,14 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from spiketriton.commandline import COMMANDS, Parser
-from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, run_command
+from spiketriton.export.exports import export_nir
+from spiketriton.export.weights import export_safetensors
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.rows import Rows
-from spiketriton.trained.exports import export_nir
-from spiketriton.trained.run import load_run
-from spiketriton.trained.weights import export_safetensors
+from spiketriton.system.commandline import COMMANDS, Parser, home_of
+from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, run_command
 from spiketriton.training.nonfinite import scene
+from spiketriton.training.trained import load_run
 from tests.small_runs import SMALL, small_trainer
 
 # a call of each command, and what is there once it has ended; further words of a name tell its options
@@ -127,7 +127,7 @@ def begin(
         try:
             sys.modules |= HUB
             name = command.split()[0].replace("config", "config.__main__")
-            main = import_module(f"spiketriton.{name}").main
+            main = import_module(home_of(name)).main
             run_command(main, CALLS[command][0] if arguments is None else arguments)
         except SystemExit as left:
             code = left.code
@@ -258,7 +258,7 @@ def test_every_option_is_in_the_table(command, monkeypatch):
     monkeypatch.setattr(Parser, "parse_args", known)
     monkeypatch.setattr(Parser, "parse_intermixed_args", known)
     with pytest.raises(Known) as found:
-        import_module(f"spiketriton.{command}").parse([])
+        import_module(home_of(command)).parse([])
     tried = {word for name in CALLS if name.split()[0] == command for word in CALLS[name][0]}
     # a harness of others: tests/suites/test_neurobench.py
     assert {*found.value.args[0]} <= tried | {"-h", "--help", "--neurobench"}

@@ -125,7 +125,9 @@ SOUND = Source(
 )  # fmt: skip
 def test_what_cannot_be_trained_on_rightly_is_refused(monkeypatch, changes, said):
     """As a plugin may make it; here it stands in for the digits."""
-    monkeypatch.setattr("spiketriton.errors.named_code", {})  # of other tests in this process
+    monkeypatch.setattr(
+        "spiketriton.system.errors.named_code", {}
+    )  # of other tests in this process
     stand_in(monkeypatch, "digits", lambda config: replace(SOUND, **changes))
     mentions(mistake(data_recipe("digits")), 'data.name = "digits": ', said)
 

@@ -12,7 +12,7 @@ from spiketriton.data import decoded as module
 from spiketriton.data import preparing
 from spiketriton.data.decoded import decoded
 from spiketriton.data.splits import FileSplit, Photo
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from tests.processes import Forked
 from tests.small_data import data_recipe
 

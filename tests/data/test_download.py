@@ -17,7 +17,7 @@ from torchvision.datasets.utils import calculate_md5
 
 from spiketriton.data import build_data, download, sources
 from spiketriton.data.download import RemoteFile
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from tests.small_data import (
     accept_checksums,
     data_recipe,

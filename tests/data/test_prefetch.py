@@ -9,7 +9,7 @@ import torch
 
 from spiketriton.data import prefetch
 from spiketriton.data.prefetch import Loaded, finished
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 CUDA = torch.device("cuda", 0)
 

@@ -9,7 +9,7 @@ from PIL import ExifTags, Image
 
 from spiketriton.data import build_data
 from spiketriton.data.splits import ArraySplit, FileSplit, Photo, in_bytes
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from tests.small_data import WNIDS, damage, data_recipe, make_imagenette, mentions, noise_image
 
 

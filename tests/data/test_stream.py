@@ -23,7 +23,7 @@ from spiketriton.data.stream import (
     subset,
     workers_that_fit,
 )
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from tests.processes import done
 from tests.small_data import all_of, data_recipe, make_class_tree, make_fashion_mnist, same, take
 

@@ -20,7 +20,7 @@ from spiketriton.data.transforms import (
     squares,
     windows,
 )
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from tests.covering import pairwise
 from tests.small_data import noise_image
 

@@ -1,6 +1,6 @@
 """What is diagnosed, and a net in which the surrogate's width matters."""
 
-from spiketriton.gradients.diagnosed import Subject
+from spiketriton.diagnose.diagnosed import Subject
 from tests.small_runs import small_recipe
 
 DEEP = (

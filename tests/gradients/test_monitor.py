@@ -12,9 +12,9 @@ import spiketriton_kernels.nn.neurons as neuron_module
 from spiketriton.config import Recipe
 from spiketriton.gradients.monitor import GradientMonitor, elements_per_image
 from spiketriton.models import Network, build_model
+from spiketriton.system.ranks import Ranks
 from spiketriton.training.optim import clipped_norm
 from spiketriton.training.placement import Placement
-from spiketriton.training.ranks import Ranks
 from spiketriton_kernels import Surrogate, multistep_lif_reference
 from spiketriton_kernels.neuron import Call, Inputs, Neuron, Outputs
 from tests.small_runs import small_recipe, small_trainer

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from spiketriton.config import NeuronConfig
-from spiketriton.errors import UserError
 from spiketriton.models import blocks
 from spiketriton.models.blocks import BLOCKS as BLOCK_TYPES
 from spiketriton.models.graph import graph_of
 from spiketriton.models.layers import folded, kept_paths, norm_neuron
 from spiketriton.neurons import SpikingNeuron, build_neuron, one_by_one
+from spiketriton.system.errors import UserError
 from tests.models.support import BLOCKS, B, T, build, images, lively, parts_of
 
 

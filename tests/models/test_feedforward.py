@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from spiketriton.errors import UserError
 from spiketriton.models import count_parameters
+from spiketriton.system.errors import UserError
 from tests.models.support import CLASSES, B, T, build, frames, images
 
 

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from spiketriton.config import Recipe, recipe_from_toml, replace
 from spiketriton.config.parts import find
-from spiketriton.errors import UserError
 from spiketriton.gradients.monitor import GradientMonitor
-from spiketriton.gradients.probing import Prober
 from spiketriton.models import build_model
+from spiketriton.system.errors import UserError
+from spiketriton.training.probing import Prober
 from tests.small_runs import SMALL
 
 functional = pytest.importorskip("spikingjelly.activation_based.functional")

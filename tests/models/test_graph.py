@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from spiketriton.errors import UserError
 from spiketriton.models.graph import arrives, carries, folded_weights, graph_of, shapes_of
+from spiketriton.system.errors import UserError
 from tests.models.support import SHALLOW_MLP, build, images, lively
 
 

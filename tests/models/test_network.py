@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from spiketriton.errors import UserError
 from spiketriton.models import trial
+from spiketriton.system.errors import UserError
 from tests.models.support import CLASSES, B, T, build, frames, images, norms_of
 
 

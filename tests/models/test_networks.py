@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from spiketriton.errors import UserError
 from spiketriton.models.agreement import counted_graph
 from spiketriton.models.graph import channels_of, layers, shapes_of
 from spiketriton.models.memory import PackedSpikes
+from spiketriton.system.errors import UserError
 from tests.covering import each, pairwise
 from tests.models.support import (
     CLASSES,

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torchvision
 
-from spiketriton.errors import warn_once
 from spiketriton.models import count_parameters
 from spiketriton.models.resnet import ARCHITECTURES, pixel_warning
+from spiketriton.system.errors import warn_once
 from tests.covering import pairwise
 from tests.models.support import CLASSES, B, T, build, frames, images
 

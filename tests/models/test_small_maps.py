@@ -133,14 +133,14 @@ def test_only_processors_that_were_measured(monkeypatch):
         ({"avx2", "amx_bf16"}, ["amx_bf16"], {F32, BF16}),
         (set(), [], set()),
     ):
-        monkeypatch.setattr("spiketriton.machine.cpu_flags", lambda flags=flags: flags)
-        monkeypatch.setattr("spiketriton.machine.bf16_instructions", lambda bf16=bf16: bf16)
+        monkeypatch.setattr("spiketriton.system.machine.cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr("spiketriton.system.machine.bf16_instructions", lambda bf16=bf16: bf16)
         assert {dtype for dtype in (F32, BF16) if small_maps._measured_here(dtype)} == there
     ours, theirs = pair(128, 128, 3, padding=1, bias=False, dtype=F32)
     x = torch.randn(8, 128, 1, 1)
     assert torch.equal(ours(x), theirs(x))
     assert type(ours(x).grad_fn) is type(theirs(x).grad_fn)
-    monkeypatch.setattr("spiketriton.machine.cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr("spiketriton.system.machine.cpu_flags", lambda: {"avx2"})
     assert type(ours(x).grad_fn) is not type(theirs(x).grad_fn)
     torch.testing.assert_close(ours(x), theirs(x))
 

@@ -5,10 +5,11 @@ import torch
 
 from spiketriton.config.reading import recipe_from_toml
 from spiketriton.config.rules import BLOCK_NETS
-from spiketriton.errors import UserError
-from spiketriton.gradients.ablations import Experiment
-from spiketriton.gradients.diagnosed import find_subject
-from spiketriton.gradients.probing import Prober, cut_time
+from spiketriton.diagnose.ablations import Experiment
+from spiketriton.diagnose.diagnosed import find_subject
+from spiketriton.evaluate.counters import SpikeCounter
+from spiketriton.export.exports import export_onnx
+from spiketriton.export.nir_graph import to_nir
 from spiketriton.models import build_model
 from spiketriton.neurons import (
     ALIF,
@@ -21,11 +22,10 @@ from spiketriton.neurons import (
     SpikingNeuron,
     build_neuron,
 )
-from spiketriton.trained.counters import SpikeCounter
-from spiketriton.trained.exports import export_onnx
-from spiketriton.trained.nir_graph import to_nir
-from spiketriton.trained.run import load_run
+from spiketriton.system.errors import UserError
 from spiketriton.training.losses import build_loss
+from spiketriton.training.probing import Prober, cut_time
+from spiketriton.training.trained import load_run
 from tests.covering import each
 from tests.small_runs import small_trainer
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import NeuronConfig, SurrogateConfig
-from spiketriton.errors import UserError
 from spiketriton.neurons import IF, LIF, PLIF, Norm, SpikingNeuron, build_neuron
+from spiketriton.system.errors import UserError
 from spiketriton_kernels import Surrogate, multistep_lif_reference
 from spiketriton_kernels.neuron import Outputs
 from spiketriton_kernels.nn import neurons

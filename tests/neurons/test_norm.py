@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from spiketriton.errors import UserError
 from spiketriton.neurons import Norm
 from spiketriton.neurons import norm as module
 from spiketriton.neurons.base import normalised
+from spiketriton.system.errors import UserError
 from spiketriton_kernels.nn.calls import on_kernel
 from spiketriton_kernels.nn.handed import NormHandedOn
 from tests.neurons.test_neurons import B, C, T, currents

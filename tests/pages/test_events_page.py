@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from spiketriton.errors import EXIT_DONE
+from spiketriton.system.commandline import home_of
+from spiketriton.system.errors import EXIT_DONE
 from tests.event_files import write_events
 from tests.small_events import random_events
 
@@ -47,7 +48,7 @@ def test_the_page_runs_from_top_to_bottom(capsys):
             exec(words[0], {})
             assert capsys.readouterr().out.startswith("500 [(")
             continue
-        main = importlib.import_module(f"spiketriton.{option}").main
+        main = importlib.import_module(home_of(option)).main
         assert main([w for word in words for w in SHORTER.get(word, [word])]) in (EXIT_DONE, None)
     said = capsys.readouterr()
     assert said.err.count("built once") == 1  # by the short run, for the long one

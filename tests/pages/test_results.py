@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from spiketriton.errors import UserError
 from spiketriton.runs.rows import Rows
-from spiketriton.trained.run import load_run
+from spiketriton.system.errors import UserError
+from spiketriton.training.trained import load_run
 from tests.small_runs import small_trainer
 
 ROOT = Path(__file__).parents[2]

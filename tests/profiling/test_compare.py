@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from profiling import run
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 STEP = {
     "section": "step",

@@ -10,7 +10,7 @@ from profiling.harness.contenders import OURS, Status
 from profiling.render import report
 from profiling.render.rows import by_case, find, newest, read
 from profiling.render.tables import number
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from profiling.harness.contenders import OURS, Options
 from profiling.harness.timing import race
 from profiling.render.tables import Grid
 from profiling.sections import kernels
-from spiketriton.errors import EXIT_SIGINT, UserError
+from spiketriton.system.errors import EXIT_SIGINT, UserError
 from spiketriton_kernels import multistep_lif
 from tests.processes import done
 

@@ -12,7 +12,7 @@ from profiling.harness import session
 from profiling.harness.contenders import OURS, Case, Contender, Status, Unavailable, Work
 from profiling.harness.session import ALLOCATOR, Session
 from profiling.harness.timing import QUICK
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 EVERY_ROW = {
     "section", "run", "status", "device", "device_type", "cpu", "threads", "spiketriton", "commit",

@@ -146,7 +146,9 @@ def test_times_become_images_and_ratios(quick):
 
 def test_a_step_is_measured_in_fp32_and_in_what_the_device_has(quick, monkeypatch):
     for found, expected in ((["amx_bf16"], ["bf16", "fp32"]), ([], ["fp32"])):
-        monkeypatch.setattr("spiketriton.machine.bf16_instructions", lambda found=found: found)
+        monkeypatch.setattr(
+            "spiketriton.system.machine.bf16_instructions", lambda found=found: found
+        )
         cases = in_precisions(find_recipe("quickstart"), quick)
         assert [case.spec["precision"] for case in cases] == expected
         assert [case.recipe.train.precision for case in cases] == expected

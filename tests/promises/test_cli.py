@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from spiketriton.config import load_recipe
-from spiketriton.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, UserError
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
+from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, UserError
 from spiketriton.train import main
 from spiketriton.training import environment
 from tests import small_runs
@@ -103,7 +103,7 @@ def test_what_no_memory_holds_is_refused_before_the_first_step(recipe, monkeypat
     def build(*_: object, **__: object) -> None:
         raise RuntimeError("can't allocate memory: you tried to allocate 4194304 bytes")
 
-    monkeypatch.setattr("spiketriton.trainer.build_model", build)
+    monkeypatch.setattr("spiketriton.training.trainer.build_model", build)
     said = refused(recipe, "--run-dir", "run")
     assert "out of memory before the first step: 4.0 MiB more" in said
     assert not Path("run").exists()
@@ -139,7 +139,7 @@ def test_a_disk_that_is_full_at_the_end(recipe, monkeypatch, capsys):
         assert main([recipe, "--run-dir", "drawn", "train.max_steps=8"]) == EXIT_DONE
     assert "warning: not all pictures are drawn: drawn/" in capsys.readouterr().err
 
-    monkeypatch.setattr("spiketriton.session.draw_run", lambda *_: [])
+    monkeypatch.setattr("spiketriton.training.session.draw_run", lambda *_: [])
     with monkeypatch.context() as patch:
         patch.setattr("spiketriton.runs.checkpoint._write_part", full)
         assert main([recipe, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
@@ -161,7 +161,7 @@ def test_what_was_saved_before_the_disk_was_full_is_said_and_resumed(recipe, mon
         raise FULL
 
     with monkeypatch.context() as patch:
-        patch.setattr("spiketriton.session.draw_run", lambda *_: [])
+        patch.setattr("spiketriton.training.session.draw_run", lambda *_: [])
         patch.setattr("spiketriton.runs.checkpoint._write_part", full)
         assert main([recipe, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
         shown = capsys.readouterr()
@@ -188,7 +188,7 @@ def test_a_second_ctrl_c_says_what_is_saved(recipe, monkeypatch, capsys):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("spiketriton.session.draw_run", interrupted)
+    monkeypatch.setattr("spiketriton.training.session.draw_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         main([recipe, "--run-dir", "run", "train.max_steps=8"])
     shown = capsys.readouterr().out

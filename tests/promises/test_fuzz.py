@@ -22,26 +22,29 @@ import pytest
 import torch
 from PIL import Image
 
-from spiketriton import api, consent
+from spiketriton import api
 from spiketriton.data import idx
-from spiketriton.data.events import cache
-from spiketriton.data.events.formats import FORMATS, read_events
 from spiketriton.data.splits import Photo, check_file
-from spiketriton.errors import UserError
-from spiketriton.gradients.diagnosed import find_subject
+from spiketriton.diagnose.diagnosed import find_subject
+from spiketriton.evaluate import tables as evaluation_tables
+from spiketriton.evaluate.evaluation import evaluate
+from spiketriton.evaluate.results import read_evaluation
+from spiketriton.events import cache
+from spiketriton.events.formats import FORMATS, read_events
+from spiketriton.export.exports import export_nir
+from spiketriton.export.nir_network import network
+from spiketriton.export.weights import export_safetensors, make_run
 from spiketriton.nonfinite import repeat
+from spiketriton.report import page as report_page
 from spiketriton.runs.checkpoint import Checkpoints, _write_part, read_checkpoint
 from spiketriton.runs.folder import RunFolder
-from spiketriton.show import evaluation_tables, report_page, run_pictures
-from spiketriton.trained.evaluation import evaluate
-from spiketriton.trained.exports import export_nir
-from spiketriton.trained.nir_network import network
-from spiketriton.trained.results import read_evaluation
-from spiketriton.trained.run import load_run
-from spiketriton.trained.weights import export_safetensors, make_run
-from spiketriton.trainer import Trainer
+from spiketriton.show import run_pictures
+from spiketriton.system import consent
+from spiketriton.system.errors import UserError
 from spiketriton.training.nonfinite import scene
 from spiketriton.training.pretrained import find_weights
+from spiketriton.training.trained import load_run
+from spiketriton.training.trainer import Trainer
 from tests.event_files import write_events
 from tests.small_events import random_events
 from tests.small_runs import Lines, small_trainer

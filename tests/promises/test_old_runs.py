@@ -13,16 +13,16 @@ import pytest
 
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.data import build_data
-from spiketriton.errors import EXIT_DONE
-from spiketriton.gradients.ablations import Experiment
-from spiketriton.gradients.diagnosed import find_subject
-from spiketriton.machine import cpu_flags
+from spiketriton.diagnose.ablations import Experiment
+from spiketriton.diagnose.diagnosed import find_subject
+from spiketriton.evaluate.evaluation import evaluate
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Rows
+from spiketriton.system.errors import EXIT_DONE
+from spiketriton.system.machine import cpu_flags
 from spiketriton.train import main
-from spiketriton.trained.evaluation import evaluate
-from spiketriton.trained.run import load_run
-from spiketriton.trainer import Trainer
+from spiketriton.training.trained import load_run
+from spiketriton.training.trainer import Trainer
 from tests.small_runs import Lines, small_recipe
 
 OLD = Path(__file__).parent / "old_run"  # of the small recipe, stopped after step 7 of 10

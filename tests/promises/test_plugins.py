@@ -12,7 +12,7 @@ import pytest
 
 import spiketriton
 from spiketriton.config import to_toml
-from spiketriton.errors import EXIT_DONE, EXIT_USER, UserError
+from spiketriton.system.errors import EXIT_DONE, EXIT_USER, UserError
 from tests.processes import done
 from tests.small_runs import assert_equal, last_state, small_recipe
 
@@ -79,7 +79,7 @@ def folder(tmp_path, monkeypatch, request):
     text = text.replace("modules = []", 'modules = ["mine.py"]')
     (tmp_path / "mine.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("spiketriton.session.draw_run", lambda *_: [])
+    monkeypatch.setattr("spiketriton.training.session.draw_run", lambda *_: [])
     return tmp_path
 
 

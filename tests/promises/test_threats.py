@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 
 import spiketriton
-from spiketriton import consent, report
 from spiketriton.config import load_recipe, parts, recipe_from_toml
 from spiketriton.config.parts import NotAskedFor
-from spiketriton.errors import UserError
-from spiketriton.locks import locked
+from spiketriton.report import __main__ as report
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Lines, replace_file
+from spiketriton.system import consent
+from spiketriton.system.commandline import home_of
+from spiketriton.system.errors import UserError
+from spiketriton.system.locks import locked
 from spiketriton.training.pretrained import find_weights
 from tests.small_runs import small_trainer
 
@@ -39,7 +41,7 @@ CALLS = {  # of each command that takes a run
 
 
 def called(command: str, *words: str) -> object:
-    return import_module(f"spiketriton.{command}").main([*words])
+    return import_module(home_of(command)).main([*words])
 
 
 READERS = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from spiketriton.config import to_toml
-from spiketriton.errors import EXIT_ERROR, EXIT_SIGTERM, EXIT_USER, UserError
-from spiketriton.trainer import Trainer
+from spiketriton.system.errors import EXIT_ERROR, EXIT_SIGTERM, EXIT_USER, UserError
+from spiketriton.training.trainer import Trainer
 from tests.processes import Forked, said, start_ranks
 from tests.ranks.test_ranks import rows
 from tests.small_runs import last_state, small_recipe, small_trainer, wait_for
@@ -40,7 +40,7 @@ def test_the_command_on_two_ranks(tmp_path, torchrun):
     assert output.count(words) == 1
     assert rest.count("SIGTERM: finishing this step, then saving") == 1
     assert rest.count("torchrun --nproc-per-node=2 -m spiketriton.train --resume run") == 1
-    assert "spiketriton/trainer.py" not in rest
+    assert "spiketriton/training/trainer.py" not in rest
     state = last_state(tmp_path / "run")
     last = rows(tmp_path / "run", "metrics.jsonl")[-1]
     assert state["step"] >= last["step"] > 0
@@ -56,7 +56,7 @@ def test_a_killed_rank_ends_the_run_with_one_message(tmp_path):
     assert [process.returncode for process in processes] == [EXIT_ERROR, -signal.SIGKILL]
     assert rest.count("error: ") == 1, rest
     assert "error: rank 1 died or stopped responding; all ranks are stopping" in rest
-    assert "spiketriton/trainer.py" not in rest, "no traceback of ours"
+    assert "spiketriton/training/trainer.py" not in rest, "no traceback of ours"
     resumed = small_trainer(tmp_path / "run", *keys, resume=True)
     assert resumed.step == 4
     assert resumed.fit(until=6).saved_at == 6
@@ -64,7 +64,7 @@ def test_a_killed_rank_ends_the_run_with_one_message(tmp_path):
 
 STOPS = """
 import ctypes, os, signal
-from spiketriton.training import ranks
+from spiketriton.system import ranks
 ranks.PULSE, ranks.PATIENCE = 0.02, 0.1
 with ranks.ranks_of_torchrun() as group:
     group.most(1.0)
@@ -97,14 +97,14 @@ def test_a_mistake_is_reported_once(tmp_path, moment):
     assert [process.returncode for process in processes] == [EXIT_USER, EXIT_USER]
     assert output.count("error: ") == 1, output
     assert f"error: {message}" in output
-    assert "spiketriton/trainer.py" not in output, "no traceback of ours"
+    assert "spiketriton/training/trainer.py" not in output, "no traceback of ours"
     assert (tmp_path / "run").exists() == (moment == "step"), "no work, no folder"
 
 
 ENDS = """
 import sys
 import tests.ranks.test_commands as t
-from spiketriton.errors import run_command
+from spiketriton.system.errors import run_command
 from spiketriton.train import main
 t.end_at(5, t.{})
 run_command(main, [sys.argv[1], "--run-dir", "run"])

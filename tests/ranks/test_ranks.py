@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from spiketriton.errors import EXIT_DONE, EXIT_SIGTERM
 from spiketriton.runs.checkpoint import read_checkpoint
-from spiketriton.trainer import Trainer
+from spiketriton.system.errors import EXIT_DONE, EXIT_SIGTERM
+from spiketriton.system.ranks import TIMEOUT, Ranks, ranks_of_torchrun
 from spiketriton.training.nonfinite import Diverged
-from spiketriton.training.ranks import TIMEOUT, Ranks, ranks_of_torchrun
+from spiketriton.training.trainer import Trainer
 from tests.processes import said, start_ranks
 from tests.small_runs import (
     assert_equal,

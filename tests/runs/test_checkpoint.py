@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from spiketriton.errors import UserError
 from spiketriton.runs.checkpoint import Checkpoints, DamagedCheckpoint, read_checkpoint
+from spiketriton.system.errors import UserError
 from tests.small_runs import assert_equal
 
 

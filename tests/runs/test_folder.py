@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from spiketriton import locks
 from spiketriton.config import load_recipe, replace, to_toml
-from spiketriton.errors import UserError
 from spiketriton.runs.folder import Onlooker, Request, RunFolder
 from spiketriton.runs.rows import METRICS
+from spiketriton.system import locks
+from spiketriton.system.errors import UserError
 from tests.small_runs import small_recipe
 
 

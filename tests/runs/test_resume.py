@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from spiketriton.config import to_toml
-from spiketriton.errors import EXIT_DONE, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM, UserError
 from spiketriton.runs.folder import RunFolder
+from spiketriton.system.errors import EXIT_DONE, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM, UserError
 from spiketriton.train import main
-from spiketriton.trainer import Trainer
 from spiketriton.training import environment
 from spiketriton.training.environment import describe
+from spiketriton.training.trainer import Trainer
 from tests.processes import Forked
 from tests.small_runs import (
     Lines,

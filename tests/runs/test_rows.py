@@ -7,7 +7,6 @@ import os
 
 import pytest
 
-from spiketriton.errors import UserError
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import (
     GRADIENTS,
@@ -18,6 +17,7 @@ from spiketriton.runs.rows import (
     replace_file,
     write_json,
 )
+from spiketriton.system.errors import UserError
 
 
 def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch, capsys):

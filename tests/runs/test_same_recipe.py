@@ -3,8 +3,8 @@
 import pytest
 
 from spiketriton.config import KEYS
-from spiketriton.errors import UserError
 from spiketriton.runs.same_recipe import MOVABLE, refuse_another_recipe
+from spiketriton.system.errors import UserError
 from tests.small_runs import small_recipe
 
 

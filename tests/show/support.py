@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from spiketriton.evaluate.results import Evaluation, Layer
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.trained.results import Evaluation, Layer
 from spiketriton.training.plan import Outcome, Plan, Progress
 
 PLAN = Plan(

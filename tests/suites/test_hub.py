@@ -19,7 +19,7 @@ COMMIT = "0123456789012345678901234567890123456789"
 SCRIPT = """
 import spiketriton, torch
 from spiketriton import pull, push
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 
 push.main(["run", "me/net"])
 pull.main(["me/net", "--run-dir", "theirs"])

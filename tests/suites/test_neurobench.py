@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from spiketriton.evaluate import main
-from spiketriton.trained.evaluation import evaluate
-from spiketriton.trained.neurobench import neurobench
-from spiketriton.trained.run import load_run
+from spiketriton.evaluate.__main__ import main
+from spiketriton.evaluate.evaluation import evaluate
+from spiketriton.evaluate.neurobench import neurobench
+from spiketriton.training.trained import load_run
 from tests.small_runs import small_trainer
 
 pytest.importorskip("neurobench", reason="the extra suites is not installed")

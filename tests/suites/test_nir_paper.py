@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from spiketriton.trained.nir_network import network
-from spiketriton.trained.nir_replay import replay
+from spiketriton.export.nir_network import network
+from spiketriton.export.nir_replay import replay
 from spiketriton_kernels import multistep_lif
 from tests.suites.run import fetched
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spiketriton.data.events import read_events
+from spiketriton.events import read_events
 from tests.suites.run import fetched
 
 FOLDER = "tonic/test/test_data"

@@ -5,8 +5,8 @@ import torch
 
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.folder import RunFolder
-from spiketriton.trained.run import load_run
 from spiketriton.training.ema import MovingAverage
+from spiketriton.training.trained import load_run
 from tests.small_runs import assert_equal, small_trainer
 
 

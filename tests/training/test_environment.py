@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from spiketriton.config import TrainConfig
-from spiketriton.errors import UserError
-from spiketriton.machine import bf16_instructions  # conftest.py replaces the module's
+from spiketriton.system.errors import UserError
+from spiketriton.system.machine import bf16_instructions  # conftest.py replaces the module's
+from spiketriton.system.ranks import Ranks
 from spiketriton.training import environment
-from spiketriton.training.ranks import Ranks
 from tests.processes import done
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     git("init", "-q")
     git("add", "-A")
     git("commit", "-q", "-m", "x")
-    monkeypatch.setattr(environment.version, "__file__", str(package))
+    monkeypatch.setattr(environment.version, "PACKAGE", package.parent)
     commit = git("rev-parse", "HEAD")
     (tmp_path / "untracked").write_text("")
     index = (tmp_path / ".git" / "index").read_bytes()
@@ -75,7 +75,7 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
 def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
     package = tmp_path / "lib" / "spiketriton" / "__init__.py"
     package.parent.mkdir(parents=True)
-    monkeypatch.setattr(environment.version, "__file__", str(package))
+    monkeypatch.setattr(environment.version, "PACKAGE", package.parent)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)  # somebody else's repository
     assert environment.commit_of_package() == (None, False)
     for said, expected in (("1a2b\n", ("1a2b", False)), ("1a2b dirty\n", ("1a2b", True))):
@@ -234,7 +234,7 @@ def test_another_code_has_another_checksum(monkeypatch, tmp_path):
     sums = []
     for content in ("a = 1", "a = 2", "a = 1"):
         (tmp_path / "__init__.py").write_text(content)
-        monkeypatch.setattr(environment.version, "__file__", str(tmp_path / "__init__.py"))
+        monkeypatch.setattr(environment.version, "PACKAGE", tmp_path)
         environment.package_checksum.cache_clear()
         sums.append(environment.package_checksum())
     environment.package_checksum.cache_clear()

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spiketriton.trainer import Trainer
 from spiketriton.training import graphs
 from spiketriton.training.graphs import Steps, obstacle_of, rates_in_tensors
+from spiketriton.training.trainer import Trainer
 from tests.small_runs import assert_equal, small_trainer, untimed
 
 aten = torch.ops.aten

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from spiketriton.config import TrainConfig
+from spiketriton.system.ranks import Ranks
 from spiketriton.training.guard import SCALER_TRIES, FiniteGuard
 from spiketriton.training.optim import Update, build_optimizer
 from spiketriton.training.placement import Placement
-from spiketriton.training.ranks import Ranks
 
 
 def judged(guard: FiniteGuard, loss: float, norm: float) -> None:

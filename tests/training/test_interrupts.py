@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from spiketriton.errors import EXIT_SIGTERM
+from spiketriton.system.errors import EXIT_SIGTERM
+from spiketriton.system.ranks import Ranks
 from spiketriton.training import interrupts
 from spiketriton.training.interrupts import StopSignals
-from spiketriton.training.ranks import Ranks
 from tests.small_runs import last_state, small_trainer
 
 

@@ -9,8 +9,8 @@ import pytest
 from spiketriton.config import load_recipe
 from spiketriton.data import build_data
 from spiketriton.runs.folder import RunFolder
-from spiketriton.show.display import Quiet
-from spiketriton.trainer import Trainer
+from spiketriton.training.display import Quiet
+from spiketriton.training.trainer import Trainer
 
 TOLERANCE = 8.0
 """MiB between the second and the last quarter of a run: 8 KiB a step over 2,000 steps is found."""

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from spiketriton.config import LossConfig
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from spiketriton.training.losses import build_loss
 from tests.covering import pairwise
 

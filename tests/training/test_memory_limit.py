@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from spiketriton import machine
 from spiketriton.data import Data, Facts, build_data
-from spiketriton.errors import EXIT_USER, UserError
 from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
+from spiketriton.system import machine
+from spiketriton.system.errors import EXIT_USER, UserError
+from spiketriton.system.ranks import Ranks
 from spiketriton.training import memory_limit
 from spiketriton.training.memory_limit import OutOfMemory, explained, is_out_of_memory, settle
 from spiketriton.training.randomness import random_state, seed_everything
-from spiketriton.training.ranks import Ranks
 from tests.processes import done
 from tests.small_runs import assert_equal, last_state, small_recipe, small_trainer, untimed
 
@@ -78,8 +78,9 @@ def test_a_run_that_is_too_large_says_so_in_one_line(recipe):
     small_trainer(Path("warm")).fit(until=1)  # a compiler would not live on so little
     code = (
         "from spiketriton.train import main\n"
-        "from spiketriton import machine, session\n"
-        "from spiketriton.errors import run_command\n"
+        "from spiketriton.system import machine\n"
+        "from spiketriton.training import session\n"
+        "from spiketriton.system.errors import run_command\n"
         "machine.limit_memory(150 * 2**20)\n"
         "run_command(main)"
     )

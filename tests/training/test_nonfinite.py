@@ -14,15 +14,15 @@ from torch import Tensor
 from spiketriton import nonfinite
 from spiketriton.data import TrainStream
 from spiketriton.data.stream import CPU
-from spiketriton.errors import EXIT_DONE, EXIT_NONFINITE, UserError
-from spiketriton.gradients.probing import Prober
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
+from spiketriton.system.errors import EXIT_DONE, EXIT_NONFINITE, UserError
 from spiketriton.train import main
-from spiketriton.trainer import Trainer
 from spiketriton.training import environment
 from spiketriton.training import nonfinite as module
 from spiketriton.training.nonfinite import Diverged, Finding, locate
+from spiketriton.training.probing import Prober
+from spiketriton.training.trainer import Trainer
 from tests.small_runs import (
     Lines,
     as_on_a_gpu,

@@ -12,7 +12,8 @@ import copy, json, sys
 from pathlib import Path
 import torch
 from profiling.harness.launcher import Driver, without_gpu
-from spiketriton import checkup, session
+from spiketriton.doctor import checkup
+from spiketriton.training import session
 from spiketriton.training import precompile
 from spiketriton.training.randomness import random_state
 from spiketriton_kernels import passes

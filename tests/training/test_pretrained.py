@@ -5,8 +5,8 @@ import torch
 import torchvision
 
 from spiketriton.config import recipe_from_toml
-from spiketriton.errors import UserError
 from spiketriton.models import build_model
+from spiketriton.system.errors import UserError
 from spiketriton.training.pretrained import find_weights, freeze, take_weights
 from tests.small_runs import assert_equal, small_recipe, small_trainer
 

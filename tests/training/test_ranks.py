@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spiketriton.errors import EXIT_ERROR, EXIT_SIGINT, EXIT_USER, UserError
 from spiketriton.runs.folder import RunFolder
-from spiketriton.training import ranks as module
-from spiketriton.training.ranks import _TRANSPORT, Group, Ranks, ranks_of_torchrun
+from spiketriton.system import ranks as module
+from spiketriton.system.errors import EXIT_ERROR, EXIT_SIGINT, EXIT_USER, UserError
+from spiketriton.system.ranks import _TRANSPORT, Group, Ranks, ranks_of_torchrun
 
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "1", "MASTER_PORT": "29500", "MASTER_ADDR": "host0"}
 

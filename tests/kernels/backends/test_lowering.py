@@ -16,7 +16,7 @@ import pytest
 
 from profiling.harness import lowering
 from profiling.sections.compiled import CARDS
-from spiketriton.errors import UserError
+from spiketriton.system.errors import UserError
 from spiketriton_kernels import SHAPES
 from tests.child import ROOT, environment
 from tests.kernels.backends.in_flight import bytes_in_flight

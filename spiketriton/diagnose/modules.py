@@ -1,0 +1,168 @@
+"""A module without a recipe, diagnosed: how it is called, whether its layers form a chain, and what helps it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spiketriton.config.rules import RATES
+from spiketriton.config.words import some
+from spiketriton.diagnose.trials import Trials, loss_after
+from spiketriton.gradients.cures import CLIPPING, Cure, change_neurons
+from spiketriton.gradients.measurement import Measurement
+from spiketriton.models.network import trial
+from spiketriton.neurons import SpikingNeuron, adopt, told_of_spikes
+from spiketriton.system.errors import UserError, one_line
+from spiketriton.training.probing import MOST, Prober, tells_apart
+from spiketriton_kernels.nn import SpikingNeuron as KernelNeuron
+from spiketriton_kernels.nn import swap
+from spiketriton_kernels.nn.calls import OnKernel
+
+Batch = tuple[Tensor, Any]
+Loss = Callable[[Tensor, Any], Tensor]
+
+
+class Called(nn.Module):
+    """A copy of a module with our neurons, called as it wants to be.
+
+    takes: "as given"; "time first", x at each of `steps` steps, [T, B, ...]; "steps", the module once for each step.
+    timed: whether x has time already, [T, B, ...].
+    """
+
+    def __init__(self, net: nn.Module, steps: int, timed: bool) -> None:
+        super().__init__()
+        self.name, self.steps, self.timed, self.takes = type(net).__name__, steps, timed, "as given"
+        self.net = deepcopy(net)
+        self.left = dict(swap(self.net).left)
+        for name, module in self.net.named_modules():
+            if isinstance(module, KernelNeuron):
+                adopt(module)
+            elif isinstance(module, OnKernel):
+                self.left[name] = "it is called one step at a time, as a module of its own library"
+
+    def forward(self, x: Tensor) -> Any:
+        for module in self.net.modules():
+            if isinstance(module, KernelNeuron):
+                module.reset()
+        if self.takes == "as given":
+            return self.net(x)
+        if self.takes == "time first":
+            return self.net(x.expand(self.steps, *x.shape).contiguous())
+        return torch.stack([self.net(step) for step in (x if self.timed else [x] * self.steps)])
+
+    def neurons(self) -> list[tuple[str, SpikingNeuron]]:
+        """By their names in the module that was given."""
+        named = self.net.named_modules()
+        return [(name, m) for name, m in named if isinstance(m, SpikingNeuron)]
+
+    def recognise(self, x: Tensor, images: int) -> None:
+        """Finds out how it is called with x. UserError: in no way, or no neuron of it can be measured."""
+        failed, read_as_time = [], False
+        for takes in ("as given", "steps") if self.timed else ("as given", "time first"):
+            self.takes = takes
+            shown: dict[str, int] = {}
+
+            def count(name: str, spikes: Tensor, shown: dict[str, int] = shown) -> None:
+                shown[name] = shown.get(name, 0) + len(spikes)
+
+            try:
+                with trial(self), torch.no_grad(), told_of_spikes(self.neurons(), count):
+                    self.eval()
+                    self(x)
+            except Exception as error:  # somebody else's code
+                failed.append(f"{self.takes}: {type(error).__name__}: {one_line(error)}")
+                continue
+            if not shown:
+                raise UserError(self._unmeasured())
+            steps = {*shown.values()}
+            if self.timed or self.takes == "time first":
+                return
+            if steps == {1} and all(neuron.step_mode == "s" for _, neuron in self.neurons()):
+                self.takes = "steps"
+            if steps != {images} or self.takes == "steps":
+                return
+            read_as_time = True  # perhaps: the neurons saw as many steps as there are images
+        if read_as_time:
+            self.takes = "as given"
+            return
+        raise UserError(
+            f"{self.name} answers to no x of {list(x.shape)}: {'; '.join(failed)}. Accepted: x as it takes it, "
+            "[T, B, ...] or [B, ...]"
+        )
+
+    def _unmeasured(self) -> str:
+        accepted = "accepted: neurons of spiketriton_kernels.nn, or that swap puts there"
+        if not self.left:
+            return f"{self.name} calls no spiking neuron; {accepted}"
+        why = some([f"{name} ({reason})" for name, reason in self.left.items()], 3)
+        return f"none of the neurons of {self.name} can be measured: {why}; {accepted}, such as Leaky.from_snntorch"
+
+
+def is_chain(prober: Prober) -> bool:
+    """Whether the outputs are the same for all images as soon as any one layer is silenced: no path goes around it."""
+    (x, _), *_ = prober.batches
+    images = x.shape[prober.images]
+    for _, neuron in prober.layers:
+        cut = neuron.register_forward_hook(lambda _, given, spikes: torch.zeros_like(spikes))
+        try:
+            with trial(prober.model), torch.no_grad():
+                out = prober.model(x)
+        finally:
+            cut.remove()
+        if not isinstance(out, Tensor) or tells_apart(out, images):
+            return False
+    return True
+
+
+def try_on_batch(
+    net: Called,
+    batch: Batch,
+    images: int,
+    loss: Loss,
+    found: Sequence[Cure],
+    optimizer: str,
+    tries: int,
+) -> Trials:
+    """Trains copies for some steps on the first few images of a batch, as they are and with one change each."""
+    fresh, batch = net, few_of(*batch, images)
+    rate = RATES[optimizer][2]  # of networks that no recipe knows
+
+    def trained(cure: Cure | None) -> float:
+        torch.manual_seed(0)
+        net = deepcopy(fresh)
+        if cure is not None and cure is not CLIPPING:
+            change_neurons(net, cure, batch[0])
+        net.train()
+        weights = [p for p in net.parameters() if p.requires_grad]
+        if not weights:
+            raise UserError(f"{net.name} has no parameters to train")
+        sgd = torch.optim.SGD(weights, lr=rate, momentum=0.9)
+        made = sgd if optimizer == "sgd" else torch.optim.AdamW(weights, lr=rate)
+        level = torch.optim.lr_scheduler.ConstantLR(made, factor=1.0)
+        limit = 1.0 if cure is CLIPPING else 0.0
+        return loss_after(net, _again(batch), loss, tries, made, level, limit)
+
+    changed = tuple((cure, trained(cure)) for cure in found)
+    return Trials(tries, batch[0].shape[images], trained(None), changed)
+
+
+def named_as_given(measured: Measurement) -> Measurement:
+    """With the names that layers and weights have in the module that was given."""
+    weights = {name.removeprefix("net."): rms for name, rms in measured.weights.items()}
+    names = tuple(name.removeprefix("net.") for name in measured.names)
+    return replace(measured, names=names, weights=weights)
+
+
+def few_of(x: Tensor, y: Any, images: int) -> Batch:
+    """The first few images of a batch."""
+    most = MOST[x.device.type]
+    few = x.narrow(images, 0, min(most, x.shape[images]))
+    return few, y[:most] if isinstance(y, Tensor) else y
+
+
+def _again(batch: Batch) -> Iterator[Batch]:
+    while True:
+        yield batch

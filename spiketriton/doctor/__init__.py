@@ -1,0 +1,1 @@
+"""`spiketriton doctor`: whether spiketriton runs correctly on this machine; checkup.py is what it tries."""

@@ -1,0 +1,135 @@
+"""spiketriton evaluate RUN [--steps 1,2,4] [--against RUN ...] [--neurobench] [--json]"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spiketriton.runs.folder import RunFolder, refuse_unusable
+from spiketriton.runs.outputs import marked, output_folder, refuse_foreign
+from spiketriton.runs.rows import json_text, replace_file, write_json
+from spiketriton.system.commandline import Parser, number
+from spiketriton.system.errors import UserError, importing, need, run_command
+
+if TYPE_CHECKING:
+    from spiketriton.training.trained import TrainedRun
+
+EPILOG = """\
+examples:
+  spiketriton evaluate runs/fashion
+  spiketriton evaluate runs/fashion --steps 8,16 --against runs/ann runs/converted
+  spiketriton evaluate runs/fashion data.root=/data --json > answer.json
+
+Writes evaluation.json and pictures to DIR (RUN/evaluation); files of another run there are not
+overwritten but named. The prediction after t steps is that of the mean logits of the first t, for every t from
+one pass. --neurobench also writes neurobench.json (pip install 'spiketriton[suites]').
+docs/evaluation.md explains what is counted and how."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("evaluate", EPILOG)
+    parser.add_run()
+    count = number(1, 10**6)
+    parser.add_argument(
+        "--steps",
+        type=lambda text: [count(step) for step in text.split(",")],
+        default=[],
+        metavar="1,2,4",
+        help="time steps to show, also beyond T",
+    )
+    parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
+    parser.add_argument(
+        "--neurobench", action="store_true", help="also run NeuroBench's harness on RUN"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--out", metavar="DIR", help="output folder (RUN/evaluation)")
+    parser.add_argument(
+        "--images", type=count, metavar="N", help="a fixed subset of the test images"
+    )
+    parser.add_argument(
+        "--batch-size", type=count, metavar="N", help="images at once (the recipe's)"
+    )
+    parser.add_checkpoint()
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    args = parse(arguments)
+    for path in (args.run, *args.against):
+        refuse_unusable(path, args.overrides)
+    with importing():
+        from spiketriton.evaluate.evaluation import evaluate
+        from spiketriton.evaluate.neurobench import neurobench
+        from spiketriton.evaluate.pictures import draw_evaluations
+        from spiketriton.evaluate.tables import neurobench_line, show
+        from spiketriton.show.screen import console_of, say, show_whole
+        from spiketriton.training.trained import load_run
+
+    if args.neurobench:
+        need("neurobench.benchmarks", "suites", "--neurobench")  # fails before data are loaded
+    own = Path(args.run) / "evaluation"
+    if args.out and Path(args.out).resolve() != own.resolve():
+        refuse_foreign_results(Path(args.out), args.run)
+    runs = [
+        load_run(path, *args.overrides, checkpoint=args.checkpoint, test_images=args.images)
+        for path in [args.run, *args.against]
+    ]
+    refuse_other_tests(runs)
+    folder = output_folder(args.out or own)
+    steps = max(args.steps, default=0)
+    evaluations = [evaluate(run, steps, args.batch_size or 0) for run in runs]
+    written = [folder / "evaluation.json"]
+    replace_file(written[0], evaluations[0].to_json())
+    if args.against:
+        written.append(folder / "comparison.json")
+        write_json(written[1], [asdict(one) for one in evaluations], indent=1)
+    written += draw_evaluations(folder, evaluations)
+    if args.neurobench:
+        harness = neurobench(runs[0])
+        written.append(folder / "neurobench.json")
+        write_json(written[-1], harness, indent=1)
+    if args.json:
+        print(json_text([asdict(one) for one in evaluations], indent=1), end="")
+        return
+    console = console_of()
+    show(console, evaluations, args.steps)
+    if args.neurobench:
+        say(console, neurobench_line(harness))
+    for path in written:
+        show_whole(console, f"  {path}")
+
+
+def refuse_foreign_results(folder: Path, run: str) -> None:
+    """UserError: the folder has files of these names, and no evaluation.json of this run."""
+    from spiketriton.evaluate.pictures import PICTURES
+
+    numbers, path = folder / "evaluation.json", json.dumps(str(RunFolder.find(run).path))
+    refuse_foreign([numbers], marked(f'"run": {path},'))
+    if not numbers.exists():
+        others = ("comparison.json", "neurobench.json", *PICTURES)
+        refuse_foreign((folder / name for name in others), lambda _: False)
+
+
+def refuse_other_tests(runs: list["TrainedRun"]) -> None:
+    """UserError: a run was trained for other test images than the first."""
+    import numpy as np
+
+    first = runs[0].data
+    for run in runs[1:]:
+        data = run.data
+        if (data.name, data.classes) != (first.name, first.classes):
+            raise UserError(
+                f"{run.folder.path} is of {data.name} with {len(data.classes)} classes, and "
+                f"{runs[0].folder.path} of {first.name} with {len(first.classes)}; accepted by "
+                "--against: runs of the same data"
+            )
+        if not np.array_equal(data.test.members, first.test.members):
+            raise UserError(
+                f"{run.folder.path} is tested on {data.test.images:,} images, and "
+                f"{runs[0].folder.path} on {first.test.images:,}; --images N gives both the same"
+            )
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,263 @@
+"""What a run does on its test images: accuracy by time step, spikes, operations, energy, speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spiketriton.data import TestSet
+from spiketriton.evaluate.counters import SpikeCounter
+from spiketriton.evaluate.energy import Workload, ann_energy_pj, energy_pj, workload
+from spiketriton.evaluate.raster import raster_of
+from spiketriton.evaluate.results import Evaluation, Sample
+from spiketriton.models.agreement import AGREEMENT, counted_graph
+from spiketriton.neurons import IF, PSN, MaskedPSN, Norm, SlidingPSN, SpikingNeuron
+from spiketriton.system import machine
+from spiketriton.system.errors import UserError
+from spiketriton.training.trained import TrainedRun, with_bar
+
+Chunks: TypeAlias = Sequence[tuple[int, int]]  # starts and lengths
+Follow: TypeAlias = Callable[[int, int], object]
+CHUNK = 16  # time steps at once, so that memory does not grow with the window
+TIMED_BATCHES = 3
+SAMPLES = 4  # recordings in pictures
+Z95 = 1.959964  # two-sided 95 % of the normal distribution
+
+
+@torch.inference_mode()
+def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> Evaluation:
+    """Runs the test images through a network and counts everything.
+
+    steps: to run, if more than the run's T; an ANN has 1, recordings T. batch_size: 0: the recipe's.
+    UserError: more steps than the network has gains for (TEBN), or than recordings have frames.
+    """
+    model, data, spiking = run.model, run.data, run.model.is_spiking
+    last = _window(run, steps)
+    test = data.test
+    if batch_size:
+        test = dataclasses.replace(test, batch_size=batch_size)
+    counter, work, uncounted = _counter(run, test, last)
+    chunks = _chunks_of_window(run, first_images(test), last)
+    first = 0 if model.answers_each_step else last - 1  # the step of the first answer
+
+    classes = len(data.classes)
+    correct = torch.zeros(last - first, dtype=torch.int64)
+    confusion = torch.zeros(classes * classes, dtype=torch.int64)
+    images_per_s = _images_per_s(run, test)
+    with counter.watching(model):
+        for images, labels in with_bar(test, f"{run.folder.path.name}, {last} time steps"):
+            answers = _answers(run, images, chunks, counter.follow)
+            correct += (answers == labels).sum(1)
+            pairs = labels * classes + answers[run.time_steps - 1 - first]
+            confusion += pairs.bincount(minlength=classes * classes)
+
+    images_seen = int(confusion.sum())
+    if uncounted:
+        operations = [math.nan] * last
+    else:
+        operations = [n / images_seen if spiking else 0.0 for n in counter.operations_within()]
+    leak = max([_membrane_macs(n, run.time_steps) for _, n in model.spiking_layers()], default=0)
+    energy = _energy(run, work, operations, leak, counted=not uncounted)
+    on_gpu = run.device.type == "cuda"
+    return Evaluation(
+        run=str(run.folder.path),
+        recipe=run.recipe.name,
+        kind=run.kind,
+        neuron=_neurons(run),
+        method=run.conversion["method"] if run.conversion else None,
+        checkpoint=run.checkpoint,
+        training_step=run.step,
+        data=data.label,
+        synthetic=data.synthetic,
+        images=images_seen,
+        available=len(test.dataset.split),
+        uncounted=uncounted,
+        classes=list(data.classes),
+        time_steps=run.time_steps,
+        accuracy=[math.nan] * first + [int(n) / images_seen for n in correct],
+        interval=[(math.nan, math.nan)] * first + [wilson(int(n), images_seen) for n in correct],
+        confusion=confusion.view(classes, classes).tolist(),
+        layers=counter.layers(images_seen, spiking),
+        mean_rate=counter.mean_rate(),
+        synaptic_operations=operations,
+        neurons=work.neurons,
+        macs_once=work.macs_once if spiking else work.ann_macs * (not data.facts.frames),
+        macs_per_step=work.macs_per_step if spiking else work.ann_macs * bool(data.facts.frames),
+        ann_macs=work.ann_macs,
+        layer_macs=work.layer_macs,
+        leaky=bool(leak),
+        membrane_macs=leak,
+        energy_uj=[pj * 1e-6 for pj, _ in energy],
+        energy_with_data_uj=[pj * 1e-6 for _, pj in energy],
+        images_per_s=images_per_s,
+        device=torch.cuda.get_device_name(run.device) if on_gpu else machine.cpu_name(),
+        events=bool(data.facts.frames),
+        ms_per_step=None if data.bin_ms is None else float(data.bin_ms[test.members].mean()),
+        samples=_samples(run) if data.facts.frames and model.answers_each_step else [],
+        raster=raster_of(run),
+    )
+
+
+def _window(run: TrainedRun, steps: int | None) -> int:
+    """How many time steps are run. UserError: the network, or its recordings, have not so many."""
+    own = run.time_steps
+    if run.data.facts.frames and (steps or 0) > own:
+        raise UserError(f"{run.folder.path}: recordings of {own} frames have no step {steps}")
+    last = max(own, steps or 0) if run.model.is_spiking else own
+    if last > own and any(isinstance(n, PSN) for _, n in run.model.spiking_layers()):
+        raise UserError(
+            f"{run.folder.path}: its parallel neurons have weights for {own} time steps and cannot run "
+            f"{last}; accepted: up to {own}"
+        )
+    for norm in (m for m in run.model.modules() if isinstance(m, Norm)):
+        norm.gains(last)  # TEBN refuses steps for which it has learnt no gain
+    return last
+
+
+def _counter(run: TrainedRun, test: TestSet, steps: int) -> tuple[SpikeCounter, Workload, str]:
+    """What counts spikes, and operations by a graph; or why there is no graph that gives the network's answers."""
+    data = run.data
+    try:
+        nodes = counted_graph(run.model, first_images(test))
+        work = workload(nodes, data.facts.image_shape, constant=not data.facts.frames)
+        return SpikeCounter(nodes, work, steps=steps, within=run.time_steps), work, ""
+    except UserError as error:
+        nothing = Workload(layer_macs={}, macs_once=0, macs_per_step=0, neurons=0, fan_out={})
+        return SpikeCounter(steps=steps, within=run.time_steps), nothing, str(error)
+
+
+def _energy(
+    run: TrainedRun, work: Workload, operations: list[float], leak: int, counted: bool
+) -> list[tuple[float, float]]:
+    """Of one image within t steps, in pJ: by operations, and with data movement."""
+    if not counted:
+        return [(math.nan, math.nan)] * len(operations)
+    if not run.model.is_spiking:
+        return [ann_energy_pj(work.ann_macs * t) for t in range(1, len(operations) + 1)]
+    return [energy_pj(work, ops, t, membrane_macs=leak) for t, ops in enumerate(operations, 1)]
+
+
+def _membrane_macs(neuron: SpikingNeuron, steps: int) -> int:
+    """MACs of one neuron in one step: none without a leak; of a PSN one for each step that it reads."""
+    if isinstance(neuron, MaskedPSN | SlidingPSN):
+        return min(neuron.k, steps)
+    if isinstance(neuron, PSN):
+        return steps
+    return 0 if isinstance(neuron, IF) else 1
+
+
+def _neurons(run: TrainedRun) -> str:
+    """The kind of neuron that the recipe names; the kinds that a network of others has."""
+    if ":" not in run.recipe.model.name:
+        return run.recipe.neuron.kind
+    kinds = {type(neuron).__name__.lower() for _, neuron in run.model.spiking_layers()}
+    return ", ".join(sorted(kinds)) or "its own neurons"
+
+
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """95 % interval of the share right / images (Wilson 1927): never outside 0..1."""
+    share, z2 = right / images, Z95**2 / images
+    middle = share + z2 / 2
+    reach = math.sqrt(share * (1 - share) * z2 + z2**2 / 4)
+    return max(0.0, (middle - reach) / (1 + z2)), min(1.0, (middle + reach) / (1 + z2))
+
+
+def first_images(test: TestSet) -> Tensor:
+    """Two test images, or recordings."""
+    images, _ = next(iter(test))
+    return images.narrow(-4, 0, min(2, images.shape[-4]))
+
+
+def _chunks_of_window(run: TrainedRun, images: Tensor, steps: int) -> Chunks:
+    """Start and length of the chunks in which a window is run; one where the network runs only whole ones.
+
+    That is so where a neuron is called several times with the same steps, or something else is kept between steps.
+    """
+    ends = sorted({*range(CHUNK, steps, CHUNK), run.time_steps, steps})
+    chunks = [(start, end - start) for start, end in itertools.pairwise([0, *ends])]
+    if len(chunks) == 1 or not run.model.streams:
+        return [(0, steps)]
+    images = run.to_device(images)
+    whole, cut = (torch.cat([*_currents(run, images, x)]) for x in ([(0, steps)], chunks))
+    far = (cut - whole).abs().mean()
+    return chunks if far <= AGREEMENT * whole.abs().mean() else [(0, steps)]
+
+
+def _answers(
+    run: TrainedRun, images: Tensor, chunks: Chunks, follow: Follow = lambda *_: None
+) -> Tensor:
+    """The class of the largest mean current after each step of the `chunks` of a window: [steps, B].
+
+    follow: told the start and length of each chunk before the model is given it.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=run.device)
+    answers = []
+    for currents in _currents(run, run.to_device(images), chunks, follow):
+        # no cumsum, which CUDA refuses under train.deterministic
+        sums = total + torch.stack(list(itertools.accumulate(currents.double())))
+        answers.append(sums.argmax(2))
+        total = sums[-1]
+    return torch.cat(answers).cpu()
+
+
+def _currents(
+    run: TrainedRun, images: Tensor, chunks: Chunks, follow: Follow = lambda *_: None
+) -> Iterator[Tensor]:
+    """Currents [length, B, K] of each chunk: of constant images, or of their frames. To be read to the end."""
+    run.model.set_stateful(run.model.is_spiking and len(chunks) > 1)
+    try:
+        with run.autocast():
+            for start, length in chunks:
+                follow(start, length)
+                if images.ndim == 5:
+                    yield run.model(images[start : start + length])
+                else:
+                    yield run.model(images, length)
+    finally:
+        run.model.set_stateful(False)
+
+
+@torch.inference_mode()
+def _images_per_s(run: TrainedRun, test: TestSet) -> float:
+    """Images that the network answers in a second at T, after a first batch that warms it up."""
+    some = itertools.islice(test, 1 + TIMED_BATCHES)
+    batches = [run.to_device(images) for images, _ in some]
+    first, *timed = batches * 2 if len(batches) == 1 else batches
+    chunks = _chunks_of_window(run, first, run.time_steps)
+    _answers(run, first, chunks)
+    _wait(run.device)
+    start = time.perf_counter()
+    for images in timed:
+        for _ in _currents(run, images, chunks):
+            pass
+    _wait(run.device)
+    return sum(images.shape[-4] for images in timed) / (time.perf_counter() - start)
+
+
+def _samples(run: TrainedRun) -> list[Sample]:
+    """The first test recording of each of a few classes, and the answers to it."""
+    test = run.data.test
+    labels = test.dataset.split.labels[torch.from_numpy(test.members)]
+    firsts = [int(at[0]) for at in (labels.eq(c).nonzero() for c in labels.unique()) if len(at)]
+    chosen = test.members[np.array(firsts[:SAMPLES])]
+    frames = test.dataset.split.read(chosen)
+    images = test.dataset.whole(frames)
+    answers = _answers(run, images, _chunks_of_window(run, images, run.time_steps))
+    classes = run.data.classes
+    return [
+        Sample.of(classes[int(test.dataset.split.labels[index])], frame, [classes[a] for a in said])
+        for index, frame, said in zip(chosen, frames, answers.T.tolist(), strict=True)
+    ]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

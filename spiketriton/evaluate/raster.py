@@ -1,0 +1,65 @@
+"""One test image and the spikes that it causes: what a picture of a single answer shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spiketriton.neurons import told_of_spikes
+from spiketriton.training.trained import TrainedRun
+
+SHOWN = 24  # neurons of each layer, at even distances
+PIXELS = 64  # side of the image that is kept, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raster:
+    """The answer to one image, step by step, and the spikes of some neurons of every layer."""
+
+    label: str
+    answers: list[str]  # after each time step
+    shares: list[float]  # softmax of the mean current of that answer, 0 to 1
+    image: list[list[int]]  # grey values 0..255, rows from the top
+    spikes: dict[str, list[list[int]]]  # layer: [time step, neuron], 0 or 1
+
+
+@torch.inference_mode()
+def raster_of(run: TrainedRun) -> Raster | None:
+    """The raster of the first test image; None for an ANN, for recordings, and without answers at each step."""
+    if not run.model.is_spiking or run.data.facts.frames or not run.model.answers_each_step:
+        return None
+    images, labels = next(iter(run.data.test))
+    images = run.to_device(images[:1])
+    spikes: dict[str, list[list[int]]] = {}
+    with told_of_spikes(run.model.spiking_layers(), partial(_keep, spikes)), run.autocast():
+        currents = run.model(images, run.time_steps).double()[:, 0].cpu()
+    steps = torch.arange(1, len(currents) + 1).view(-1, 1)
+    share, answer = (currents.cumsum(0) / steps).softmax(1).max(1)
+    classes = run.data.classes
+    return Raster(
+        label=classes[int(labels[0])],
+        answers=[classes[int(place)] for place in answer],
+        shares=share.tolist(),
+        image=_grey(images[0].float().cpu()),
+        spikes=spikes,
+    )
+
+
+def _keep(spikes: dict[str, list[list[int]]], name: str, out: Tensor) -> None:
+    """Keeps some neurons of the spikes of a layer, [T, 1, ...] or those of a step."""
+    flat = out.ne(0).flatten(1)
+    chosen = torch.linspace(0, flat.shape[1] - 1, min(SHOWN, flat.shape[1])).long()
+    spikes.setdefault(name, []).extend(flat[:, chosen.to(flat.device)].int().tolist())
+
+
+def _grey(image: Tensor) -> list[list[int]]:
+    """An image [C, H, W] in any units as grey values from 0 to 255."""
+    grey = image.mean(0)
+    window = -(-max(grey.shape) // PIXELS)
+    grey = F.avg_pool2d(grey[None, None], window, ceil_mode=True)[0, 0]
+    low, high = grey.aminmax()
+    return (255 * (grey - low) / (high - low).clamp_min(1e-9)).round().int().tolist()

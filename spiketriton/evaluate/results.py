@@ -1,0 +1,182 @@
+"""What was measured of a run: the record that evaluation.json holds."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spiketriton.evaluate.raster import Raster
+from spiketriton.runs.rows import json_text
+from spiketriton.system.errors import UserError, one_line
+from spiketriton.system.plain import of_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """The activity of one spiking layer (of an ANN: the share of its values that are not zero)."""
+
+    name: str
+    neurons: int
+    rate: list[float]  # spikes a neuron, of each time step
+    dead: int  # neurons that did not spike on any test image within T
+    saturated: int  # neurons that spiked at each step of each test image within T
+    synaptic_operations: float  # of one image within T; 0 for an ANN, nan if not counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A test recording, small enough for a picture, and what the network says to it."""
+
+    label: str
+    answers: list[str]  # after each time step
+    shape: list[int]  # T, 2, S, S
+    counts: str  # uint8, compressed by zlib, in base64
+
+    @classmethod
+    def of(cls, label: str, frames: Tensor, answers: list[str]) -> Sample:
+        """Of frames uint8 [T, 2, S, S]; more than 64 pixels become the largest count of a window."""
+        window = -(-frames.shape[-1] // 64)
+        small = F.max_pool2d(frames.float(), window, ceil_mode=True).to(torch.uint8)
+        packed = zlib.compress(small.numpy().tobytes(), 9)
+        counts = base64.b64encode(packed).decode()
+        return cls(label=label, answers=answers, shape=list(small.shape), counts=counts)
+
+    @property
+    def frames(self) -> np.ndarray:
+        counts = zlib.decompress(base64.b64decode(self.counts))
+        return np.frombuffer(counts, np.uint8).reshape(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured of one run; lists by time step begin with the first step."""
+
+    run: str
+    recipe: str
+    kind: str  # "spiking", "converted" or "ann"
+    neuron: str
+    method: str | None  # of the conversion
+    checkpoint: str
+    training_step: int
+    data: str  # and its split
+    synthetic: bool
+    images: int
+    classes: list[str]
+    time_steps: int  # T of the recipe; values without a time axis are at T
+    accuracy: list[float]
+    interval: list[tuple[float, float]]  # 95 %, Wilson
+    confusion: list[list[int]]  # [true class][answer]
+    layers: list[Layer]
+    mean_rate: float  # of all neurons and steps within T
+    synaptic_operations: list[float]  # accumulates of one image within t steps
+    neurons: int
+    macs_once: int
+    macs_per_step: int
+    ann_macs: int
+    layer_macs: dict[str, int]
+    leaky: bool
+    energy_uj: list[float]  # of one image within t steps, by operations
+    energy_with_data_uj: list[float]  # and with data movement
+    images_per_s: float  # at T, with nothing counted
+    device: str
+    events: bool = False  # recordings, a frame at each step, instead of constant images
+    ms_per_step: float | None = None  # of the recordings; None: bins of no fixed length
+    uncounted: str = ""  # why there are no operations and no energy: nan in all lists of them
+    available: int = 0  # test images that there are; 0: not recorded
+    samples: list[Sample] = dataclasses.field(default_factory=list)  # of events, for pictures
+    raster: Raster | None = None  # of one image, for a picture
+    membrane_macs: int = 1  # of a leaky neuron in a step
+
+    @property
+    def what(self) -> str:
+        """What the run is tested on, one of it: an image, or a recording of events."""
+        return "recording" if self.events else "image"
+
+    @property
+    def tested(self) -> str:
+        """What was tested on, in words: a part of the test images says so."""
+        part = f" of {self.available:,}" if self.available > self.images else ""
+        return f"{self.images:,}{part} test {self.what}s"
+
+    @property
+    def steps(self) -> int:
+        return len(self.accuracy)
+
+    @property
+    def class_accuracy(self) -> list[float]:
+        """The share of each class's images that were answered right at T; nan without images."""
+        return [row[i] / sum(row) if sum(row) else math.nan for i, row in enumerate(self.confusion)]
+
+    @property
+    def label(self) -> str:
+        """A short name for tables and pictures: the folder's, and what the run is unless that says so."""
+        spiking = self.neuron.split(", ")  # a network of somebody's own may have several kinds
+        converted = ["converted", str(self.method)]
+        how = {"ann": ["ANN"], "converted": converted, "spiking": spiking}
+        name = Path(self.run).name
+        words = re.split(r"[\W_]+", name.lower())
+        known = (*words, "".join(words))
+        new = [kind for kind in how[self.kind] if kind.lower() not in known]
+        return f"{name} ({', '.join(new)})" if new else name
+
+    def accumulates(self, t: int) -> float:
+        """ACs of one image within t steps: synapses, and the membranes of neurons without leak."""
+        membranes = self.neurons * t * (self.kind != "ann" and not self.leaky)
+        return self.synaptic_operations[t - 1] + membranes
+
+    def macs(self, t: int) -> int:
+        """MACs of one image within t steps: synapses, and the membranes of leaky neurons."""
+        membranes = self.neurons * self.leaky * self.membrane_macs
+        return self.macs_once + (self.macs_per_step + membranes) * t
+
+    def twin_macs(self, t: int) -> int:
+        """MACs of the ANN twin, which sees a constant image once and each of t frames."""
+        return self.ann_macs * (t if self.events else 1)
+
+    def to_json(self) -> str:
+        return json_text(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Evaluation:
+        """ValueError: the text is not an evaluation."""
+        found = of_plain(cls, json.loads(text))
+        steps, classes = found.steps, len(found.classes)
+        fits = {
+            "kind": found.kind in ("spiking", "converted", "ann"),
+            "ann_macs": found.ann_macs > 0 or bool(found.uncounted),
+            "time_steps": 1 <= found.time_steps <= steps,
+            "images": found.images > 0,
+            "interval": len(found.interval) == steps,
+            "synaptic_operations": len(found.synaptic_operations) == steps,
+            "energy_uj": len(found.energy_uj) == steps,
+            "energy_with_data_uj": len(found.energy_with_data_uj) == steps,
+            "confusion": [len(row) for row in found.confusion] == [classes] * classes,
+            "layers": all(len(layer.rate) == steps and layer.neurons > 0 for layer in found.layers),
+        }
+        if wrong := [name for name, right in fits.items() if not right]:
+            raise ValueError(f"{wrong[0]} does not fit the rest")
+        return found
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """An evaluation.json. UserError: it is damaged, or was written by another version."""
+    try:
+        return Evaluation.from_json(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not an evaluation of this version ({one_line(error)[:120]}); run "
+            "spiketriton evaluate again"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None

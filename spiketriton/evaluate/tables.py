@@ -1,0 +1,189 @@
+"""Evaluations as tables and sentences: cost by time step, activity by layer, comparisons."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from spiketriton.evaluate.energy import BREAK_EVEN_RATES, ann_energy_pj
+from spiketriton.evaluate.results import Evaluation, Layer
+from spiketriton.show.screen import Table, say, show_table
+
+if TYPE_CHECKING:
+    from spiketriton.export.exports import Comparison
+
+ALL_STEPS = 16  # windows up to here are shown step by step, longer ones in powers of two
+STEP_LEGEND = (
+    "T: time steps before the prediction{ms}. 95 %: where the accuracy on other such {what}s is expected. "
+    "AC: accumulates, a weight added for a spike; MAC: multiply-accumulates; both of one {what}. "
+    "µJ: their energy in a 45 nm chip, estimated, without and with the movement of data."
+)
+LAYER_LEGEND = (
+    "fraction of the layer's {active}, in all steps, in the first and in the last; never, always: fraction "
+    "of its neurons that {did} for no {what} and step, or for every one. AC: see above."
+)
+
+
+def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> None:
+    """The tables; `asked`: the time steps to show, or none for a choice of them."""
+    first = evaluations[0]
+    note = ", synthetic images: the accuracy means nothing" if first.synthetic else ""
+    say(console, f"{first.tested} of {first.data}{note}; {first.device}")
+    if first.checkpoint == "best":
+        say(console, "checkpoint: best, chosen by its validation accuracy")
+    console.print()
+    show_table(console, f"Accuracy and cost of one {first.what}", steps_table(evaluations, asked))
+    console.print()
+    if first.layers:
+        title = f"Layers of {first.label} within T = {first.time_steps}"
+        show_table(console, title, layers_table(first))
+        console.print()
+    for one in evaluations:
+        say(console, verdict(one, evaluations))
+
+
+def steps_table(evaluations: Sequence[Evaluation], asked: Sequence[int] = ()) -> Table:
+    """A row for each run and time step worth one; that of the run's own T is bold."""
+    first = evaluations[0]
+    timed = any(one.ms_per_step is not None for one in evaluations)
+    ms = ", and the milliseconds of a recording that they are, on average" if timed else ""
+    chosen = [(one, t) for one in evaluations for t in chosen_steps(one, asked)]
+    costs = ("million AC", "million MAC", "µJ", "µJ with data")
+    return Table(
+        ("run", "T", "accuracy %", "95 %", *costs, f"{first.what}s/s"),
+        [_step_row(one, t) for one, t in chosen],
+        keys=2,
+        bold=[row for row, (one, t) in enumerate(chosen) if t == one.time_steps],
+        legend=STEP_LEGEND.format(ms=ms, what=first.what),
+    )
+
+
+def _step_row(one: Evaluation, t: int) -> tuple[str, ...]:
+    low, high = one.interval[t - 1]
+    costs = ["-"] * 4
+    if not one.uncounted:
+        counts = (f"{one.accumulates(t) / 1e6:.3f}", f"{one.macs(t) / 1e6:.3f}")
+        spent = (one.energy_uj[t - 1], one.energy_with_data_uj[t - 1])
+        costs = [*counts, *(f"{uj:.2f}" for uj in spent)]
+    return (
+        one.label,
+        f"{t}" if one.ms_per_step is None else f"{t} ({t * one.ms_per_step:.0f} ms)",
+        f"{100 * one.accuracy[t - 1]:.2f}",
+        f"{100 * low:.1f}-{100 * high:.1f}",
+        *costs,
+        f"{one.images_per_s:.0f}" if t == one.time_steps else "",
+    )
+
+
+def chosen_steps(one: Evaluation, asked: Sequence[int] = ()) -> list[int]:
+    """The time steps worth a row: those asked for and T; else all, or powers of two."""
+    if asked:
+        steps = {*asked, one.time_steps}
+    elif one.steps <= ALL_STEPS:
+        steps = set(range(1, one.steps + 1))
+    else:
+        steps = {1 << n for n in range(one.steps.bit_length())} | {one.time_steps, one.steps}
+    return sorted(t for t in steps if t <= one.steps and not math.isnan(one.accuracy[t - 1]))
+
+
+def layers_table(one: Evaluation) -> Table:
+    rate, active, did = "rate %", "neurons that spike in a time step", "spiked"
+    if one.kind == "ann":
+        rate, active, did = "active %", "values above 0", "were above 0"
+    legend = LAYER_LEGEND.format(active=active, did=did, what=one.what)
+    shares = (rate, "first step", "last step", "never %", "always %")
+    return Table(
+        ("layer", "neurons", *shares, "million AC"),
+        [_layer_row(one, layer) for layer in one.layers],
+        legend=f"{rate}: {legend}",
+    )
+
+
+def _layer_row(one: Evaluation, layer: Layer) -> tuple[str, ...]:
+    rate = layer.rate[: one.time_steps]
+    return (
+        layer.name,
+        f"{layer.neurons:,}",
+        f"{100 * sum(rate) / len(rate):.2f}",
+        f"{100 * rate[0]:.2f}",
+        f"{100 * rate[-1]:.2f}",
+        f"{100 * layer.dead / layer.neurons:.1f}",
+        f"{100 * layer.saturated / layer.neurons:.1f}",
+        "-" if one.uncounted else f"{layer.synaptic_operations / 1e6:.3f}",
+    )
+
+
+def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
+    """A run in sentences: its energy against its ANN's, and when it reaches the others.
+
+    The first run is compared with all, each other one with the first and with ANNs.
+    """
+    at = one.time_steps - 1
+    if one.uncounted:
+        rate = "" if math.isnan(one.mean_rate) else f" {_rate(one)}"
+        return f"{one.label}: operations and energy are not counted: {one.uncounted}.{rate}"
+    if one.kind == "ann":
+        macs, energy = one.macs(one.time_steps), one.energy_uj[at]
+        return f"{one.label}: {macs / 1e6:.3f} million MAC, {energy:.2f} µJ per image."
+    low, high = (100 * rate for rate in BREAK_EVEN_RATES)
+    ann_uj, ann_data_uj = (pj * 1e-6 for pj in ann_energy_pj(one.twin_macs(at + 1)))
+    text = (
+        f"{one.label}: at T = {one.time_steps} it takes {one.energy_uj[at] / ann_uj:.3f} of its "
+        f"ANN twin's energy by operations, {one.energy_with_data_uj[at] / ann_data_uj:.3f} with "
+        f"data movement. {_rate(one)}"
+    )
+    if one is next(e for e in evaluations if e.kind != "ann" and not e.uncounted):  # said once
+        text += (
+            " Against an ANN whose activations are quantised, and with a finer model of the same movement, another "
+            f"study finds that a spiking net saves energy below {low:.1f} to {high:.1f} % (Yan et al. 2024, T = 5)."
+        )
+    first = evaluations[0]
+    others = [e for e in evaluations if e is not one and (first in (one, e) or e.kind == "ann")]
+    return " ".join([text, *(overtakes(one, other) for other in others)])
+
+
+def neurobench_line(found: Mapping[str, Any]) -> str:
+    metrics, ours = found["metrics"], found["ours"]
+    operations = metrics["SynapticOperations"]
+    text = (
+        f"NeuroBench {found['version']}: accuracy {100 * metrics['ClassificationAccuracy']:.2f} %, activation sparsity "
+        f"{metrics['ActivationSparsity']:.4f}, {operations['Effective_ACs']:,.0f} effective AC and "
+        f"{operations['Effective_MACs']:,.0f} effective MAC an image, footprint {metrics['Footprint']:,} bytes."
+    )
+    if ours is None:
+        return text
+    reasons = {
+        "shortcuts": "at shortcuts without weights, which it does not count",
+        "pools": "behind a mean, which it counts as MAC",
+        "sums": "at weights that read sums of spikes, which it counts as MAC where a sum is 2",
+    }
+    others = "".join(f", {ours[by]:,.0f} {why}" for by, why in reasons.items() if ours[by])
+    weights = f"{ours['weights']:,.0f} are at weights that read spikes"
+    return f"{text} Of our {sum(ours.values()):,.0f} AC, {weights}{others}."
+
+
+def replayed(found: "Comparison") -> list[str]:
+    counted = f"{found.different:,} of {found.compared:,} differ ({found.spikes:,} spikes)"
+    lines = [f"replayed by NIR's equations: {counted}"]
+    if (at := found.first) is not None:
+        place = f"{at.node}, time step {at.step}, image {at.image}, neuron {[*at.neuron]}"
+        away = f"{found.margin:.1e} of the threshold away from it"
+        lines.append(f"first difference: {place}, {away}")
+    return lines
+
+
+def _rate(one: Evaluation) -> str:
+    does = "A value is above 0" if one.kind == "ann" else "A neuron spikes"
+    return f"{does} in {100 * one.mean_rate:.1f} % of the steps."
+
+
+def overtakes(one: Evaluation, other: Evaluation) -> str:
+    """At how many steps a run reaches the accuracy of another one at its own T, in a sentence."""
+    goal = other.accuracy[other.time_steps - 1]
+    name = f"{other.label} ({100 * goal:.2f} %)"
+    for allowance, words in ((0.0, "reaches"), (0.01, "comes within 1 point of")):
+        for t, accuracy in enumerate(one.accuracy, 1):
+            if accuracy >= goal - allowance - 1e-12:
+                return f"It {words} {name} at {t} step{'s' * (t > 1)}."
+    return f"It stays more than 1 point below {name} in {one.steps} steps."

@@ -1,0 +1,9 @@
+"""Recordings of event cameras: read from files (formats.py), binned to frames, cached, augmented.
+
+`data` imports this room where a recipe names recordings, and takes from it what is below.
+"""
+
+from spiketriton.events.augment import EventTransform, Moves, given_frames
+from spiketriton.events.formats import EVENT, FORMATS, read_events
+
+__all__ = ["EVENT", "FORMATS", "EventTransform", "Moves", "given_frames", "read_events"]

@@ -1,0 +1,108 @@
+"""spiketriton export RUN --to nir|torch|onnx|safetensors [--out FILE]"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from spiketriton.runs.folder import RunFolder, refuse_unusable
+from spiketriton.runs.outputs import mark_of, marked, output_folder, refuse_foreign
+from spiketriton.system.commandline import Parser, number
+from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR, importing, need, run_command
+
+
+@dataclass(frozen=True)
+class Format:
+    """How its files end, the packages that it needs with the extras that bring them, and the options that it has."""
+
+    ending: str
+    packages: tuple[tuple[str, str], ...]
+    options: tuple[str, ...]
+
+
+FORMATS = {
+    "nir": Format(".nir", (("nir", "nir"),), ("dt", "images")),
+    "torch": Format(".pt2", (), ("batch_size",)),
+    "onnx": Format(".onnx", (("onnx", "onnx"), ("onnxruntime", "onnx")), ("batch_size",)),
+    "safetensors": Format(".safetensors", (("safetensors", "hub"),), ()),
+}
+EPILOG = """\
+examples:
+  spiketriton export runs/fashion --to nir
+  spiketriton export runs/fashion --to torch --batch-size 8 --out net.pt2
+
+A file is read back and compared with the network; one that differs is not written.
+nir: it is run by NIR's equations in PyTorch, and compared
+spike by spike, on test images and on noise. The time step is --dt long in the
+file's unit of time (1); importers that assume another length need it: 0.0001 for snnTorch.
+torch: torch.export of the network in eval mode, for one batch size and image size. Import
+spiketriton_kernels, which defines the operators, before loading it.
+onnx: plain operators in float32, for any number of images of one size; the file is run by onnxruntime with several
+numbers and compared. With --batch-size it takes that number alone.
+safetensors: the weights, with the recipe in the metadata; spiketriton pull makes a run of it.
+"""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    differs = {1: "the file would differ from the network, or anything else"}
+    parser = Parser("export", EPILOG, differs)
+    parser.add_run()
+    where = "snnTorch, norse, chips (nir), PyTorch (torch), onnxruntime (onnx), any (safetensors)"
+    parser.add_argument("--to", choices=FORMATS, required=True, help=f"for {where}")
+    parser.add_argument("--out", metavar="FILE", help="output file (RUN/<recipe>.nir, .pt2, ...)")
+    parser.add_checkpoint()
+    many = number(1, 10_000)
+    parser.add_argument(
+        "--dt", type=number(1e-9, 1e9, float), help="nir: length of a time step (1)"
+    )
+    parser.add_argument("--images", type=many, help="nir: test images of the comparison (4)")
+    parser.add_argument("--batch-size", type=many, help="images per call; torch: 1; onnx: any")
+    args = parser.parse_intermixed_args(arguments)
+    for name in {"dt", "images", "batch_size"} - {*FORMATS[args.to].options}:
+        if getattr(args, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} has no effect with --to {args.to}")
+    return args
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(arguments)
+    refuse_unusable(args.run, args.overrides)
+    with importing():
+        from spiketriton.evaluate.tables import replayed
+        from spiketriton.export.exports import CLOSE, export_nir, export_onnx, export_torch
+        from spiketriton.export.weights import export_safetensors
+        from spiketriton.training.trained import load_run
+
+    for package, extra in FORMATS[args.to].packages:  # fails before data are loaded
+        need(package, extra, f"--to {args.to}")
+    mark = mark_of(RunFolder.find(args.run), "export")
+    if args.out:
+        refuse_foreign([Path(args.out)], marked(mark))
+    output_folder(Path(args.out).parent if args.out else args.run)
+    run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint)
+    path = Path(args.out or run.folder.path / (run.recipe.name + FORMATS[args.to].ending))
+    calls = f"image(s) per call, {run.time_steps} time steps"
+    if args.to == "safetensors":
+        difference = export_safetensors(run, path, mark)
+        agrees, what = difference == 0, f"weights of step {run.step}"
+        lines = [f"read back: they differ by {difference:g}"]
+    elif args.to == "torch":
+        difference = export_torch(run, path, args.batch_size or 1, mark)
+        agrees, what = difference == 0, f"{args.batch_size or 1} {calls}"
+        lines = [f"read back: currents differ by {difference:g}"]
+    elif args.to == "onnx":
+        difference = export_onnx(run, path, args.batch_size or 0, mark)
+        agrees, what = difference < CLOSE, f"{args.batch_size or 'any'} {calls}"
+        lines = [f"run by onnxruntime: currents differ by {difference:.1e} of the largest"]
+    else:
+        found = export_nir(run, path, args.dt or 1.0, args.images or 4, mark)
+        agrees, lines = found.agrees, replayed(found)
+        what = f"{len(run.model.spiking_layers())} spiking layers, dt = {args.dt or 1.0:g}"
+    print(f"{path}: {what}" if agrees else what, *lines, sep="\n")
+    if not agrees:
+        print(f"error: {path} is not written: it would differ from the network", file=sys.stderr)
+    return EXIT_DONE if agrees else EXIT_ERROR
+
+
+if __name__ == "__main__":
+    run_command(main)

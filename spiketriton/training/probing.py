@@ -1,0 +1,274 @@
+"""Measures a network's gradients on a few batches without training it."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spiketriton.data import Data
+from spiketriton.gradients.measurement import Measurement, Signal
+from spiketriton.gradients.monitor import elements_per_image
+from spiketriton.models import Network, trial
+from spiketriton.neurons import SpikingNeuron, one_by_one, told_of_spikes
+from spiketriton.neurons.base import normalised
+from spiketriton.system.errors import UserError
+from spiketriton.training.losses import Batch
+from spiketriton_kernels import PROBE_FIELDS
+from spiketriton_kernels import nn as kernels
+
+# images of a batch: as many as keep (neurons x time steps) within the budget, from FEWEST to MOST;
+# where not even FEWEST do, they are cropped, to a multiple of CROP
+BUDGET = {"cpu": 24e6, "cuda": 4e9}
+FEWEST, MOST = 4, {"cpu": 32, "cuda": 64}
+CROP = 32
+NOISE = 0.05  # of the pixels' standard deviation
+
+
+def probe_batches(data: Data, model: Network, device: torch.device, count: int) -> list[Batch]:
+    """The first `count` batches of the training stream, each cut to a few images.
+
+    As many as are quick to measure with `model` on `device`, and only their middles where few large
+    ones would be slow: what a network of convolutions makes of a gradient depends little on the size
+    of its images. Always the same ones for a recipe, its seed and a kind of device.
+    """
+    size = data.image_size
+    neurons = sum(elements_per_image(model, (data.channels, size, size), device))
+    fit = BUDGET[device.type] / (neurons * model.time_steps)
+    if model.takes_any_size and fit < FEWEST:
+        size = min(size, max(2 * CROP, int(size * math.sqrt(fit / FEWEST)) // CROP * CROP))
+        fit *= (data.image_size / size) ** 2
+    images, margin = min(MOST[device.type], max(FEWEST, int(fit))), (data.image_size - size) // 2
+    middle = slice(margin, margin + size)
+    alone = replace(data.train.loading, workers=0)
+    stream_of_all = replace(data.train, rank=0, world_size=1, loading=alone)
+    with contextlib.closing(stream_of_all.from_step(0)) as stream:
+        found = []
+        for x, y in islice(stream, count):
+            few = min(images, len(y))
+            cropped = x.narrow(-4, 0, few)[..., middle, middle].contiguous()
+            found.append((cropped.to(device), y[:few].to(device)))
+        return found
+
+
+class Prober:
+    """Measures `model` always on the same batches, so that measurements differ in the net only.
+
+    The net is put in training mode, with the batches' own statistics, and is left as it was:
+    running statistics, gradients of parameters and random states do not change.
+
+    Args:
+        model: a network, or any module whose neurons are `spiketriton.neurons.SpikingNeuron`.
+        batches: inputs and labels, on the model's device, all of one size.
+        loss: outputs, labels -> scalar.
+        autocast: the precision of the forward pass.
+        images: the dimension of the inputs that counts images.
+
+    UserError: no neuron is called, or they are shown different numbers of time steps.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[tuple[Tensor, Any]],
+        loss: Callable[[Tensor, Any], Tensor],
+        autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+        images: int = -4,
+    ) -> None:
+        self.model, self.batches, self.loss, self.autocast = model, batches, loss, autocast
+        self.images = images
+        self.share = 1 / len(batches)  # so that the loss is the mean over the batches
+        self.layers, shown = neurons_of(model), batches[0][0]
+        fired: dict[
+            str, list[torch.Size]
+        ] = {}  # shapes of the calls, in the order of the first ones
+        told = told_of_spikes(self.layers, lambda n, s: fired.setdefault(n, []).append(s.shape))
+        with trial(model), torch.no_grad(), autocast(), told:
+            model.eval()  # a batch of one has no statistics
+            model(shown)
+        if isinstance(model, Network):
+            self.steps = len(shown) if shown.ndim == 5 else model.time_steps
+        else:
+            neurons = dict(self.layers)
+            self.layers = [(name, neurons[name]) for name in fired]
+            steps = {name: sum(shape[0] for shape in calls) for name, calls in fired.items()}
+            if len(set(steps.values())) != 1:
+                found = sorted(set(steps.values())) or "no"
+                raise UserError(
+                    f"the neurons of {type(model).__name__} are shown {found} time steps; accepted: neurons of "
+                    "spiketriton_kernels.nn, or that swap puts there, all for one number of steps"
+                )
+            for name, layer in self.layers:
+                layer.window = steps[name] if len(fired[name]) > 1 else 0
+            self.steps = min(steps.values())
+        self.names = tuple(name for name, _ in self.layers)
+        sizes = {name: sum(shape.numel() for shape in calls) for name, calls in fired.items()}
+        self.elements = [sizes[name] // self.steps * len(batches) for name in self.names]
+
+    def measure(self) -> Measurement:
+        """One forward and backward pass of each batch; the loss is the mean over all of them."""
+        shape, device = (self.steps, len(PROBE_FIELDS)), self.batches[0][0].device
+        sums = np.zeros((len(self.layers), *shape))
+        largest = PROBE_FIELDS.index("grad_input_max")
+        weights = {n: p for n, p in self.model.named_parameters() if p.ndim > 1 and p.requires_grad}
+        totals = [torch.zeros_like(weight) for weight in weights.values()]
+        with trial(self.model), _drawn_alike(device), contextlib.ExitStack() as after:
+            for _, layer in self.layers:
+                after.callback(setattr, layer, "probe", None)
+            for images, labels in self.batches:
+                probes = [torch.zeros(shape, device=device, requires_grad=True) for _ in self.names]
+                for (_, layer), probe in zip(self.layers, probes, strict=True):
+                    layer.probe = probe
+                    layer.begin()
+                with self.autocast():
+                    loss = self.loss(self.model(images), labels) * self.share
+                for name, layer in self.layers:
+                    if layer.strayed:
+                        raise UserError(
+                            f"{name} {layer.strayed}; accepted: as many of all images, in training as in a test"
+                        )
+                sought = [*probes, *weights.values()]
+                grads = torch.autograd.grad(loss, sought, allow_unused=True, materialize_grads=True)
+                found = torch.stack(grads[: len(probes)]).double().cpu().numpy()
+                top = np.maximum(sums[..., largest], found[..., largest])
+                sums += found
+                sums[..., largest] = top
+                for total, grad in zip(totals, grads[len(probes) :], strict=True):
+                    total += grad
+        rms = [float(total.double().square().mean().sqrt()) for total in totals]
+        measured = Measurement.of_sums(self.names, sums, self.elements)
+        return replace(measured, weights=dict(zip(weights, rms, strict=True)))
+
+    @torch.no_grad()
+    def signal(self) -> Signal:
+        """How much of an image each layer keeps, 1 all of it, 0 nothing, and whether any of it reaches the outputs.
+
+        Each image is compared with a copy that has noise of 5 % of the pixels' standard deviation. The
+        overlap is (same - other) / (1 - other), where `same` is the cosine between a layer's firing
+        rates for an image and for its copy, and `other` that for two different images. In a net that
+        is chaotic at depth a copy is as different as another image (Poole et al. 2016, arXiv
+        1606.05340; rates are the mean over time steps). NaN for a batch of one image, of which an image
+        arrives wherever outputs are finite.
+        """
+        found, arrives = np.zeros(len(self.layers)), False
+        for images, _ in self.batches:
+            pairs = images.shape[self.images]
+            pairs = min(max(2, pairs // 2), pairs)  # twice as many are run
+            images = images.narrow(self.images, 0, pairs)
+            noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+            copies = images + NOISE * images.std() * noise.to(images.device)
+            rates: dict[str, Any] = dict.fromkeys(self.names, 0.0)
+
+            def add(name: str, spikes: Tensor, rates: dict[str, Any] = rates) -> None:
+                rates[name] = rates[name] + spikes.float().sum(0) / self.steps
+
+            told = told_of_spikes(self.layers, add)
+            with trial(self.model), _drawn_alike(images.device), self.autocast(), told:
+                out = self.model(torch.cat([images, copies], dim=self.images))
+            arrives |= tells_apart(torch.as_tensor(out), 2 * pairs)
+            overlaps = [overlap_of(torch.as_tensor(rate), pairs) for rate in rates.values()]
+            found += np.array(overlaps) * self.share
+        return Signal(found, arrives)
+
+
+@contextlib.contextmanager
+def _drawn_alike(device: torch.device) -> Iterator[None]:
+    """Dropout draws the same in the block whenever it is measured; the random state is afterwards as before."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        yield
+
+
+def tells_apart(out: Tensor, images: int) -> bool:
+    """Whether outputs [T, B, K] or [B, K] of so many images differ between them; also where no dimension counts them.
+
+    What differs by less than a millionth of the largest output is rounding.
+    """
+    places = [i for i, size in enumerate(out.shape[:2]) if size == images]
+    if not places or images == 1:
+        return True
+    out = out.detach().float()
+    spread = out.amax(places[-1]) - out.amin(places[-1])
+    return not bool((spread <= 1e-6 * out.abs().max()).all())
+
+
+def neurons_of(model: nn.Module) -> list[tuple[str, SpikingNeuron]]:
+    """Dotted name and neuron of each spiking layer."""
+    if isinstance(model, Network):
+        return model.spiking_layers()
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, SpikingNeuron)]
+
+
+@contextlib.contextmanager
+def cut_time(model: Network) -> Iterator[None]:
+    """Within the block no gradient goes from step to step by the membranes; spikes stay as they are."""
+    layers = [layer for _, layer in model.spiking_layers()]
+    with one_by_one(model):  # so that each neuron is called by itself
+        for layer in layers:
+            layer.forward = _stepwise(layer)  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward  # the class's own is back
+
+
+def _stepwise(neuron: SpikingNeuron) -> Callable[[Tensor], Tensor]:
+    """The forward of a neuron that calls it for one step after another, and detaches the membrane in between."""
+    call = neuron.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if isinstance(neuron, kernels.ParallelNeuron):
+            neuron.cut_time = True
+            try:
+                return call(x)
+            finally:
+                neuron.cut_time = False
+        if neuron.step_mode == "s":
+            spikes = call(x)
+            neuron.detach()
+            return spikes
+        whole, continues, steps = neuron.probe, neuron.stateful, []
+        x = normalised(x)  # by its batch norm, of which a step alone has other statistics
+        neuron.stateful = True
+        try:
+            for t in range(len(x)):
+                if whole is not None and len(whole) == len(x):
+                    neuron.probe = whole[t : t + 1]
+                steps.append(call(x[t : t + 1]))
+                neuron.detach()
+        finally:
+            neuron.stateful, neuron.probe = continues, whole
+            if not continues:
+                super(SpikingNeuron, neuron).reset()  # the states, not the window
+        return torch.cat(steps)
+
+    return forward
+
+
+def overlap_of(rates: Tensor, pairs: int) -> float:
+    """The overlap in firing rates [2 n, ...] of n images and their n copies, over those that fire.
+
+    NaN where the first dimension is not that of images, as in a layer of a network of others.
+    """
+    if len(rates) != 2 * pairs:
+        return math.nan
+    rates = rates.flatten(1)
+    images, copies = (rates / rates.norm(dim=1, keepdim=True).clamp_min(1e-12)).chunk(2)
+    n, fires = len(images), images.any(1)
+    if n == 1:
+        return math.nan
+    cosines = (images @ copies.T)[fires]
+    if not len(cosines):
+        return 0.0
+    itself = torch.eye(n, dtype=torch.bool, device=rates.device)[fires]
+    same, other = float(cosines[itself].mean()), float(cosines[~itself].mean())
+    # the same rates whatever is shown: nothing of the image is kept
+    return (same - other) / (1 - other) if other < 1 - 1e-6 else 0.0

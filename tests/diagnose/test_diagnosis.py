@@ -1,0 +1,131 @@
+"""The result of a diagnosis: verdict, causes, cures."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from spiketriton.diagnose.ablations import Change, Experiment
+from spiketriton.diagnose.diagnosed import find_subject
+from spiketriton.diagnose.diagnosis import diagnose
+from spiketriton.diagnose.page import as_json
+from spiketriton.diagnose.trials import try_changes
+from spiketriton.gradients.cures import INPUT, NORM, THRESHOLD, Why
+from spiketriton.gradients.verdict import Verdict, Word
+from tests.gradients.support import DEEP, nothing, subject
+from tests.small_runs import small_trainer
+
+UNLIMITED = ("train.optimizer=sgd", "train.clip_grad_norm=0")
+SHALLOW = ("model.name=mlp", "model.depth=3", "model.width=16")
+WIDE = "neuron.surrogate.width=20"
+
+
+def test_a_wrong_width_is_found_and_changes_are_tried_before_they_are_named():
+    found = diagnose(subject(*DEEP, *UNLIMITED, WIDE), tries=20)
+    assert found.verdict.backward.word == Word.EXPLODING
+    nearer = [abs(math.log(ratio)) for _, ratio in found.causes()]
+    assert 0 < len(nearer) <= 3
+    assert nearer == sorted(nearer)
+    assert nearer[-1] < abs(math.log(found.verdict.backward.ratio))
+    assert found.trials is not None
+    assert [cure.why for cure, _ in found.trials.changed] == [Why.CLIPPING, Why.IDENTITY, Why.WIDTH]
+    limit = 0.95 * found.trials.as_it_is
+    assert found.trials.helped == [pair for pair in found.trials.changed if pair[1] < limit]
+    assert diagnose(subject(*DEEP, *UNLIMITED, WIDE)).trials is None  # not asked for
+
+
+def test_a_deep_net_of_the_usual_start_forgets_the_image_and_the_default_keeps_it():
+    """And the change that helps is the same whatever the seed."""
+    usual = ("model.name=mlp", "model.depth=24", "model.width=128", "time_steps=4")
+    for seed in (0, 1):
+        found = diagnose(subject(*usual, "model.start=kaiming", f"seed={seed}"), tries=30)
+        assert found.verdict.word == Word.LOST
+        assert found.trials is not None
+        assert [cure.override for cure, _ in found.trials.helped] == ["model.start=identity"]
+        assert found.signal.overlap[-1] < 0.25
+    default = diagnose(subject(*usual), tries=30)
+    assert default.signal.overlap[-1] > 0.8
+    assert (default.verdict.word, default.trials) == (Word.FREE, None)
+
+
+def test_a_shallow_net_that_forgets_the_image_is_not_called_lost():
+    """Of 21 trainings of plain blocks that had lost the signal the five of ResNet-20 learnt in three."""
+    usual = ("model.name=resnet20", "model.width=8", "model.residual_gain=1")
+    found = diagnose(subject(*usual, "model.residual_bias=0", "time_steps=4"), tries=5)
+    assert found.signal.overlap[-1] < 0.1
+    assert (found.verdict.word, found.trials) == (Word.FREE, None)
+
+
+def test_what_can_be_done_to_a_network_of_ones_own_is_tried_in_a_recipe():
+    pytest.importorskip("spikingjelly")
+    own = subject("model.name=tests.models.foreign_nets:LongSkip", "model.fused=false")
+    experiment = Experiment(own)
+    changes = (NORM, INPUT, THRESHOLD)
+    found = try_changes(own.recipe, experiment.data, changes, 6, experiment.placement)
+    assert (found.steps, found.images) == (6, 16)
+    assert [cure for cure, _ in found.changed] == [*changes]
+    losses = [found.as_it_is, *(loss for _, loss in found.changed)]
+    assert len({*losses}) == 4  # each is another net
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_a_run_is_measured_at_its_weights_and_widths(tmp_path):
+    run = tmp_path / "run"
+    longer = ("neuron.surrogate.width=0.7", "data.augment=none", "train.epochs=15", *SHALLOW)
+    trainer = small_trainer(run, *longer)
+    trainer.fit()
+    subject_of_run = find_subject(str(run), [], nothing)
+    assert subject_of_run.step == 105
+    experiment = Experiment(subject_of_run, 1)
+    assert set(experiment.widths.values()) == {0.7}
+    model = experiment.build()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    fresh = diagnose(subject(*longer))
+    trained = diagnose(subject_of_run)
+    assert not np.allclose(fresh.measured.grad_input, trained.measured.grad_input)
+    assert Change.NO_NORM not in [ablation.change for ablation in trained.ablations]
+    assert trained.subject.title == f"run {run}, after step 105"
+    assert as_json(trained)["step"] == 105
+    assert fresh.verdict.learned is None
+    assert trained.verdict.learned is not None
+    assert trained.verdict.word in (Word.CHANCE, Word.HEALTHY)
+    changed = diagnose(find_subject(str(run), ["neuron.surrogate.width=2"], nothing))
+    assert (changed.verdict.begun, changed.verdict.learned) == (False, None)
+
+
+def test_a_training_and_the_diagnosis_of_its_recipe_and_run_give_one_verdict(tmp_path):
+    """Measured on the same images in the same mode, with dropout, too, which draws."""
+    told: list[tuple[int, Verdict]] = []
+    for name, changes in (
+        ("short", ["model.dropout=0.3", "train.max_steps=5", *SHALLOW]),
+        ("long", ["train.epochs=15", *SHALLOW]),
+    ):
+        run = tmp_path / name
+        trainer = small_trainer(run, *changes)
+        look = trainer.recorder.watch.look
+
+        def heard(step, *found, watch=trainer.recorder.watch, look=look):
+            look(step, *found)
+            told.append((step, watch.verdict))
+
+        trainer.recorder.watch.look = heard
+        trainer.fit()
+        before = diagnose(subject(*changes)).verdict
+        assert told[0] == (0, before)
+        after = diagnose(find_subject(str(run), [], nothing)).verdict
+        ended = trainer.recorder.watch.verdict
+        assert ended.word == after.word == (Word.EARLY if name == "short" else after.word)
+        assert dataclasses.replace(ended, learned=None) == dataclasses.replace(after, learned=None)
+        assert (ended.learned is None) == (after.learned is None) == (name == "short")
+        if after.learned is not None:
+            assert ended.learned.accuracy == pytest.approx(after.learned.accuracy, rel=1e-6)
+            assert ended.learned.guess_accuracy == pytest.approx(after.learned.guess_accuracy)
+        told.clear()
+
+
+def test_the_same_recipe_gets_the_same_diagnosis():
+    first, second = (as_json(diagnose(subject())) for _ in range(2))
+    assert first == second

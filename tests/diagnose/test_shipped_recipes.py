@@ -1,0 +1,71 @@
+"""No recipe that is known to learn has an obstacle, however narrow it is made and however small its images are."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from spiketriton.config import load_recipe
+from spiketriton.diagnose.ablations import Experiment
+from spiketriton.diagnose.diagnosed import Subject
+from spiketriton.gradients.cures import cures
+from spiketriton.gradients.verdict import Word, judge
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL = (
+    *("data.name=digits", "data.workers=0", "data.train_images=64", "train.batch_size=8"),
+    *("train.micro_batch=0", "train.accumulate=1", "train.precision=fp32"),
+)
+# in seconds; the others are as wide as they are
+NARROW = ("model.width=4", "model.width=16")
+OTHERS = (
+    "cifar10_csnn_psn",
+    "cifar10_qkformer",
+    "cifar10_sdt",
+    "cifar10_spikformer",
+)
+
+
+def known() -> list[str]:
+    """Recipes of spiking nets for still images whose first lines have an accuracy, published or measured."""
+    found = (
+        path for path in sorted(RECIPES.rglob("*.toml")) if not re.search("dvs|_ann", path.stem)
+    )
+    header = re.compile(r"# (?:Published|Measured): \D{0,40}\d")
+    return [path.stem for path in found if header.search(path.read_text("utf-8"))]
+
+
+def obstacles(name: str, *changes: str) -> tuple[Word, ...]:
+    (path,) = RECIPES.rglob(f"{name}.toml")
+    recipe = load_recipe(path, [*SMALL, *changes])
+    experiment = Experiment(Subject(recipe, name))
+    verdict = judge(experiment.prober().measure(), recipe, experiment.signal)
+    assert verdict.obstacles or verdict.word == Word.FREE
+    if verdict.forward.arrives is not False:
+        assert bool(cures(recipe, verdict)) == bool(verdict.obstacles)
+    return verdict.obstacles
+
+
+def test_recipes_that_learn_are_found():
+    assert {*OTHERS} < {*known()}
+    assert {"cifar10_r19_tet", "cifar10_r19_tebn", "imagenet_sew18", "quickstart"} < {*known()}
+
+
+@pytest.mark.parametrize("change", NARROW)
+@pytest.mark.parametrize("name", sorted({*known()} - {*OTHERS}))
+def test_a_recipe_that_learns_has_no_obstacle(name, change):
+    assert obstacles(name, change, "data.image_size=16") == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_network_with_its_own_sizes_that_learns_has_no_obstacle(name):
+    assert obstacles(name, "data.image_size=32") == ()
+
+
+@pytest.mark.parametrize("kind", ["lif", "ilif"])
+@pytest.mark.parametrize("block", ["plain", "sew", "ms"])
+def test_the_default_start_of_a_deep_net_has_no_obstacle(kind, block):
+    """ResNet-56 of 8 channels, which ends at 53 to 66 % in docs/data/gradient_flow.csv."""
+    deep = (f"neuron.kind={kind}", f"model.block={block}", "model.name=resnet56", "model.width=8")
+    assert obstacles("quickstart", *deep, "data.image_size=16") == ()

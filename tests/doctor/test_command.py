@@ -1,0 +1,154 @@
+"""doctor: right on this machine, and whatever is broken is said to be wrong."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import spiketriton_kernels as kernels
+from spiketriton.doctor import checkup
+from spiketriton.doctor.__main__ import main, small_recipe
+from spiketriton.doctor.checkup import KERNELS, TOLERANCE, compared
+from spiketriton.system import machine
+from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR
+from spiketriton_kernels.backends import choice
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_this_machine_is_right(capsys, tmp_path, monkeypatch, every):
+    """Versions, backends, every kernel in every dtype (or LIF's in two), a training, the data sets."""
+    if not every:  # a compiler takes a minute for the others
+        few = tuple(kernel for kernel in KERNELS if kernel.kind == "lif")
+        monkeypatch.setattr(checkup, "KERNELS", few)
+        monkeypatch.setattr(checkup, "TOLERANCE", dict(list(TOLERANCE.items())[:2]))
+    assert (
+        main(["train.device=cpu", f"data.root={tmp_path}", "--json", "train.threads=1"])
+        == EXIT_DONE
+    )
+    found = json.loads(capsys.readouterr().out)
+    lines = {finding["name"]: finding for finding in found["findings"]}
+    assert "wrong" not in {finding["state"] for finding in lines.values()}
+    assert found["version"].startswith("spiketriton ")
+    for kernel in checkup.KERNELS:
+        for dtype in [d for d in checkup.TOLERANCE if kernel in checkup.looked_at(d)]:
+            name = f"{kernel.name}, {str(dtype).removeprefix('torch.')}"
+            assert lines[name]["found"].startswith("spikes equal")
+    for name in ("Python", "torch", "CPU", "memory", "processors", "backend, float32", "bandwidth"):
+        assert lines[name]["found"]
+    assert "1,437 training and 360 test" in lines["data, digits"]["found"]
+    assert "not in" in lines["data, cifar10"]["found"]
+    assert lines["training, fp32"]["state"] == "ok"
+
+
+class Scaled(torch.autograd.Function):
+    """The identity with a gradient that is a little wrong, or wrong in one element."""
+
+    @staticmethod
+    def forward(ctx, x, where, factor):
+        ctx.where, ctx.factor = where, factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone()
+        grad.view(-1)[ctx.where] *= ctx.factor
+        return grad, None, None
+
+
+def late(x, **options):
+    """The last element spikes where it must not, or not where it must."""
+    spikes = kernels.multistep_lif(x, **options)
+    flipped = torch.zeros_like(spikes)
+    flipped.view(-1)[-1] = 1
+    return (spikes - flipped).abs()
+
+
+def scaled(where, factor):
+    return lambda x, **o: kernels.multistep_lif(Scaled.apply(x, where, factor), **o)
+
+
+@pytest.mark.parametrize(
+    ("broken", "dtype", "said"),
+    [
+        (late, torch.float32, "1 of 1575 spikes differ"),
+        (scaled(slice(None), 1.1), torch.bfloat16, "gradients off by 1.0e-01"),
+        (scaled(-1, torch.nan), torch.float16, "gradients off by inf"),
+        (scaled(-1, 1 + 1e-6), torch.float64, "gradients off by"),
+    ],
+    ids=["spikes", "gradients", "nan", "double"],
+)
+def test_a_broken_kernel_is_wrong(broken, dtype, said):
+    (finding,) = compared(replace(KERNELS[0], fused=broken), dtype, CPU)
+    assert finding.state == "wrong"
+    assert said in finding.found
+    assert "do not train" in finding.advice
+
+
+def test_an_error_is_wrong_and_the_others_are_looked_at(monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("no kernel image\nis available")
+
+    monkeypatch.setattr(checkup, "KERNELS", (replace(KERNELS[0], fused=fails),))
+    for name in ("backend", "bandwidth", "trained", "data_sets"):
+        monkeypatch.setattr(checkup, name, lambda *_: iter(()))
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["train.device=cpu"]) == EXIT_ERROR
+    lines = capsys.readouterr().out.splitlines()
+    wrong = [line for line in lines if line.startswith("wrong ")]
+    assert len(wrong) == len(TOLERANCE)
+    assert "RuntimeError: no kernel image is available" in " ".join(" ".join(lines).split())
+    assert lines[-1].endswith("4 wrong; see the lines that begin with it")
+    assert all(len(line) <= 60 for line in lines)
+
+
+def test_a_network_that_trains_otherwise_than_eager_pytorch_is_wrong(monkeypatch):
+    losses = iter([2.3, 2.31])
+    row = lambda: dict(loss=next(losses), images_per_s=100.0)  # noqa: E731
+    monkeypatch.setattr(checkup, "_rows", lambda recipe: [row()])
+    (finding,) = checkup.trained(small_recipe([]), CPU)
+    assert (finding.name, finding.state) == ("training, fp32", "wrong")
+
+
+@pytest.mark.parametrize(
+    ("installed", "state"),
+    [("2.10.1", "wrong"), ("2.11.0", "ok"), ("3.0.0", "ok")],
+)
+def test_versions(installed, state, monkeypatch):
+    monkeypatch.setattr(checkup, "version", lambda name: installed if name == "torch" else "3.6.0")
+    found = {finding.name: finding for finding in checkup.versions()}
+    assert found["torch"].state == state
+    assert ("newer than the tested" in found["torch"].found) == (installed == "3.0.0")
+    assert found["triton"].state == "ok"
+
+
+def test_a_busy_machine_and_one_without_a_compiler_are_slow(monkeypatch):
+    for taken, state in ((machine.usable() / 2, "slow"), (0.0, "ok")):
+        monkeypatch.setattr(machine, "taken", lambda taken=taken: taken)
+        (found,) = [one for one in checkup.devices(CPU) if one.name == "processors"]
+        assert found.state == state
+    with kernels.use_backend("torch"):
+        states = [finding.state for dtype in TOLERANCE for finding in checkup.backend(dtype, CPU)]
+    assert states == ["slow"] * 4
+
+
+def test_interpreted_kernels_are_slow_and_neither_timed_nor_trained(monkeypatch):
+    monkeypatch.setattr(choice, "interpreting", lambda: True)
+    monkeypatch.setattr(checkup, "KERNELS", ())
+    with kernels.use_backend("triton"):
+        found = {
+            finding.name: finding
+            for finding in checkup.findings(small_recipe(["train.device=cpu"]))
+        }
+    assert found["backend, float32"].state == "slow"
+    assert "unset TRITON_INTERPRET" in found["backend, float32"].advice
+    assert not {"bandwidth", "training, fp32"} & found.keys()
+
+
+def test_a_slow_kernel_is_slow(monkeypatch):
+    for copy, ours, state in ((1.0, 12.4, "ok"), (1.0, 12.6, "slow")):  # 5 bytes to 2, a fifth
+        seconds = iter([copy, ours])
+        monkeypatch.setattr(checkup, "_seconds", lambda *_, left=seconds: next(left))
+        assert next(checkup.bandwidth(CPU)).state == state

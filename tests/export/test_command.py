@@ -1,0 +1,135 @@
+"""`export`: files that do what the network does, and the mistakes that it names."""
+
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from spiketriton.config import to_toml
+from spiketriton.export.__main__ import main
+from spiketriton.export.nir_graph import to_nir
+from spiketriton.system import consent
+from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR
+from spiketriton.train import main as train
+from spiketriton.training.trained import load_run
+from tests.models.test_foreign import recipe_of
+from tests.processes import done
+from tests.small_runs import refused
+
+nir = pytest.importorskip("nir", reason="the extra nir is not installed")
+
+
+@pytest.fixture
+def trained(runs):
+    return runs / "lif"
+
+
+def wrong(model, image, dt, **options):
+    graph = to_nir(model, image, dt, **options)
+    graph.nodes["neuron1"].v_threshold *= 0.5
+    return graph
+
+
+WRONG = {  # what is broken for the file to differ, by what, and what the command says
+    "nir": ("spiketriton.export.exports.to_nir", wrong, "first difference: neuron1, time step"),
+    "torch": (
+        "torch.export.load",
+        lambda file: SimpleNamespace(
+            module=lambda: lambda x: torch.full((3, len(x), 10), math.nan)
+        ),
+        "currents differ by nan",
+    ),
+    "onnx": ("spiketriton.export.exports.CLOSE", 0.0, "currents differ by"),
+    "safetensors": (
+        "safetensors.torch.load",
+        lambda content, load=load: {name: t + 1 for name, t in load(content).items()},
+        "they differ by 1",
+    ),
+}
+
+
+SAID = {
+    "nir": "7 spiking layers, dt = 1\nreplayed by NIR's equations: 0 of ",
+    "torch": "1 image(s) per call, 3 time steps\nread back: currents differ by 0\n",
+    "onnx": "any image(s) per call, 3 time steps\nrun by onnxruntime: currents differ by ",
+    "safetensors": "weights of step 7\nread back: they differ by 0\n",
+}
+
+
+@pytest.mark.parametrize("to", WRONG)
+def test_a_file_that_differs_is_not_written(to, trained, tmp_path, capsys, monkeypatch):
+    arguments = [str(trained), "--to", to, "--out", str(tmp_path / "net")]
+    what, broken, said = WRONG[to]
+    assert main(arguments) == EXIT_DONE
+    assert SAID[to] in capsys.readouterr().out
+    before = (tmp_path / "net").read_bytes()
+    monkeypatch.setattr(what, broken)
+    assert main(arguments) == EXIT_ERROR
+    shown = capsys.readouterr()
+    assert said in shown.out
+    assert "net is not written: it would differ from the network" in shown.err
+    assert (tmp_path / "net").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "net"]
+
+
+def test_torch_export_gives_the_same_currents_elsewhere(trained, tmp_path, capsys):
+    out = tmp_path / "net.pt2"
+    arguments = [str(trained), "--to", "torch", "--out", str(out), "--batch-size", "2"]
+    assert main(arguments) == EXIT_DONE
+    assert "differ by 0" in capsys.readouterr().out
+    code = (
+        "import sys, torch, spiketriton_kernels\n"
+        "net = torch.export.load(sys.argv[1]).module()\n"
+        "print(tuple(net(torch.zeros(2, 1, 8, 8)).shape))"
+    )
+    answer = done("-c", code, str(out), folder=tmp_path)
+    assert answer.stdout.strip() == "(3, 2, 10)"
+
+
+def test_mistakes_are_named(trained, tmp_path, monkeypatch):
+    run = str(trained)
+    assert "--to" in refused(main, [run])
+    assert "no effect" in refused(main, [run, "--to", "torch", "--dt", "1"])
+    assert "no effect" in refused(main, [run, "--to", "nir", "--batch-size", "1"])
+    assert "--dt: -1" in refused(main, [run, "--to", "nir", "--dt", "-1"])
+    (tmp_path / "no").write_text("a file")
+    nowhere = str(tmp_path / "no" / "folder")
+    assert "cannot be written" in refused(main, [run, "--to", "nir", "--out", nowhere])
+    assert "cannot be written" in refused(main, [run, "--to", "torch", "--out", nowhere])
+    monkeypatch.setitem(sys.modules, "nir", None)
+    assert "pip install 'spiketriton[nir]'" in refused(main, [run, "--to", "nir"])
+
+
+@pytest.mark.parametrize(("given", "sizes"), [([], (1, 3, 7)), (["--batch-size", "2"], (2,))])
+def test_an_onnx_file_answers_as_the_network(given, sizes, trained, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "net.onnx"
+    assert main([str(trained), "--to", "onnx", "--out", str(out), *given]) == EXIT_DONE
+    run, session = load_run(trained), onnxruntime.InferenceSession(str(out))
+    for size in sizes:
+        images = torch.rand(size, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+        (found,) = session.run(None, {"images": images.numpy()})
+        with torch.no_grad():
+            expected = run.model(images)
+        assert size == 1 or expected.std(1).max() > 0  # or any file would do
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_fixes_the_number_of_images_is_refused_by_name(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("spikingjelly")
+    monkeypatch.chdir(tmp_path)
+    short = ["train.max_steps=1", "train.epochs=1", "monitor.enabled=false"]
+    recipe = recipe_of("tests.models.foreign_nets:Recurrent", *short)
+    Path("r.toml").write_text(to_toml(recipe))
+    assert train(["r.toml", "--run-dir", "run", "--quiet"]) == EXIT_DONE
+    arguments = ["run", "--to", "onnx"]
+    with consent.decided(True):
+        said = refused(main, arguments)
+        assert "the code of tests.models.foreign_nets:Recurrent fixes the number of images" in said
+        assert not list(Path("run").glob("*.onnx"))
+        assert main([*arguments, "--batch-size", "3"]) == EXIT_DONE

@@ -1,0 +1,102 @@
+"""Weights as safetensors: what is written makes a run with the same answers, and other files are refused."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import spiketriton
+from spiketriton import pull
+from spiketriton.evaluate.evaluation import evaluate
+from spiketriton.export import __main__ as export
+from spiketriton.export import weights
+from spiketriton.export.weights import card, export_safetensors, make_run
+from spiketriton.system.errors import UserError
+from spiketriton.training.trained import load_run
+from tests.small_runs import small_trainer
+
+safetensors = pytest.importorskip("safetensors.torch")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trained") / "run"
+    small_trainer(path, "train.max_steps=2", "neuron.kind=plif").fit()
+    return path
+
+
+def test_a_file_makes_a_run_with_the_same_answers(trained, tmp_path, capsys):
+    file = tmp_path / "net.safetensors"
+    assert export.main([str(trained), "--to", "safetensors", "--out", str(file)]) == 0
+    assert "step 2\nread back: they differ by 0" in capsys.readouterr().out
+    pull.main([str(file), "--run-dir", str(tmp_path / "new")])
+    run, again = (spiketriton.load_run(path) for path in (trained, tmp_path / "new"))
+    images = torch.rand(4, 1, 8, 8)
+    assert torch.equal(run.predict(images), again.predict(images))
+    assert (again.step, again.recipe, again.facts) == (run.step, run.recipe, run.facts)
+    with pytest.raises(UserError, match="already holds a run"):
+        make_run(file, tmp_path / "new")
+
+
+def altered(run: Path, file: Path, **changes: str | None) -> None:
+    """Writes the file of a run with other metadata; None: without that key."""
+    export_safetensors(load_run(run), file)
+    with safetensors.safe_open(file, "pt") as opened:
+        said = opened.metadata() | changes
+    said = {key: value for key, value in said.items() if value is not None}
+    safetensors.save_file(safetensors.load_file(file), file, said)
+
+
+def test_a_recipe_that_names_code_needs_consent(trained, tmp_path):
+    file, recipe = tmp_path / "net.safetensors", load_run(trained).recipe.to_toml()
+    strange = recipe.replace('name = "resnet8"', 'name = "stranger.nets:make"')
+    altered(trained, file, recipe=strange)
+    with pytest.raises(UserError, match="names code that would run now"):
+        make_run(file, tmp_path / "new")
+    assert not (tmp_path / "new" / "recipe.toml").exists()
+
+
+def test_the_card_says_what_was_measured_and_nothing_else(trained):
+    run = load_run(trained)
+    assert "not evaluated" in card(run)
+    assert "Accuracy" not in card(run)
+    assert 'kind = "plif"' in card(run)
+
+
+RELEASED = Path(__file__).parents[2] / "examples" / "weights"
+ROW = re.compile(r"^\| `(\w+)` \|.*\| ([\d.]+) % of ", re.M)
+TABLE = dict(ROW.findall((RELEASED / "README.md").read_text("utf-8")))
+
+
+def test_every_released_file_has_a_row_of_its_own():
+    files = {path.stem: path.stat().st_size for path in RELEASED.glob("*.safetensors")}
+    assert files.keys() == TABLE.keys()
+    assert max(files.values()) < 10e6
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_released_weights_reach_what_their_table_says(name, tmp_path, request):
+    if name == "digits_dvs" and not request.config.getoption("--slow"):
+        pytest.skip("its recordings are simulated in 20 s; needs --slow")
+    folder = make_run(RELEASED / f"{name}.safetensors", tmp_path / "run").path
+    few = name in ("cluttered_ms56", "fashion_mnist_r20", "cifar10_r20_t1", "cifar10_r20_ann")
+    moved = ["data.download=false"] if few else [f"data.root={tmp_path}"]
+    run = load_run(folder, *moved, test_images=250 if few else 0)
+    try:
+        found = evaluate(run).accuracy[-1]
+    except UserError as error:
+        pytest.skip(f"no data: {error}")
+    said = float(TABLE[name]) / 100
+    # of a subset four standard errors; of all 360 two images, which another machine may round otherwise
+    assert abs(found - said) < (4 * (said * (1 - said) / 250) ** 0.5 if few else 0.006)
+
+
+def test_a_file_is_loaded_in_one_line_and_unpacked_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "cache_folder", lambda: tmp_path)
+    first, again = (spiketriton.load_run(RELEASED / "quickstart.safetensors") for _ in range(2))
+    assert first.path == again.path
+    assert tmp_path in first.path.parents
+    assert first.predict(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(UserError, match=r"none\.safetensors cannot be read: No such file"):
+        spiketriton.load_run("none.safetensors")

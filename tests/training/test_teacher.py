@@ -1,0 +1,40 @@
+"""Distillation: the loss by hand, and a run that learns from its ANN twin."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from spiketriton.system.errors import UserError
+from spiketriton.training.teacher import Teacher
+from tests.small_runs import last_state, small_trainer
+
+
+def test_the_loss_is_that_of_the_labels_and_the_distance_to_the_teacher():
+    currents, answers = torch.randn(3, 4, 5), torch.randn(1, 4, 5)
+    teacher = Teacher(lambda images: answers, weight=0.3, temperature=2.0)
+    p = (answers[0] / 2).softmax(1)
+    far = (p * (p.log() - F.log_softmax(currents.mean(0) / 2, 1))).sum(1).mean() * 4
+    found = teacher.blended(torch.tensor(1.5), currents, torch.zeros(4, 1))
+    torch.testing.assert_close(found, 0.7 * torch.tensor(1.5) + 0.3 * far)
+    same = Teacher(lambda images: currents, weight=1.0, temperature=3.0)
+    far = same.blended(torch.tensor(9.0), currents, torch.zeros(4, 1))
+    assert float(far) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_run_learns_from_its_twin(tmp_path):
+    small_trainer(tmp_path / "ann", "neuron.kind=relu", "train.epochs=1").fit()
+    keys = [f"loss.teacher={tmp_path / 'ann'}", "loss.teacher_weight=0.9", "train.epochs=1"]
+    trainer = small_trainer(tmp_path / "whole", *keys)
+    weights = {name: p.clone() for name, p in trainer.teacher.model.named_parameters()}
+    trainer.fit()
+    assert all(torch.equal(p, weights[n]) for n, p in trainer.teacher.model.named_parameters())
+    small_trainer(tmp_path / "alone", "train.epochs=1").fit()
+    alone = last_state(tmp_path / "alone")["model"]
+    assert not torch.equal(alone["fc.weight"], last_state(tmp_path / "whole")["model"]["fc.weight"])
+
+
+def test_a_teacher_of_other_data_is_refused(tmp_path):
+    small_trainer(tmp_path / "ann", "neuron.kind=relu", "train.max_steps=1").fit()
+    words = "trained on data of other image_size, 8; accepted: 12"
+    with pytest.raises(UserError, match=words):
+        small_trainer(tmp_path / "run", f"loss.teacher={tmp_path / 'ann'}", "data.image_size=12")
