@@ -3,17 +3,20 @@
     python docs/gradient_flow.py --group race connected clinic --out again.csv    # hours of one core
     python docs/gradient_flow.py --draw                  # the page's pictures, from the file as it is
     python docs/gradient_flow.py --judge                 # the table of what predicts learning
+    python docs/gradient_flow_tables.py                  # the page's other tables, and its sentences' numbers
 
 A row's settings are docs/gradient_flow_cells.toml with some keys changed; `net=linear` and
 `net=hidden` stand for a linear classifier and a net with one hidden layer of 128, `width=learnt` for
 surrogate widths that are parameters, one a layer. Rows that the new
 file already has are kept, so that it continues where it was stopped. Settings are compared on 2,000
-training images that are held out (`validation`), and reported on 5,000 test images (`test`).
+training images that are held out (`validation`), and reported on 5,000 test images (`test`). Of the rows that
+were there first, `commit` is the one that published them; machine and hours were not written down.
 """
 
 import argparse
 import csv
 import math
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
+from spiketriton import machine
 from spiketriton.config import DataConfig, Recipe, load_recipe, parts
 from spiketriton.gradients.verdict import LIMITS, last_layers
 from spiketriton.models import build_model
@@ -194,9 +198,23 @@ def again(groups: list[str], out: Path) -> None:
             table.writeheader()
         for row in wanted:
             if row["settings"] not in done:
+                started = time.monotonic()
                 found = train(row["settings"])
+                found |= origin(row, (time.monotonic() - started) / 3600)
                 table.writerow({k: row[k] for k in ("group", "settings")} | found)
                 file.flush()
+
+
+def origin(row: dict[str, str], hours: float) -> dict[str, str]:
+    """What trained a row: seed, commit ("-dirty" where files were changed), processor and hours of the clock."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]
+    commit = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
+    return {
+        "seed": key_of(row, "seed", "0"),
+        "commit": commit.stdout.strip(),
+        "machine": machine.cpu_name(),
+        "hours": f"{hours:.3f}",
+    }
 
 
 def key_of(row: dict[str, str], key: str, default: str = "") -> str:

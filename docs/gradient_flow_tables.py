@@ -1,0 +1,334 @@
+"""The tables of docs/gradient_flow.md and its log, and the numbers of the page's sentences, from the rows.
+
+    python docs/gradient_flow_tables.py        # writes the tables; names every number of a sentence that the rows deny
+
+A cell is a training, or several seeds of it, found in docs/data/gradient_flow.csv by its settings. Sentences are
+written by hand; `facts` makes the words in them that hold numbers, which must stand in the page as they are.
+"""
+
+import csv
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROWS = HERE / "data" / "gradient_flow.csv"
+PAGES = (HERE / "gradient_flow.md", HERE / "data" / "gradient_flow_log.md")
+DEFAULTS = {  # of gradient_flow_cells.toml, and what "auto" stands for there
+    "train.max_steps": "600",
+    "train.lr": "0.002",
+    "train.optimizer": "adamw",
+    "time_steps": "4",
+    "seed": "0",
+    "neuron.surrogate.width": "0.3",
+    "model.start": "identity",
+    "model.shortcut_gradient": "straight_through",
+    "model.residual_bias": "0.348",
+    "model.residual_gain": "0",  # but for I-LIF
+}
+STUDENT = {
+    10: 2.228,
+    12: 2.179,
+    13: 2.160,
+    14: 2.145,
+}  # 97.5 % of Student's t, by degrees of freedom
+END = "<!-- end -->\n"
+Key = frozenset[tuple[str, str]]
+Row = dict[str, str]
+
+
+def key(settings: str) -> Key:
+    """A row's settings, however they were written: without defaults, numbers as numbers."""
+    words = dict(word.split("=", 1) for word in settings.split())
+    words.pop("train.epochs", None)  # the steps say it
+    defaults = DEFAULTS | ({"model.residual_gain": ""} if "neuron.kind=ilif" in settings else {})
+    found = {}
+    for name, value in words.items():
+        try:
+            found[name] = f"{float(value):g}"
+        except ValueError:
+            found[name] = value
+    return frozenset(item for item in found.items() if defaults.get(item[0]) != item[1])
+
+
+class Rows:
+    """The rows by their settings. KeyError: no row has them."""
+
+    def __init__(self, path: Path = ROWS) -> None:
+        with path.open(newline="", encoding="utf-8") as file:
+            self.rows: list[Row] = list(csv.DictReader(file))
+        drawn = ("clinic", "fresh", "cured", "group")
+        self.by_key = {key(r["settings"]): r for r in self.rows if r["group"] not in drawn}
+
+    def percent(self, settings: str, column: str = "validation") -> float:
+        found = self.by_key.get(key(settings))
+        if found is None:
+            raise KeyError(f"{ROWS.name} has no row of {settings!r}")
+        return 100 * float(found[column])
+
+    def has(self, settings: str) -> bool:
+        return key(settings) in self.by_key
+
+    def seeds(self, settings: str, column: str = "validation") -> list[float]:
+        """Of the seeds 0, 1, 2 that were trained."""
+        each = (f"{settings} seed={seed}" for seed in range(3))
+        found = [self.percent(one, column) for one in each if self.has(one)]
+        return found or [self.percent(settings, column)]
+
+    def shown(self, settings: str, column: str = "validation") -> str:
+        return ", ".join(one(value) for value in self.seeds(settings, column))
+
+
+def one(value: float) -> str:
+    """With one decimal, halves away from zero as in a table by hand: rows have two."""
+    return f"{value + math.copysign(1e-9, value):.1f}"
+
+
+S = "data.image_size=16"
+R56, R110 = f"{S} model.name=resnet56", f"{S} model.name=resnet110"
+R50 = f"{S} model.name=resnet50 model.stem=cifar train.lr=1e-2 train.max_steps=400"
+USUAL, SEW, MS = "model.residual_gain=1", "model.block=sew", "model.block=ms"
+PLAIN_USUAL = f"{USUAL} model.residual_bias=0 model.shortcut_gradient=surrogate"
+TWIN = "neuron.kind=relu model.residual_bias=0 model.residual_gain=0"
+FASHION = "data.name=fashion_mnist data.image_size=28"
+SMALL = "data.name=fashion_mnist data.image_size=14 train.max_steps=300"
+CHAIN = f"{SMALL} model.name=mlp model.width=64"
+IDENTITY = "model.start=identity neuron.surrogate.width=0.3"
+CONV = f"{SMALL} model.name=plain model.width=16"
+LONG = "train.lr=1e-2 train.max_steps"
+
+START = (
+    ("linear classifier, best of two rates", f"net=linear {S} train.lr=1e-2"),
+    ("one hidden layer of 128, best of two rates", f"net=hidden {S} train.lr=6e-3"),
+    ("plain blocks, usual start", f"{R56} train.lr=6e-3 {PLAIN_USUAL}"),
+    ("the same with tdBN", f"{R56} train.lr=6e-3 {PLAIN_USUAL} model.norm=tdbn"),
+    ("the same with TEBN", f"{R56} train.lr=6e-3 {PLAIN_USUAL} model.norm=tebn"),
+    ("plain blocks from zero, usual gradient", f"{R56} train.lr=6e-3 model.shortcut_gradient=surrogate"),
+    ("plain blocks: **default**", f"{R56} train.lr=6e-3"),
+    ("SEW blocks, usual start", f"{R56} {SEW} train.lr=6e-3 {USUAL}"),
+    ("SEW blocks: **default**", f"{R56} {SEW} train.lr=6e-3"),
+    ("MS blocks, usual start", f"{R56} {MS} train.lr=6e-3 {USUAL}"),
+    ("MS blocks: **default**", f"{R56} {MS} train.lr=6e-3"),
+    ("ANN twin", f"{R56} {TWIN} train.lr=6e-3"),
+    ("ResNet-110, plain, usual start", f"{R110} train.lr=6e-3 {PLAIN_USUAL}"),
+    ("ResNet-110, plain: **default**", f"{R110} train.lr=6e-3"),
+    ("ResNet-110, MS, rate 1e-2: usual start", f"{R110} {MS} train.lr=1e-2 {USUAL}"),
+    ("ResNet-110, MS, rate 1e-2: **default**", f"{R110} {MS} train.lr=1e-2"),
+    ("ResNet-50, 400 steps at 1e-2, plain, usual start", f"{R50} {PLAIN_USUAL}"),
+    ("the same: **default**", R50),
+    ("the same, SEW, usual start", f"{R50} {SEW} {USUAL}"),
+    ("the same, SEW: **default**", f"{R50} {SEW}"),
+    ("the same, MS, usual start", f"{R50} {MS} {USUAL}"),
+    ("the same, MS: **default**", f"{R50} {MS}"),
+)  # fmt: skip
+LONGER = (
+    ("ResNet-20, plain", "1", f"{S} {LONG}=1800"),
+    ("ResNet-20, MS", "1", f"{S} {MS} {LONG}=1800"),
+    ("ResNet-110, plain", "1", f"{R110} {LONG}=1800"),
+    ("ResNet-110, MS", "1", f"{R110} {MS} {LONG}=1800"),
+    ("ResNet-20, MS", "2", f"{S} {MS} {LONG}=3600"),
+    ("ResNet-56, plain", "2", f"{R56} {LONG}=3600"),
+    ("ResNet-56, MS", "2", f"{R56} {MS} {LONG}=3600"),
+    ("ResNet-20, plain", "6", f"{S} {LONG}=10800"),
+    ("ResNet-20, SEW", "6", f"{S} {SEW} {LONG}=10800"),
+    ("ResNet-20, MS", "6", f"{S} {MS} {LONG}=10800"),
+    ("ResNet-20, ANN twin at 6e-3", "6", f"{S} {TWIN} train.lr=6e-3 train.max_steps=10800"),
+)
+AT_RATES = (
+    ("ResNet-56: plain, usual start", f"{R56} {PLAIN_USUAL}"),
+    ("plain, default", R56),
+    ("SEW, usual start", f"{R56} {SEW} {USUAL}"),
+    ("SEW, default", f"{R56} {SEW}"),
+    ("MS, usual start", f"{R56} {MS} {USUAL}"),
+    ("MS, default", f"{R56} {MS}"),
+    ("ANN twin", f"{R56} {TWIN}"),
+    ("ResNet-20: plain, default", S),
+    ("MS, default", f"{S} {MS}"),
+    ("four times as wide, 300 steps: plain", f"{S} model.width=32 train.max_steps=300"),
+    ("the same, MS", f"{S} {MS} model.width=32 train.max_steps=300"),
+    ("Fashion-MNIST at 28x28, 300 steps: plain", f"{FASHION} train.max_steps=300"),
+    ("the same, MS", f"{FASHION} {MS} train.max_steps=300"),
+    ("no skip connections: 20 convolutions", f"{CONV} model.depth=20"),
+    ("50 convolutions", f"{CONV} model.depth=50"),
+    ("20 fully connected layers", f"{CHAIN} model.depth=20"),
+    ("50 fully connected layers", f"{CHAIN} model.depth=50"),
+)
+RATES = ("1e-3", "2e-3", "6e-3", "1e-2", "2e-2", "6e-2")
+SGD = (
+    ("50 fully connected layers", f"{CHAIN} model.depth=50 {IDENTITY}"),
+    ("50 convolutions without skip connections", f"{CONV} model.depth=50"),
+    ("ResNet-20: plain", S),
+    ("ResNet-20: MS", f"{S} {MS}"),
+    ("ResNet-56: plain", R56),
+    ("ResNet-56: SEW", f"{R56} {SEW}"),
+    ("ResNet-56: MS", f"{R56} {MS}"),
+    ("ResNet-56: MS, seed 1", f"{R56} {MS} seed=1"),
+)
+CLIPPED = ("0.1", "0.3", "0.1 train.clip_grad_norm=1", "0.3 train.clip_grad_norm=1")
+ILIF = "neuron.kind=ilif train.lr=1e-2"
+AGAIN = f"{FASHION} neuron.kind=ilif train.lr=1e-2 train.max_steps=300"
+SUGGESTED = "neuron.kind=ilif train.optimizer=sgd train.lr=0.3 train.clip_grad_norm=1"
+EIGHT = (
+    f"{S} {SEW} model.name=resnet32 {ILIF} neuron.levels=8 time_steps=2 train.max_steps=400 seed=4"
+)
+OPENING = (  # net, its settings, 1 / sqrt(blocks)
+    ("MS ResNet-20", f"{S} {MS} {ILIF}", "0.33"),
+    ("MS ResNet-56", f"{R56} {MS} {ILIF}", "0.19"),
+    ("MS ResNet-110, 400 steps", f"{R110} {MS} {ILIF} train.max_steps=400", "0.136"),
+    ("Fashion-MNIST, 300 steps: MS ResNet-20", f"{AGAIN} {MS}", "0.33"),
+    ("the same, SEW", f"{AGAIN} {SEW}", "0.33"),
+    ("the same, plain", AGAIN, "0.33"),
+    ("plain ResNet-56, four levels, 6e-3", f"{R56} neuron.kind=ilif neuron.levels=4 train.lr=6e-3", "0.19"),
+    ("plain ResNet-110, T = 2, 400 steps", f"{R110} {ILIF} time_steps=2 train.max_steps=400", "0.136"),
+    ("the same, seed 1", f"{R110} {ILIF} time_steps=2 train.max_steps=400 seed=1", "0.136"),
+    ("drawn afterwards: MS ResNet-44, Fashion-MNIST", f"{AGAIN} {MS} model.name=resnet44 seed=3", "0.218"),
+    ("drawn afterwards: SEW ResNet-32, eight levels, T = 2", EIGHT, "0.258"),
+)  # fmt: skip
+EIGHT_STEPS = f"{SUGGESTED} time_steps=8 train.max_steps=200"
+SUGGESTING = (  # the two nets of the grid that the rule was made on
+    ("grid: SEW ResNet-110, SGD, T = 2", f"{R110} {SEW} {SUGGESTED} time_steps=2 train.max_steps=400", "0.136"),
+    ("grid: MS ResNet-32, SGD, T = 8", f"{FASHION} {MS} model.name=resnet32 {EIGHT_STEPS}", "0.26"),
+)  # fmt: skip
+TRIED = (
+    ("default", ""),
+    ("surrogate width 0.1", "neuron.surrogate.width=0.1"),
+    ("surrogate width 0.18", "neuron.surrogate.width=0.18"),
+    ("surrogate width learnt, one a layer", "width=learnt"),
+    ("TET in place of the mean's cross-entropy", "loss.kind=tet"),
+    ("learnt thresholds", "neuron.threshold_learnt=true"),
+    ("spikes of up to four levels (I-LIF), from zero", "neuron.kind=ilif neuron.levels=4 model.residual_gain=0"),
+    ("I-LIF, from 1 / sqrt(blocks)", "neuron.kind=ilif neuron.levels=4 model.residual_gain=0.19"),
+    ("branches that start at 0.3", "model.residual_gain=0.3"),
+)  # fmt: skip
+
+
+def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown: words on the left, numbers on the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in (head, rule, *body))
+
+
+def tables(rows: Rows) -> dict[str, str]:
+    """By the name of its marks."""
+    both, seeds = ("validation", "test"), ("validation %, a number a seed", "test %")
+
+    def at(settings: str, values: Iterable[str], name: str) -> list[str]:
+        each = (f"{settings} {name}={value}" for value in values)
+        return [one(rows.percent(words)) if rows.has(words) else "" for words in each]
+
+    start = [(label, *(rows.shown(words, c) for c in both)) for label, words in START]
+    longer = [(net, e, *(rows.shown(words, c) for c in both)) for net, e, words in LONGER]
+    rates = [(label, *at(words, RATES, "train.lr")) for label, words in AT_RATES]
+    sgd = [
+        (label, *at(f"{words} train.optimizer=sgd", CLIPPED, "train.lr")) for label, words in SGD
+    ]
+    opening = [
+        (label, *at(words, ("0", gain, "1"), "model.residual_gain"))
+        for label, words, gain in (*OPENING, *SUGGESTING)
+    ]
+    tried = [
+        (label, *(rows.shown(f"{R56} train.lr=6e-3 {words}", column) for column in both))
+        for label, words in TRIED
+    ]
+    return {
+        "start": lines(("ResNet-56, 600 steps of 32 images, AdamW 6e-3", *seeds), start),
+        "longer": lines(("net, AdamW 1e-2", "epochs", *seeds), longer),
+        "rates": lines(("validation %, seed 0, AdamW", *RATES), rates),
+        "sgd": lines(("validation %, SGD", "0.1", "0.3", "0.1, clipped", "0.3, clipped"), sgd),
+        "opening": lines(("validation % by initial weight", "0", "1 / sqrt(blocks)", "1 (usual)"), opening),
+        "tried": lines(("plain ResNet-56, rate 6e-3", *seeds), tried),
+    }  # fmt: skip
+
+
+def spread(rows: Rows) -> tuple[float, int]:
+    """Pooled standard deviation of trainings that differ in the seed alone, in points, and its degrees of freedom."""
+    groups: dict[Key, list[float]] = {}
+    for words, row in rows.by_key.items():
+        if row["validation"]:
+            without = frozenset(item for item in words if item[0] != "seed")
+            groups.setdefault(without, []).append(100 * float(row["validation"]))
+    several = [values for values in groups.values() if len(values) > 1]
+    degrees = sum(len(values) - 1 for values in several)
+    squares = sum((v - statistics.mean(values)) ** 2 for values in several for v in values)
+    return math.sqrt(squares / degrees), degrees
+
+
+def ahead(rows: Rows, nets: Sequence[tuple[str, str, str]]) -> list[float]:
+    """By how much 1 / sqrt(blocks) is ahead of zero."""
+    name = "model.residual_gain"
+    return [
+        rows.percent(f"{words} {name}={gain}") - rows.percent(f"{words} {name}=0")
+        for _, words, gain in nets
+    ]
+
+
+def interval(middle: float, deviation: float, degrees: int) -> str:
+    half = STUDENT[degrees] * deviation
+    return f"{one(middle)} points (95 %: {one(middle - half)} to {one(middle + half)})"
+
+
+def facts(rows: Rows) -> list[str]:
+    """The numbers of the page's sentences."""
+    deviation, degrees = spread(rows)
+    apart = STUDENT[degrees] * deviation * math.sqrt(2)
+    usual, default = (rows.seeds(f"{R56} {MS} train.lr=6e-3 {w}") for w in (USUAL, ""))
+    gain = statistics.mean(default) - statistics.mean(usual)
+    error = deviation * math.sqrt(1 / len(usual) + 1 / len(default))
+    plain = rows.seeds(f"{R56} train.lr=6e-3")
+    chance = rows.seeds(f"{R56} train.lr=6e-3 {PLAIN_USUAL}")
+    free = ahead(rows, OPENING)
+    scatter = statistics.stdev(free) / math.sqrt(len(free))
+    clip = [f"{R56} train.optimizer=sgd train.lr=0.3{c}" for c in ("", " train.clip_grad_norm=1")]
+    chain = [f"{CHAIN} model.depth=50 {IDENTITY}", f"{CONV} model.depth=50"]
+    limited = "train.optimizer=sgd train.lr=0.1"
+    told = [
+        f"{one(rows.percent(f'{net} {limited}'))} to {one(rows.percent(f'{net} {limited} train.clip_grad_norm=1'))} %"
+        for net in chain
+    ]
+    depth = [one(rows.percent(f"{net} {MS} {LONG}=3600")) for net in (S, R56)]
+    bottlenecks = [one(rows.percent(words)) for words in (f"{R50} {PLAIN_USUAL}", R50)]
+    slow, best = (one(rows.percent(f"{R56} {MS} train.lr={rate}")) for rate in ("1e-3", "1e-2"))
+    return [
+        f"{deviation:.1f} points ({degrees} degrees of freedom)",
+        f"differ by {apart:.0f}",
+        f"{one(min(plain))} to {one(max(plain))} %",
+        f"{one(min(chance))} and {one(max(chance))} %",
+        f"{one(statistics.mean(default))} % on average of {len(default)} seeds",
+        f"{one(statistics.mean(usual))} % of {len(usual)}",
+        interval(gain, error, degrees),
+        f"{sum(value > 0 for value in free)} of {len(free)}",
+        interval(statistics.mean(free), scatter, len(free) - 1),
+        *told,
+        f"{one(rows.percent(clip[0]))} to {one(rows.percent(clip[1]))} %",
+        f"{depth[0]} and {depth[1]} %",
+        f"{bottlenecks[0]} % from the usual start, {bottlenecks[1]} % from the default",
+        f"{slow} % at 1e-3 and {best} % at 1e-2",
+    ]
+
+
+def page(text: str, found: dict[str, str]) -> str:
+    """The page with its tables between their marks."""
+    for name, table in found.items():
+        before, mark, rest = text.partition(f"<!-- {name}: begin -->\n")
+        if mark:
+            text = before + mark + table + END + rest.partition(END)[2]
+    return text
+
+
+def missing(text: str, rows: Rows) -> list[str]:
+    prose = " ".join(text.split())
+    return [fact for fact in facts(rows) if fact not in prose]
+
+
+def main() -> None:
+    rows = Rows()
+    for path in PAGES:
+        path.write_text(page(path.read_text("utf-8"), tables(rows)), "utf-8")
+    if wrong := missing(PAGES[0].read_text("utf-8"), rows):
+        sys.exit("docs/gradient_flow.md does not say: " + "; ".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""docs/gradient_flow.md and its log say what the rows say, and a row says what trained it."""
+
+import csv
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+TABLES = runpy.run_path(str(DOCS / "gradient_flow_tables.py"))
+ROWS = TABLES["Rows"]()
+PAGE = DOCS / "gradient_flow.md"
+
+
+def changed(settings, validation):
+    """The rows, one of them with another accuracy."""
+    rows = TABLES["Rows"]()
+    key = TABLES["key"](settings)
+    rows.by_key[key] = rows.by_key[key] | {"validation": validation}
+    return rows
+
+
+@pytest.mark.parametrize("path", TABLES["PAGES"], ids=lambda path: path.stem)
+def test_the_tables_are_those_of_the_rows(path):
+    text, found = path.read_text("utf-8"), TABLES["tables"](ROWS)
+    assert TABLES["page"](text, found) == text
+    named = re.findall(r"<!-- (\w+): begin -->", text)
+    assert named
+    assert set(named) <= set(found)
+    other = TABLES["tables"](changed("data.image_size=16 model.name=resnet56 train.lr=6e-3", "0.1"))
+    assert TABLES["page"](text, other) != text
+
+
+def test_every_table_stands_on_a_page():
+    pages = "".join(path.read_text("utf-8") for path in TABLES["PAGES"])
+    assert all(f"<!-- {name}: begin -->" in pages for name in TABLES["tables"](ROWS))
+
+
+def test_the_numbers_of_the_sentences_are_those_of_the_rows():
+    text = PAGE.read_text("utf-8")
+    assert TABLES["missing"](text, ROWS) == []
+    seed = "data.image_size=16 model.name=resnet56 model.block=ms train.lr=6e-3 seed=2"
+    assert TABLES["missing"](text, changed(seed, "0.9"))
+
+
+def test_settings_are_found_however_they_are_written():
+    key = TABLES["key"]
+    assert key("train.lr=6e-3 seed=0 time_steps=4") == key("train.lr=0.006")
+    assert key("train.lr=6e-3") != key("train.lr=6e-3 seed=1")
+    assert key("model.residual_gain=0") == key("")  # zero is the default, but not of I-LIF
+    assert key("neuron.kind=ilif model.residual_gain=0") != key("neuron.kind=ilif")
+    with pytest.raises(KeyError, match="has no row of 'seed=77'"):
+        ROWS.percent("seed=77")
+
+
+def test_a_row_has_its_seed_and_what_published_it():
+    for row in ROWS.rows:
+        given = dict(word.split("=", 1) for word in row["settings"].split())
+        assert row["seed"] == given.get("seed", "0")
+        assert re.fullmatch(r"[0-9a-f]{9}", row["commit"])
+        assert bool(row["machine"]) == bool(row["hours"])
+
+
+def test_a_row_that_is_trained_again_says_what_trained_it(tmp_path, monkeypatch):
+    script = runpy.run_path(str(DOCS / "gradient_flow.py"))
+    monkeypatch.setitem(script["again"].__globals__, "train", lambda settings: {"validation": 0.5})
+    script["again"](["cured"], tmp_path / "again.csv")
+    with (tmp_path / "again.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["seed"] for row in rows][:2] == ["100", "104"]
+    assert list(rows[0]) == list(ROWS.rows[0])
+    assert all(re.match(r"[0-9a-f]{9}", row["commit"]) for row in rows)
+    assert all(row["machine"] and float(row["hours"]) >= 0 for row in rows)
