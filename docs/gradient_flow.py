@@ -28,13 +28,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from spiketriton import machine
 from spiketriton.config import DataConfig, Recipe, load_recipe, parts
 from spiketriton.gradients.verdict import LIMITS, last_layers
 from spiketriton.models import build_model
 from spiketriton.models.blocks import Block
 from spiketriton.neurons import SpikingNeuron
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE
+from spiketriton.system import machine
 from spiketriton.training.losses import Loss, build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule
 from spiketriton.training.probing import Prober
