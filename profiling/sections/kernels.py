@@ -23,8 +23,8 @@ from profiling.harness import memory, peers
 from profiling.harness.contenders import OURS, Case, Contender, Options, Row, Work, agreement, wider
 from profiling.harness.peers import ATAN, Variant
 from profiling.harness.timing import Timing, buffers_beyond_cache
-from spiketriton import machine
 from spiketriton.neurons import LIF, SpikingNeuron
+from spiketriton.system import machine
 from spiketriton.training.environment import PRECISIONS
 from spiketriton.training.precompile import compiles
 from spiketriton_kernels import (

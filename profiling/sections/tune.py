@@ -17,7 +17,7 @@ from torch import Tensor
 
 from profiling.harness.contenders import OURS, Contender, Options, Row, Status
 from profiling.sections.kernels import Arena, Fused, Inputs, KernelCase, Operation
-from spiketriton import machine
+from spiketriton.system import machine
 from spiketriton.training.environment import PRECISIONS
 from spiketriton.training.precompile import compiles
 from spiketriton_kernels import multistep_bn_lif, multistep_lif
