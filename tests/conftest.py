@@ -26,6 +26,7 @@ START = "spawn" if CUDA else "fork"  # of processes: autograd's threads of a GPU
 
 torch.set_num_threads(1)  # tests are small: a second thread mostly waits for the first
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # kernel tests are deterministic
+os.environ.setdefault("SPIKETRITON_WHOLE", "1")  # one compile serves all tests of a kind
 
 if CUDA:  # this process keeps it, and what it starts sees none: the engine is tested on the CPU
     torch.cuda.init()

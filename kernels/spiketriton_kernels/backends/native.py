@@ -1,8 +1,9 @@
 """The CPU backend: native.cpp, compiled once per machine by the system's C++ compiler and called through ctypes.
 
-One compile of a few seconds per dtype and kind of neuron, when a call first needs it, serves every size, window and
-option, and is kept in the user's cache folder (``SPIKETRITON_CACHE``, else ``$XDG_CACHE_HOME/spiketriton`` or
-``~/.cache/spiketriton``). Without a compiler the caller falls back to eager PyTorch, and the log says so once.
+When a call first needs it, a few seconds of compiling for a dtype, a kind of neuron, its reset and its surrogate serve
+every size, window and other option, and are kept in the user's cache folder (``SPIKETRITON_CACHE``, else
+``$XDG_CACHE_HOME/spiketriton`` or ``~/.cache/spiketriton``). ``python -m spiketriton_kernels`` compiles whole kinds
+ahead, which serve in their place. Without a compiler the caller falls back to eager PyTorch, and the log says so once.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ log = logging.getLogger("spiketriton_kernels")
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 KINDS = ("lif", "ilif", "clif", "alif", "cuba", "delayed")
-"""What is compiled apart, in the order of neurons.h; "delayed" is LIF with a delayed reset. Besides, each
-step of one's own by its name."""
+"""What is compiled apart, in the order of neurons.h; "delayed" is LIF with a delayed reset. Besides, each step of one's
+own by its name. "lif 1 1" is a kind with one reset and one surrogate alone, by their numbers there."""
+ANY = "lif 1 1"
 _RESETS = {"soft": 0, "delayed_soft": 0, "hard": 1, "delayed_hard": 1, "none": 3}
 _TO_RESET_LEAK = 2
 _SHAPES = {shape: number for number, shape in enumerate(SHAPES)}
@@ -92,19 +94,41 @@ def _machine() -> str:
 
 
 def _build(dtype: torch.dtype, kind: str) -> Path:
+    """The library of a dtype and kind; of a whole kind instead of a part of it, where there is one."""
     compiler = _compiler()
     asked = [compiler, "--version"]
     version = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
-    chosen = [f"-DSPIKETRITON_KIND={KINDS.index(kind) if kind in KINDS else len(KINDS)}"]
-    if kind not in KINDS:
+    whole, *only = kind.split(" ")
+    chosen = [f"-DSPIKETRITON_KIND={KINDS.index(whole) if whole in KINDS else len(KINDS)}"]
+    if whole not in KINDS:
         chosen.append(f'-DSPIKETRITON_STEP="{named(kind).written("cpp")}"')
+    if only:
+        found = _target(dtype, whole, version, chosen)
+        if WHOLE or found.exists():
+            return _compiled(found, compiler, dtype, whole, chosen)
+        chosen += [f"-DSPIKETRITON_RESET={only[0]}", f"-DSPIKETRITON_SHAPE={only[1]}"]
+    return _compiled(_target(dtype, kind, version, chosen), compiler, dtype, kind, chosen)
+
+
+def _target(dtype: torch.dtype, kind: str, version: str, chosen: list[str]) -> Path:
+    """Where a library lies, by all that it is made of."""
     texts = (source.read_text("utf-8") for source in _SOURCES)
     key = "\n".join([*texts, version, _machine(), repr((_FLAGS, _EXTRAS, dtype, *chosen))])
-    folder = cache_folder()
-    name = f"{kind} {str(dtype).removeprefix('torch.')}"
-    target = folder / f"{name.replace(' ', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    name = f"{kind} {str(dtype).removeprefix('torch.')}".replace(" ", "-")
+    return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+
+
+def _compiled(
+    target: Path, compiler: str, dtype: torch.dtype, kind: str, chosen: list[str]
+) -> Path:
     if target.exists():
         return target
+    folder, name = target.parent, f"{kind.split(' ')[0]} {str(dtype).removeprefix('torch.')}"
+    if " " in kind:
+        said = (
+            "compiling the CPU kernels for %s, once on this machine: a few seconds of a processor"
+        )
+        log.warning(said + " (all ahead: python -m spiketriton_kernels)", name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = tempfile.NamedTemporaryFile(dir=folder)  # noqa: SIM115 - only to learn whether the folder is writable
@@ -138,6 +162,9 @@ def _build(dtype: torch.dtype, kind: str) -> Path:
     )
 
 
+WHOLE = os.environ.get("SPIKETRITON_WHOLE", "0") == "1"
+"""Whether a call compiles its whole kind; the tests, which need all of each, have it so."""
+
 _building: dict[tuple[torch.dtype, str], threading.Lock] = defaultdict(threading.Lock)
 _loaded: dict[tuple[torch.dtype, str | None], ctypes.CDLL] = {}
 """By dtype and kind; without a kind one of them."""
@@ -145,7 +172,7 @@ _loaded: dict[tuple[torch.dtype, str | None], ctypes.CDLL] = {}
 
 @functools.cache
 def load(dtype: torch.dtype, kind: str) -> ctypes.CDLL | CompilerError:
-    """The compiled kernels of a dtype and one of ``KINDS`` or a step's name; or why there are none."""
+    """The compiled kernels of a dtype and a kind, or why there are none."""
     try:
         with _building[dtype, kind]:  # threads that come at once wait for one build
             path = _build(dtype, kind)
@@ -167,11 +194,11 @@ def load(dtype: torch.dtype, kind: str) -> ctypes.CDLL | CompilerError:
 
 
 def library(dtype: torch.dtype, kind: str | None = None) -> ctypes.CDLL:
-    """The compiled kernels of a dtype and one of ``KINDS``, None: any of them.
+    """The compiled kernels of a dtype and a kind, None: any of them.
 
     Raises CompilerError with the reason when there are none.
     """
-    found = _loaded.get((dtype, kind)) or load(dtype, kind or "lif")
+    found = _loaded.get((dtype, kind)) or load(dtype, kind or ANY)
     if isinstance(found, CompilerError):
         raise found
     return found
@@ -181,7 +208,7 @@ def failure(dtype: torch.dtype, kind: str | None = None) -> CompilerError | None
     """Why ``library`` has none; None where it has."""
     if (dtype, kind) in _loaded:
         return None
-    found = load(dtype, kind or "lif")
+    found = load(dtype, kind or ANY)
     return found if isinstance(found, CompilerError) else None
 
 
@@ -206,12 +233,22 @@ def _places(*tensors: torch.Tensor | None) -> list[int]:
 
 
 def kind_of(neuron: Neuron) -> str:
-    """Its one of ``KINDS``."""
-    return "delayed" if neuron.reset.startswith("delayed") else neuron.kind
+    """What is compiled for it."""
+    return _kind(neuron.kind, neuron.reset, neuron.leaks_to_reset, neuron.shape)
+
+
+@functools.cache
+def _kind(kind: str, reset: str, leaks_to_reset: bool, shape: str) -> str:
+    if kind not in KINDS:
+        return kind
+    number = _TO_RESET_LEAK if leaks_to_reset else _RESETS[reset]
+    kind = "delayed" if reset.startswith("delayed") else kind
+    # a surrogate of one's own runs elsewhere, and I-LIF has none
+    return f"{kind} {number} {0 if kind == 'ilif' else _SHAPES.get(shape, 1)}"
 
 
 def _constants(neuron: Neuron) -> tuple[str, bytes]:
-    """Of a neuron its one of ``KINDS``, and its part of the call."""
+    """Of a neuron what is compiled for it, and its part of the call."""
     packed = _packed if neuron.is_plain else _packed.__wrapped__
     return packed(neuron[:_FIELDS])
 

@@ -1,6 +1,7 @@
 """What only the compiled CPU pass has: stores past the caches, threads, and its build."""
 
 import functools
+import logging
 import struct
 import subprocess
 import threading
@@ -9,9 +10,12 @@ import time
 import pytest
 import torch
 
-from spiketriton_kernels import multistep_bn_lif, multistep_lif, use_backend
+from spiketriton_kernels import SHAPES, Surrogate, multistep_bn_lif, multistep_lif, use_backend
+from spiketriton_kernels.__main__ import main as build_ahead
 from spiketriton_kernels.backends import native
+from spiketriton_kernels.nn import ALIF, CLIF, ILIF, LIF, CuBaLIF, Leaky
 from tests.conftest import need_native
+from tests.covering import pairwise
 
 
 @pytest.fixture(autouse=True)
@@ -173,3 +177,104 @@ def test_code_that_does_not_load_is_told_from_a_compiler_that_is_missing(monkeyp
     assert isinstance(found, native.CompilerError)
     for words in ("do not load", "kernels.so", "noexec", f"than {tmp_path}, by SPIKETRITON_CACHE"):
         assert words in str(found)
+
+
+def as_on_a_new_machine(monkeypatch, folder):
+    """Nothing is compiled, and a call compiles no more than it needs."""
+    monkeypatch.setenv("SPIKETRITON_CACHE", str(folder))
+    monkeypatch.setattr(native, "WHOLE", False)
+    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setattr(native, "load", functools.cache(native.load.__wrapped__))
+
+
+def passes(neuron, dtype):
+    """Spikes and gradients, alone and with what is rarer: the membranes of all steps, and a probe."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 40, 7).to(dtype)
+    found = [*gradients(x, neuron)]
+    neuron.store_v_seq, neuron.probe = True, torch.zeros(5, 8, requires_grad=True)
+    found += [*gradients(x, neuron), neuron.v_seq.detach(), neuron.probe.grad]
+    neuron.store_v_seq, neuron.probe = False, None
+    return found
+
+
+MAKE = {
+    "hard": lambda **o: LIF(2.0, **o),
+    "leaks to its reset": lambda **o: LIF(2.0, v_reset=-0.25, detach_reset=False, **o),
+    "soft": lambda **o: LIF(2.0, v_reset=None, **o),
+    "soft, attached": lambda **o: LIF(2.0, v_reset=None, detach_reset=False, **o),
+    "none": lambda **o: LIF(2.0, reset="none", **o),
+    "delayed": lambda **o: Leaky(0.9, reset_delay=True, **o),
+    "ilif": lambda surrogate: ILIF(),
+    "clif": lambda **o: CLIF(2.0, **o),
+    "alif": lambda **o: ALIF(2.0, **o),
+    "cuba": lambda **o: CuBaLIF(2.0, v_reset=None, **o),
+}
+
+
+def the_part_equals_the_whole(monkeypatch, folder, make, shape, dtype):
+    neuron = MAKE[make](surrogate=Surrogate(shape, width=0.4))
+    expected = passes(neuron, dtype)
+    as_on_a_new_machine(monkeypatch, folder)
+    found = passes(neuron, dtype)
+    assert [path.name.split("-")[:3] for path in folder.glob("*.so")] == [
+        [*native.kind_of(neuron.record()).split(" ")]
+    ]
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "shape", "dtype"), pairwise(MAKE, SHAPES, (torch.float32, torch.bfloat16))
+)
+def test_what_is_compiled_for_one_reset_and_surrogate_computes_what_the_whole_does(
+    monkeypatch, tmp_path, make, shape, dtype
+):
+    the_part_equals_the_whole(monkeypatch, tmp_path, make, shape, dtype)
+
+
+def test_a_first_call_says_that_it_compiles_and_compiles_one_reset_and_surrogate(
+    monkeypatch, tmp_path, caplog
+):
+    with caplog.at_level(logging.WARNING, "spiketriton_kernels"):
+        the_part_equals_the_whole(
+            monkeypatch, tmp_path, "soft, attached", "triangle", torch.float32
+        )
+    (said,) = caplog.messages
+    assert said.startswith("compiling the CPU kernels for lif float32, once on this machine")
+
+
+def test_a_whole_kind_serves_its_parts(monkeypatch, tmp_path):
+    """As `python -m spiketriton_kernels` leaves it."""
+    as_on_a_new_machine(monkeypatch, tmp_path)
+    built = []
+
+    def compile_nothing(target, compiler, dtype, kind, chosen):
+        built.append((kind, len(chosen)))
+        target.touch()
+        return target
+
+    monkeypatch.setattr(native, "_compiled", compile_nothing)
+    assert native._build(torch.float32, "clif 0 2") == native._build(torch.float32, "clif 0 2")
+    assert native._build(torch.float32, "clif 0 3") != native._build(torch.float32, "clif 0 2")
+    whole = native._build(torch.float32, "clif")
+    assert native._build(torch.float32, "clif 0 1") == whole
+    assert native._build(torch.bfloat16, "clif 0 1") != whole
+    assert {*built} == {("clif 0 2", 3), ("clif 0 3", 3), ("clif", 1), ("clif 0 1", 3)}
+
+
+def test_kinds_are_built_ahead(monkeypatch, capsys):
+    asked, fails = [], native.CompilerError("no C++ compiler found")
+    monkeypatch.setattr(native, "load", lambda *one: asked.append(one))
+    assert build_ahead(["lif", "clif", "--dtype", "float32", "float16"]) == 0
+    dtypes = torch.float32, torch.float16
+    assert asked == [(dtype, kind) for dtype in dtypes for kind in ("lif", "clif")]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("1 of 4: lif float32 is there")
+    assert said[3].startswith("4 of 4: clif float16 is there")
+    monkeypatch.setattr(native, "load", lambda *_: fails)
+    assert build_ahead([]) == 1
+    assert capsys.readouterr().err == "error: lif float32: no C++ compiler found\n"
+    with pytest.raises(SystemExit):
+        build_ahead(["lift"])
+    assert "KIND lift: accepted: lif, ilif" in capsys.readouterr().err

@@ -239,6 +239,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
 template <class Go>
 void with_shape(int shape, Go go) {
     if constexpr (KIND == ILIF || KIND == OWN) return go(Number<RECTANGLE>{});
+    if constexpr (ONLY_SHAPE >= 0) return go(Number<ONLY_SHAPE>{});
     switch (shape) {
         case FAST_SIGMOID: return go(Number<FAST_SIGMOID>{});
         case ATAN: return go(Number<ATAN>{});
@@ -252,7 +253,7 @@ void with_shape(int shape, Go go) {
 // The way the gradient takes through the reset: of LIF without what is rare, four ways serve all of them.
 template <int MODE, class Go>
 void with_path(const Call &c, Go go) {
-    constexpr bool merged = KIND == LIF && MODE != OBSERVE;
+    constexpr bool merged = KIND == LIF && MODE != OBSERVE && ONLY_RESET < 0;
     int reset = c.reset;
     if (merged && reset == TO_RESET_LEAK) reset = TO_ZERO_LEAK;
     if (merged && reset == SUBTRACT && c.detach_reset) reset = NO_RESET;

@@ -251,7 +251,7 @@ void with(bool yes, Go go) {
 template <int N = 0, class Go>
 void with_number(int number, Go go) {  // of a reset that the kind has
     if constexpr (N <= NO_RESET) {
-        if constexpr (has(N))
+        if constexpr (has(N) && (ONLY_RESET < 0 || N == ONLY_RESET))
             if (number == N) return go(Number<N>{});
         with_number<N + 1>(number, go);
     }

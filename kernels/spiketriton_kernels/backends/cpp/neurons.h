@@ -14,6 +14,13 @@ constexpr bool HAS_RHO = KIND == ALIF || KIND == CUBA, SECOND = KIND == CLIF || 
 
 enum Parameter { DECAY, THRESHOLD, WIDTH, GAIN, RHO, BETA, PARAMETERS };
 
+// What a build is restricted to, so that the first call of a neuron waits for less; -1: nothing.
+#ifdef SPIKETRITON_RESET
+constexpr int ONLY_RESET = SPIKETRITON_RESET, ONLY_SHAPE = SPIKETRITON_SHAPE;
+#else
+constexpr int ONLY_RESET = -1, ONLY_SHAPE = -1;
+#endif
+
 // The reset, and for a hard one where the leak pulls.
 enum Reset { SUBTRACT, TO_ZERO_LEAK, TO_RESET_LEAK, NO_RESET };
 constexpr bool is_hard(int reset) { return reset == TO_ZERO_LEAK || reset == TO_RESET_LEAK; }
