@@ -14,7 +14,7 @@ import io
 import json
 import shlex
 import statistics
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,15 @@ def add(path: str, name: str) -> None:
     replace_file(ROWS, text.getvalue())
 
 
-def table(rows: Iterable[Row]) -> str:
+def minutes_before(row: Row, rows: Sequence[Row]) -> float:
+    """Of the rows whose weights a row begins with; 0 where it begins with none of ours."""
+    _, given, rest = row["command"].partition("train.init_from=examples/weights/")
+    file = rest.partition(" ")[0]
+    first = [one for one in rows if given and one["weights"] == file]
+    return sum(minutes_before(one, rows) + float(one["minutes"]) for one in first)
+
+
+def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown, by data and accuracy."""
     head = (
         "data | command | neuron | T | epochs | seed | accuracy | best | minutes | images/s | MB | "
@@ -176,19 +184,25 @@ def table(rows: Iterable[Row]) -> str:
     for row in sorted(rows, key=lambda row: (row["data"], -float(row["accuracy"]))):
         link = f"[{row['weights']}](../examples/weights/{row['weights']})" if row["weights"] else ""
         cells: list[Any] = [row["data"], f"`{row['command']}`", row["neuron"], row["T"]]
-        cells += [row["epochs"], row["seed"], f"**{row['accuracy']}**", row["best"], row["minutes"]]
+        before = minutes_before(row, rows)
+        minutes = f"{before:.1f} + {row['minutes']}" if before else row["minutes"]
+        cells += [row["epochs"], row["seed"], f"**{row['accuracy']}**", row["best"], minutes]
         cells += [row["images_per_s"], row["memory_mb"], row["spikes"], row["machine"]]
         lines.append("| " + " | ".join([*cells, row["commit"], link]) + " |")
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: Iterable[Row]) -> None:
-    """Accuracy against minutes: a line for each row, green for ANNs, orange for others' loops."""
+def draw(rows: Sequence[Row]) -> None:
+    """Accuracy against minutes: a line for each row, green for ANNs, orange for others' loops.
+
+    What begins with the weights of another row begins where that ends.
+    """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
         for row in rows:
             tests = Rows(CURVES / f"{row['name']}.jsonl").read()
-            minutes = [test["seconds"] / 60 for test in tests]
+            before = minutes_before(row, rows)
+            minutes = [before + test["seconds"] / 60 for test in tests]
             accuracy = [100 * test["test_accuracy"] for test in tests]
             label, colour = line_of(row)
             axes.plot(minutes, accuracy, "o-", color=colour)
@@ -212,7 +226,7 @@ def line_of(row: Row) -> tuple[str, str]:
     return (f"{library.rstrip(')')}, {label}", ORANGE) if library else (label, BLUE)
 
 
-def page(text: str, rows: Iterable[Row]) -> str:
+def page(text: str, rows: Sequence[Row]) -> str:
     """The page with the table of the rows between its marks."""
     before, mark, rest = text.partition(BEGIN)
     _, ending, after = rest.partition(END)
@@ -234,7 +248,7 @@ def main() -> None:
         add(given.add, given.name)
     rows = read()
     replace_file(PAGE, page(PAGE.read_text("utf-8"), rows))
-    draw(row for row in rows if row["data"].startswith("cifar10"))
+    draw([row for row in rows if row["data"].startswith("cifar10")])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """docs/results.md says what its rows say, and a row what its run folder holds."""
 
 import csv
+import re
 import runpy
 from pathlib import Path
 
@@ -30,11 +31,23 @@ def test_a_row_is_its_curve(row):
     assert row["best"] == max(percents, key=float)
     assert float(row["minutes"]) == pytest.approx(tests[-1]["seconds"] / 60, abs=0.051)
     assert tests[-1]["epoch"] == float(row["epochs"])
-    assert "/" not in row["command"].replace("recipes/", "").replace(
-        "examples/", ""
-    )  # no place of the machine it ran on
+    known = ("recipes/", "examples/weights/", "examples/")
+    elsewhere = re.sub("|".join(known), "", row["command"])
+    assert "/" not in elsewhere  # no place of the machine it ran on
     weights = ROOT / "examples" / "weights" / f"{row['name']}.safetensors"
     assert weights.exists() == bool(row["weights"])
+
+
+def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
+    first = {"weights": "a.safetensors", "minutes": "47.1", "command": "spiketriton train r.toml"}
+    start = "spiketriton train r.toml train.init_from=examples/weights/{} train.lr=3e-3"
+    rows = [first]
+    for name, before in (("a", "b"), ("b", "c")):
+        command = start.format(f"{name}.safetensors")
+        rows.append({"weights": f"{before}.safetensors", "minutes": "10", "command": command})
+    stranger = {"weights": "", "minutes": "5", "command": start.format("../theirs.safetensors")}
+    found = [SCRIPT["minutes_before"](row, [*rows, stranger]) for row in (*rows, stranger)]
+    assert found == pytest.approx([0, 47.1, 57.1, 0])
 
 
 def test_a_command_loses_its_places_alone():
