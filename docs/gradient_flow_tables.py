@@ -10,7 +10,7 @@ import csv
 import math
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -28,12 +28,9 @@ DEFAULTS = {  # of gradient_flow_cells.toml, and what "auto" stands for there
     "model.residual_bias": "0.348",
     "model.residual_gain": "0",  # but for I-LIF
 }
-STUDENT = {
-    10: 2.228,
-    12: 2.179,
-    13: 2.160,
-    14: 2.145,
-}  # 97.5 % of Student's t, by degrees of freedom
+# 97.5 % of Student's t, by degrees of freedom from 1
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+STUDENT += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
 END = "<!-- end -->\n"
 Key = frozenset[tuple[str, str]]
 Row = dict[str, str]
@@ -203,6 +200,59 @@ TRIED = (
     ("branches that start at 0.3", "model.residual_gain=0.3"),
 )  # fmt: skip
 
+WITHOUT_SHORTCUTS = ("mlp", "plain")
+NARROWER, WIDER = ("0.1", "0.15", "0.18", "0.2"), ("0.42", "0.5", "0.6")
+KEYS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # what is compared, nets, what was in the default's place
+    ("plain blocks: start, bias and shortcut's gradient together", "plain", (PLAIN_USUAL,)),
+    ("plain blocks: straight-through shortcut", "plain", ("model.shortcut_gradient=surrogate",)),
+    ("plain blocks: bias in closed form instead of 0", "plain", ("model.residual_bias=0",)),
+    ("MS blocks: from zero instead of 1", "ms", (USUAL,)),
+    ("SEW blocks: from zero instead of 1", "sew", (USUAL,)),
+    ("no shortcuts: from the identity", "chain", ("model.start=kaiming",)),
+    ("SGD, no shortcuts: limit of 1", "chain", ("train.clip_grad_norm=1",)),
+    ("SGD, ResNets: limit of 1", "resnet", ("train.clip_grad_norm=1",)),
+    ("width 0.3 instead of a narrower one", "", tuple(f"neuron.surrogate.width={w}" for w in NARROWER)),
+    ("width 0.3 instead of a wider one", "", tuple(f"neuron.surrogate.width={w}" for w in WIDER)),
+)  # fmt: skip
+
+
+def is_of(words: Key, nets: str) -> bool:
+    """Whether settings are those of a spiking net of LIF kinds, in one of the classes of KEYS."""
+    given = dict(words)
+    if given.get("net") or given.get("neuron.kind") in ("ilif", "relu"):
+        return False
+    chain = given.get("model.name") in WITHOUT_SHORTCUTS
+    block = "" if chain else given.get("model.block", "plain")
+    return nets in ("", block) or (nets == "resnet" and not chain) or (nets == "chain" and chain)
+
+
+def pairs(rows: Rows, nets: str, changes: Iterable[str]) -> list[float]:
+    """By how much the default is ahead, for every two rows that differ in a change alone."""
+    ahead = []
+    for change in changes:
+        other = key(change)
+        for words, row in rows.by_key.items():
+            default = rows.by_key.get(words - other)
+            if other <= words and default is not None and is_of(words, nets):
+                values = (float(r["validation"] or 0.1) for r in (default, row))
+                first, second = values
+                ahead.append(100 * (first - second))
+    limit = "train.clip_grad_norm=1" in changes  # here the change is the default
+    return [-value for value in ahead] if limit else ahead
+
+
+def worth(rows: Rows) -> Iterator[tuple[str, ...]]:
+    """What each key is worth: pairs, wins, mean and its interval."""
+    for label, nets, changes in KEYS:
+        found = pairs(rows, nets, changes)
+        if len(found) < 2:
+            yield label, str(len(found)), "", "", ""
+            continue
+        half = STUDENT[len(found) - 2] * statistics.stdev(found) / math.sqrt(len(found))
+        middle = statistics.mean(found)
+        bounds = f"{one(middle - half)} to {one(middle + half)}"
+        yield label, str(len(found)), str(sum(v > 0 for v in found)), one(middle), bounds
+
 
 def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """A table in Markdown: words on the left, numbers on the right."""
@@ -238,6 +288,7 @@ def tables(rows: Rows) -> dict[str, str]:
         "rates": lines(("validation %, seed 0, AdamW", *RATES), rates),
         "sgd": lines(("validation %, SGD", "0.1", "0.3", "0.1, clipped", "0.3, clipped"), sgd),
         "opening": lines(("validation % by initial weight", "0", "1 / sqrt(blocks)", "1 (usual)"), opening),
+        "keys": lines(("default", "pairs", "ahead", "mean, points", "95 %"), worth(rows)),
         "tried": lines(("plain ResNet-56, rate 6e-3", *seeds), tried),
     }  # fmt: skip
 
@@ -265,14 +316,14 @@ def ahead(rows: Rows, nets: Sequence[tuple[str, str, str]]) -> list[float]:
 
 
 def interval(middle: float, deviation: float, degrees: int) -> str:
-    half = STUDENT[degrees] * deviation
+    half = STUDENT[degrees - 1] * deviation
     return f"{one(middle)} points (95 %: {one(middle - half)} to {one(middle + half)})"
 
 
 def facts(rows: Rows) -> list[str]:
     """The numbers of the page's sentences."""
     deviation, degrees = spread(rows)
-    apart = STUDENT[degrees] * deviation * math.sqrt(2)
+    apart = STUDENT[degrees - 1] * deviation * math.sqrt(2)
     usual, default = (rows.seeds(f"{R56} {MS} train.lr=6e-3 {w}") for w in (USUAL, ""))
     gain = statistics.mean(default) - statistics.mean(usual)
     error = deviation * math.sqrt(1 / len(usual) + 1 / len(default))

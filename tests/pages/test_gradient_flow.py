@@ -44,6 +44,40 @@ def test_the_numbers_of_the_sentences_are_those_of_the_rows():
     assert TABLES["missing"](text, changed(seed, "0.9"))
 
 
+def test_the_page_names_the_keys_that_are_clear_of_zero():
+    clear = [row[0] for row in TABLES["worth"](ROWS) if row[4] and float(row[4].split()[0]) > 0]
+    assert clear == [
+        "plain blocks: start, bias and shortcut's gradient together",
+        "plain blocks: straight-through shortcut",
+        "MS blocks: from zero instead of 1",
+        "width 0.3 instead of a wider one",
+    ]
+
+
+def test_a_pair_differs_in_its_change_alone():
+    rows = TABLES["Rows"]()
+    rows.by_key = {
+        TABLES["key"](settings): {"validation": validation}
+        for settings, validation in (
+            ("model.block=ms", "0.5"),
+            ("model.block=ms model.residual_gain=1", "0.4"),
+            ("model.block=ms model.residual_gain=1 seed=1", "0.9"),  # has no partner
+            ("model.block=ms neuron.kind=ilif model.residual_gain=1", "0.9"),
+            ("model.block=sew", "0.3"),
+            ("model.block=sew model.residual_gain=1", ""),  # not finite: at chance
+            ("train.optimizer=sgd", "0.2"),
+            ("train.optimizer=sgd train.clip_grad_norm=1", "0.6"),
+        )
+    }
+    found = [
+        TABLES["pairs"](rows, nets, ("model.residual_gain=1",)) for nets in ("ms", "sew", "plain")
+    ]
+    assert found == [[pytest.approx(10)], [pytest.approx(20)], []]
+    limit = ("train.clip_grad_norm=1",)
+    assert TABLES["pairs"](rows, "resnet", limit) == [pytest.approx(40)]
+    assert TABLES["pairs"](rows, "chain", limit) == []
+
+
 def test_settings_are_found_however_they_are_written():
     key = TABLES["key"]
     assert key("train.lr=6e-3 seed=0 time_steps=4") == key("train.lr=0.006")
