@@ -38,7 +38,7 @@ from spiketriton_kernels import (
     unpack_spikes,
 )
 from spiketriton_kernels import nn as kernels
-from spiketriton_kernels.backends import triton_neuron
+from spiketriton_kernels.backends import triton_neuron, triton_norm
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -254,6 +254,7 @@ def lower(
     with (
         without_gpu(Driver(TARGETS[target], device=target)),
         mock.patch.object(triton_neuron, "AMD", not nvidia),
+        mock.patch.object(triton_norm, "AMD", not nvidia),
     ):
         launch = record(case, T, dtype, layout, size, **options)
         compiled = launch.compile()

@@ -36,8 +36,10 @@ from .triton_tiles import (
 )
 from .tuning import tuned
 
+AMD = torch.version.hip is not None
 STAGES = 4  # of the statistics' loop: three tiles are under way while one is summed
 MEASURING = 10  # programs of the statistics on a processor: as many as run at once
+REGISTERS = 56  # of their threads: left alone, ptxas takes 72 for the sums at the end
 
 
 class Norm(NamedTuple):
@@ -130,11 +132,11 @@ def statistics_kernel(
     if not CUT.by_column:
         l = column * CUT.block_l + tl.arange(0, CUT.block_l)[None, :]
         number = tl.where(l < size.L, number, 0.0)
-    count = over_owned(number, CUT)
-    joined = over_owned(number * mean, CUT) / count
-    joined += over_owned(number * (mean - joined), CUT) / count  # what rounding took
+    count = over_owned(number, size, CUT)
+    joined = over_owned(number * mean, size, CUT) / count
+    joined += over_owned(number * (mean - joined), size, CUT) / count  # what rounding took
     away = mean - joined
-    spread = over_owned(spread + number * away * away, CUT)
+    spread = over_owned(spread + number * away * away, size, CUT)
     place, keep, plane = partial_place(first, column, channel, programs, size, CUT)
     tl.store(partial_ptr + place, count, mask=keep)
     tl.store(partial_ptr + plane + place, joined, mask=keep)
@@ -253,7 +255,7 @@ def channel_statistics(
     partial = tiles.partial(y, 3, programs)
     launch(
         statistics_kernel, (programs * tiles.lanes,), y, y, partial, programs=programs,
-        STAGES=own.stages or STAGES, warps=own.warps, **tiles.geometry,
+        STAGES=own.stages or STAGES, warps=own.warps, maxnreg=None if AMD else REGISTERS, **tiles.geometry,
     )  # fmt: skip
     launch(
         join_statistics_kernel, (-(-tiles.C // JOIN_CHANNELS),), y,

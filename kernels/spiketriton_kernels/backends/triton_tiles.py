@@ -11,6 +11,9 @@ An access moves 16 bytes where Triton can prove that its address allows it: wher
 pixels of a channel are not (14 x 14, 7 x 7), or the channels of a row (24), whole samples or several rows make one row
 of columns, which is, and each column's channel is computed from S. Where nothing helps, a kernel is given L as
 ``units * align``, align the largest power of two that divides it: the accesses are as wide as that allows.
+
+Of 16, 32 or 64 channels several rows make one of 128 columns: a network whose widths are powers of two (CYCLIC) then
+has one kernel where it would have one for each width below 128.
 """
 
 from __future__ import annotations
@@ -53,12 +56,14 @@ class Size(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """What a kernel is compiled for: a tile's rows and columns, and what divides L beside ``units``."""
+    """What a kernel is compiled for: a tile's rows and columns, what divides L beside ``units``, and whether the number
+    of channels is a power of two, 16 or more, and column l of channel l % C."""
 
     block_r: int
     block_l: int
     by_column: bool
     align: int
+    cyclic: bool
 
 
 class Window(NamedTuple):
@@ -114,6 +119,9 @@ def tile_at(row, column, channel, size, CUT: tl.constexpr):
     if CUT.by_column:
         offs = (wide * size.L)[:, None] + l[None, :]
         channels = l[None, :]
+        if CUT.cyclic:  # 16 neighbours are of 16 neighbouring channels, which one access reads
+            channels = tl.multiple_of(channels & (size.C - 1), [1, 16])
+            channels = tl.max_contiguous(channels, [1, 16])
         if size.S is not None:
             channels = (channels // size.S) % size.C
         valid = (l < size.L)[None, :]
@@ -181,21 +189,44 @@ def total(tile):
 
 
 @triton.jit
-def over_owned(tile, CUT: tl.constexpr):
-    """The sum of a tile over what each of its columns ([1, BLOCK_L]), or its channel ([1, 1]), owns of it."""
+def over_owned(tile, size, CUT: tl.constexpr):
+    """The sum of a tile over what each of its columns ([1, BLOCK_L]), or its channel ([1, 1]), owns of it.
+
+    Columns of one channel among fewer than 128 own its sum together."""
+    BLOCK_L: tl.constexpr = CUT.block_l
     if not CUT.by_column:
         tile = tl.sum(tile, axis=1, keep_dims=True)
-    return tl.sum(tile, axis=0, keep_dims=True)
+    owned = tl.sum(tile, axis=0, keep_dims=True)
+    if CUT.cyclic and BLOCK_L >= 128:
+        owned = owned + tl.zeros(
+            [1, BLOCK_L], tl.float32
+        )  # a number of rows stands for every column
+        owned = _with_next(owned, size.C, BLOCK_L, 64)
+        owned = _with_next(owned, size.C, BLOCK_L, 32)
+        owned = _with_next(owned, size.C, BLOCK_L, 16)
+    return owned
+
+
+@triton.jit
+def _with_next(owned, C, BLOCK_L: tl.constexpr, SPAN: tl.constexpr):
+    """Of SPAN channels or fewer each column and the one SPAN further have their sum; of more, each what it had."""
+    pairs = tl.reshape(owned, [BLOCK_L // (2 * SPAN), 2, SPAN])
+    both = tl.sum(pairs, axis=1, keep_dims=True) + tl.zeros_like(pairs)
+    few = tl.full([1, 1], 0, tl.int32) + C <= SPAN
+    return tl.where(few, tl.reshape(both, [1, BLOCK_L]), owned)
 
 
 @triton.jit
 def partial_place(first, column, channel, programs, size, CUT: tl.constexpr):
-    """Where a program's ``over_owned`` goes in [parts, L or C], their mask, and the elements of that plane."""
+    """Where a program's ``over_owned`` goes in [parts, L or C], their mask, and the elements of that plane.
+
+    C by row, and of columns of one channel among fewer than 128."""
     if CUT.by_column:
         l = column * CUT.block_l + tl.arange(0, CUT.block_l)[None, :]
-        place = tl.cast(first, tl.int64) * size.L + l
-        keep = l < size.L
-        plane = tl.cast(programs, tl.int64) * size.L
+        owners = size.C if CUT.cyclic else size.L
+        place = tl.cast(first, tl.int64) * owners + l
+        keep = l < owners
+        plane = tl.cast(programs, tl.int64) * owners
     else:
         columns = blocks(size.L, CUT.block_l)
         part = tl.cast(first, tl.int64) * columns + column
@@ -282,10 +313,16 @@ class Tiling:
         """The power of two that a kernel has to be told; of 16 Triton's launcher sees itself that it divides L."""
         return 1 if self.L % 16 == 0 or self.L >= 2**31 else self.L & -self.L
 
+    @property
+    def cyclic(self) -> bool:
+        """Whether kernels are told so (``Cut``)."""
+        C, whole = self.C, self.S is None and self.L % self.C == 0
+        return self.by_column and whole and C >= 16 and C & (C - 1) == 0
+
     @functools.cached_property
     def geometry(self) -> dict[str, Any]:
         """The arguments of a kernel, by name."""
-        cut = Cut(self.block_r, self.block_l, self.by_column, self.align)
+        cut = Cut(self.block_r, self.block_l, self.by_column, self.align, self.cyclic)
         return dict(R=self.R, C=self.C, units=self.L // self.align, S=self.S, CUT=cut)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - tilings are remembered anyway
@@ -312,7 +349,8 @@ class Tiling:
 
     def partial(self, x: torch.Tensor, kinds: int, programs: int) -> torch.Tensor:
         """Room for what this many row programs leave of so many kinds of sums, float32: [kinds, parts, L or C]."""
-        rows = (programs, self.L) if self.by_column else (programs * self.columns, self.C)
+        owners = self.C if self.cyclic else self.L
+        rows = (programs, owners) if self.by_column else (programs * self.columns, self.C)
         return scratch(x, kinds, *rows)
 
     def join(self, partial: torch.Tensor, out: torch.Tensor) -> None:
@@ -386,6 +424,9 @@ def _cut(channels: int, inner: int, neurons: int, block: int) -> Tiling:
     if channels == 1 or inner % 16 == 0:
         block_l = min(_power_of_2(inner), block)
         return Tiling(R, channels, inner, block // block_l, block_l, False)
+    wide = 128
+    if inner == 1 and channels in (16, 32, 64) and block >= wide and neurons % wide == 0:
+        return Tiling(neurons // wide, channels, wide, block // wide, wide, True)
     # Columns of 128 leave the fewest partial sums; fewer rows and more columns, or more rows in one, only where lanes
     # would lie idle.
     cuts = []

@@ -391,13 +391,13 @@ def walk_kernel(
     place, keep, plane = partial_place(first, column, channel, programs, size, CUT)
     if partial.sums is not None:
         at = partial.sums + place
-        tl.store(at, over_owned(sums[0], CUT), mask=keep)
-        tl.store(at + plane, over_owned(sums[1] * affine.rstd, CUT), mask=keep)
+        tl.store(at, over_owned(sums[0], size, CUT), mask=keep)
+        tl.store(at + plane, over_owned(sums[1] * affine.rstd, size, CUT), mask=keep)
     if partial.parameters is not None:
         for i in tl.static_range(ROWS):
             if LEARNT.per_channel:
                 at = partial.parameters + place + i * plane
-                tl.store(at, over_owned(learnt[i], CUT), mask=keep)
+                tl.store(at, over_owned(learnt[i], size, CUT), mask=keep)
             else:
                 at = partial.parameters + in_group(tl.program_id(0), ROWS) + i * GROUP
                 tl.store(at, total(learnt[i]))

@@ -6,7 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spiketriton_kernels import PROBE_FIELDS, multistep_bn_lif, multistep_lif, passes
+from spiketriton_kernels import (
+    PROBE_FIELDS,
+    multistep_bn_lif,
+    multistep_bn_lif_reference,
+    multistep_lif,
+    passes,
+)
 from spiketriton_kernels.backends import triton_neuron, triton_tiles
 from spiketriton_kernels.backends.triton_tiles import Tiling, tiling
 from spiketriton_kernels.triton_import import tl, triton
@@ -97,6 +103,10 @@ def test_the_last_element_of_more_than_int32_holds(triton_backend, channels, inn
         # rows joined, until few lanes lie idle: 8 of 48, 16 of 24
         ((2, 48, 4, 8), "channels_last", True, Tiling(8, 48, 384, 4, 128, True, 1)),
         ((2, 24, 8, 8), "channels_last", True, Tiling(8, 24, 384, 4, 128, True, 1)),
+        # 16, 32 and 64 as 128, where the rows come out even
+        ((2, 16, 4, 4), "channels_last", True, Tiling(4, 16, 128, 4, 128, True)),
+        ((2, 64, 4, 4), "channels_last", True, Tiling(16, 64, 128, 4, 128, True)),
+        ((3, 32, 3, 3), "channels_last", True, Tiling(27, 32, 32, 16, 32, True)),
         # and until 16 divides a row of columns: 2 of 8, 16 of 9, or as many as there are of 9
         ((2, 8, 4, 4), "channels_last", True, Tiling(16, 8, 16, 32, 16, True, 1)),
         ((2, 9, 4, 4), "channels_last", True, Tiling(2, 9, 144, 2, 256, True, 1)),
@@ -210,6 +220,40 @@ def test_partial_sums_join_by_channel(triton_backend, tiles, parts):
     out = torch.empty(2, 3)
     tiles.join(partial, out)
     assert torch.equal(out, values.sum((1, 3)))
+
+
+@pytest.mark.parametrize("channels", [16, 32, 64, 128, 256])
+def test_channels_that_are_powers_of_two_have_one_kernel(triton_backend, monkeypatch, channels):
+    """Statistics, sums back and learnt parameters by channel equal the definition, however many share a tile."""
+    monkeypatch.setattr(triton_tiles, "PROCESSORS", 1)
+    monkeypatch.setattr(triton_neuron, "WALKS", 1)
+    cuts = set()
+    right = triton_neuron.launch
+
+    def launch(kernel, *given, **named):
+        cuts.add((named["CUT"], named["S"]))
+        right(kernel, *given, **named)
+
+    monkeypatch.setattr(triton_neuron, "launch", launch)
+    shape = (3, 2, channels, 8, 4)
+    x = as_layout(normal(shape), "channels_last").detach().requires_grad_()
+    norm = [normal((channels,), seed=i).abs() + 0.5 for i in range(2)]
+    running = [torch.zeros(channels), torch.ones(channels)]
+    decay = torch.linspace(0.3, 0.8, channels)
+    leaves = [x, *norm, decay]
+    results = []
+    for function, dtype in (
+        (multistep_bn_lif, torch.float32),
+        (multistep_bn_lif_reference, torch.float64),
+    ):
+        given = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
+        moved = [one.to(dtype, copy=True) for one in running]
+        out = function(given[0], *given[1:3], *moved, decay=given[3])
+        weights = as_layout(normal(shape, seed=5), "channels_last").to(dtype)
+        results.append([out, *moved, *torch.autograd.grad(out, given, weights)])
+    for mine, true in zip(*results, strict=True):
+        torch.testing.assert_close(mine.double(), true.double(), rtol=1e-4, atol=1e-4)
+    assert {(cut.block_l, cut.cyclic, S) for cut, S in cuts} == {(128, True, None)}
 
 
 @pytest.mark.parametrize("n", [1, 32, 9001])
