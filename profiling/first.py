@@ -31,12 +31,12 @@ LEAST = 15.0
 BIG = "* training T=4 256x64x56x56 bf16 *,* training T=10 256x64x56x56 bf16 *"
 """ResNet-50's first stage at 64 images."""
 PREDICTED = {
-    "H100": {"spikingjelly_740": 25, "imagenette_r50": 68},
-    "A100": {"spikingjelly_740": 40, "imagenette_r50": 109},
-    "RTX 4090": {"spikingjelly_740": 84, "imagenette_r50": 210},
-    "B200": {"spikingjelly_740": 15, "imagenette_r50": 37},
+    "H100": {"spikingjelly_740": (24, 5), "imagenette_r50": (54, 24)},
+    "A100": {"spikingjelly_740": (38, 9), "imagenette_r50": (85, 40)},
+    "RTX 4090": {"spikingjelly_740": (80, 18), "imagenette_r50": (159, 80)},
+    "B200": {"spikingjelly_740": (16, 2), "imagenette_r50": (33, 10)},
 }
-"""Milliseconds of a step by GPU and recipe, as docs/gpu.md has them."""
+"""Milliseconds of a step by GPU and recipe, as docs/gpu.md has them: of convolutions and all else, and of ours."""
 
 
 class Step(NamedTuple):
@@ -156,15 +156,23 @@ def table(ended: Iterable[Ended]) -> Grid:
         lines.append([one.step.name, one.step.asks, one.how, verdict, BLANK, BLANK])
         steps = [row for row in one.rows if row["section"] == "step"]
         for row in steps:
-            lines += [_measured(row, steps), *map(_part, attribution.by_part(row.get("parts", ())))]
+            ours = row is find(steps, OURS)
+            rest, norms = _predicted(row) if ours else (None, None)
+            lines.append(_measured(row, rest + norms if rest and norms else None))
+            parts = {attribution.CONVOLUTIONS: rest, attribution.OURS: norms}
+            for part in attribution.by_part(row.get("parts", ())):
+                lines.append(_part(part, parts.get(part["part"])))
     header = ["step", "question", "how it ended", "verdict", "ms", "predicted ms"]
     return Grid("The first minutes", header, lines)
 
 
-def _measured(row: Row, rows: Sequence[Row]) -> list[str]:
-    known = next((ms for card, ms in PREDICTED.items() if card in row["device"]), {})
-    predicted = None if row["quick"] else known.get(row["recipe"])
-    ours = row is find(rows, OURS)
+def _predicted(row: Row) -> tuple[float | None, float | None]:
+    """Of convolutions and all else, and of ours."""
+    known = next((of for card, of in PREDICTED.items() if card in row["device"]), {})
+    return (None, None) if row["quick"] else known.get(row["recipe"], (None, None))
+
+
+def _measured(row: Row, predicted: float | None) -> list[str]:
     said = row["status"] if row["status"] in Status.MEASURED else f"{row['status']}: {row['why']}"
     return [
         f"  {row['contender']}",
@@ -172,14 +180,14 @@ def _measured(row: Row, rows: Sequence[Row]) -> list[str]:
         said,
         "FAILED" if row["status"] in (Status.WRONG, Status.FAILED, Status.TOO_LARGE) else "",
         number(row.get("median_ms")),
-        number(predicted) if ours else BLANK,
+        number(predicted),
     ]
 
 
-def _part(row: Row) -> list[str]:
+def _part(row: Row, predicted: float | None) -> list[str]:
     calls = f"{number(row['calls'])} calls"
     speed = f"{percent(row['of_copy'])} of a copy" if row["of_copy"] else ""
-    return [f"    {row['part']}", calls, speed, "", number(row["ms"]), BLANK]
+    return [f"    {row['part']}", calls, speed, "", number(row["ms"]), number(predicted)]
 
 
 def packed(out: Path, ended: Sequence[Ended]) -> Path:

@@ -26,12 +26,13 @@ from spiketriton_kernels.backends.triton_launch import telling
 
 CALLS = 3
 OURS = "norms and neurons, ours"
+CONVOLUTIONS = "convolutions and matrix products"
 OTHER = "everything else"
 PARTS = {
     "norms of torch": r"batch_?norm|\bbn_(fw|bw)",
     "optimizer": r"multi_tensor_apply|adam|sgd|lamb|_foreach_|Optimizer",
     "copies and layouts": r"memcpy|memset|copy_?\b|copy_kernel|nchwToNhwc|nhwcToNchw|aten::(clone|zero_|fill_)",
-    "convolutions and matrix products": r"conv|cudnn|gemm|nvjet|xmma|cutlass|wgrad|dgrad|fprop|aten::(mm|addmm|bmm)\b",
+    CONVOLUTIONS: r"conv|cudnn|gemm|nvjet|xmma|cutlass|wgrad|dgrad|fprop|aten::(mm|addmm|bmm)\b",
     OURS: r"spiketriton|_FireBackward",
 }
 """By what is found in the name of a kernel (an operator, on a CPU), the first that fits."""

@@ -40,6 +40,7 @@ SUPPORTED = {  # distribution: the oldest and the newest version that were teste
 # largest difference from the definition, relative to its largest value: in half precision four roundings
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1.6e-2, torch.float16: 2e-3, torch.float64: 1e-9}
 SHAPE = (5, 3, 7, 5, 3)  # T, B, C, H, W: no size is a multiple of a block
+WIDE = (4, 2, 64, 4, 4)  # in channels_last: whole blocks, in accesses of 16 bytes
 COPY_SHARE = {"cpu": 0.2, "cuda": 0.5}  # of a copy's bandwidth, below which a kernel is slow
 BROKEN = "do not train on this device; please report it"
 
@@ -69,6 +70,7 @@ class Kernel:
     leaves: tuple[str, ...] = ()  # of LIKE_X as x, step_gain (T,), else (C,)
     constants: dict[str, Any] = field(default_factory=dict)
     kind: str = "lif"
+    shape: tuple[int, ...] = SHAPE
 
 
 def _packed(x: Tensor) -> Tensor:
@@ -96,6 +98,13 @@ KERNELS = (
         *BN_LIF,
         (*AFFINE, "residual"),
         dict(return_current=True),
+    ),
+    Kernel(
+        "batch norm + shortcut + LIF, currents, wide accesses",
+        *BN_LIF,
+        (*AFFINE, "residual"),
+        dict(return_current=True),
+        shape=WIDE,
     ),
     Kernel("batch norm + LIF + SEW's addition", *BN_LIF, (*AFFINE, "spike_add")),
     Kernel("tdBN + TEBN + LIF", *BN_LIF, (*AFFINE, "step_gain"), dict(bn_scale=0.9)),
@@ -228,26 +237,27 @@ def _pass(
     wide = torch.promote_types(dtype, torch.float32)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, dtype=torch.float64)
+        x = torch.randn(shape, generator=random, dtype=torch.float64)
+        return x.movedim(2, -1).contiguous().movedim(-1, 2) if shape == WIDE else x
 
     def leaf(name: str) -> Tensor:
         if name in LIKE_X:
-            return normal(*SHAPE).to(device, dtype)
-        size = SHAPE[0 if name == "step_gain" else 2]
+            return normal(*kernel.shape).to(device, dtype)
+        size = kernel.shape[0 if name == "step_gain" else 2]
         return (0.6 + 0.1 * normal(size).tanh()).to(device, wide)
 
-    x = (normal(*SHAPE) + 0.3).to(device, dtype)
+    x = (normal(*kernel.shape) + 0.3).to(device, dtype)
     given: dict[str, Any] = {name: leaf(name) for name in kernel.leaves}
     inputs = [one.requires_grad_() for one in (x, *given.values())]
     if "width" in given:
         given["surrogate"] = kernels.Surrogate("atan", width=given.pop("width"))
     if "bn_weight" in given:
-        zero = torch.zeros(SHAPE[2], device=device, dtype=wide)
+        zero = torch.zeros(kernel.shape[2], device=device, dtype=wide)
         given |= {"running_mean": zero, "running_var": zero + 1}
     returned = function(x, **given, **kernel.constants)
     returned = returned if isinstance(returned, tuple) else (returned,)
     if returned[0].requires_grad:
-        torch.autograd.backward(returned, [normal(*SHAPE).to(one) for one in returned])
+        torch.autograd.backward(returned, [normal(*kernel.shape).to(one) for one in returned])
     gradients = [one.grad for one in inputs if one.grad is not None]
     return [*(one.detach() for one in returned), *gradients]
 

@@ -87,6 +87,23 @@ def test_a_broken_kernel_is_wrong(broken, dtype, said):
     assert "do not train" in finding.advice
 
 
+def test_the_unit_of_ms_blocks_is_looked_at_in_wide_accesses_too():
+    """Channels_last, of whole blocks: 16 bytes each; the other shapes let none be wider than an element."""
+    (kernel,) = [one for one in checkup.KERNELS if one.shape == checkup.WIDE]
+    assert kernel.constants == dict(return_current=True)
+    seen = []
+
+    def noted(x, residual, **options):
+        seen.extend((x, residual))
+        return kernel.fused(x, residual=residual, **options)
+
+    _, _, *gradients = checkup._pass(noted, kernel, torch.float32, CPU)
+    assert len(gradients) == 4
+    for one in seen:
+        assert one.stride() == (2048, 1024, 1, 256, 64)
+        assert one.shape[2] % 16 == 0
+
+
 def test_an_error_is_wrong_and_the_others_are_looked_at(monkeypatch, capsys):
     def fails(*_, **__):
         raise RuntimeError("no kernel image\nis available")

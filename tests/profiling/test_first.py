@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from profiling import first, run
+from profiling.harness.attribution import OURS
 from profiling.sections.recipes import find_recipe
 from spiketriton.config import load_recipe
 from tests.processes import done
@@ -62,12 +63,17 @@ def test_it_ends_with_a_table_an_archive_and_a_code_that_tells_a_failure(
     twin = ROW | {"contender": "ANN twin", "median_ms": 30.0, "parts": [part], "trace": "t.json.gz"}
     (tmp_path / "t.json.gz").write_text("a trace")
     wrong = ROW | {"contender": "convolutions alone", "status": "failed", "why": "a reason"}
-    plan = [measuring(ROW | {"contender": "spiketriton"}, twin, wrong), made_up("right", "")]
+    kernels = [{"part": OURS, "calls": 9, "ms": 20.0}, {"part": "optimizer", "calls": 1, "ms": 1.0}]
+    kernels = [one | {"kernel": "k", "bytes": None, "of_copy": None} for one in kernels]
+    ours = ROW | {"contender": "spiketriton", "parts": kernels}
+    plan = [measuring(ours, twin, wrong), made_up("right", "")]
     monkeypatch.setattr(first, "steps", lambda *given: plan)
     call = ["first", "--quick", "--device", "cpu", "--out", str(tmp_path)]
     assert run.main(call) == 0
     said = (tmp_path / "first.md").read_text()
-    assert "|   spiketriton | imagenette_r50 | ok |  | 75.0 | 68.0 |" in said
+    assert "|   spiketriton | imagenette_r50 | ok |  | 75.0 | 78.0 |" in said
+    assert "|     norms and neurons, ours | 9.00 calls |  |  | 20.0 | 24.0 |" in said
+    assert "|     optimizer | 1.00 calls |  |  | 1.00 | - |" in said
     assert "|   ANN twin | imagenette_r50 | ok |  | 30.0 | - |" in said
     assert "|     norms | 2.00 calls | 80.0 % of a copy |  | 19.3 | - |" in said
     assert "| imagenette_r50 | failed: a reason | FAILED |" in said
@@ -103,9 +109,9 @@ def test_predictions_are_those_of_the_page():
         ("spikingjelly_740", "| SpikingJelly's setting, 112 images |"),
     ):
         (line,) = (line for line in page.splitlines() if line.startswith(head))
-        cells = [re.match(r" (\d+)(?: to (\d+))?", cell) for cell in line.split("|")[2:-1]]
-        found = [(int(cell[1]) + int(cell[2] or cell[1])) / 2 for cell in cells]
-        assert found == [ms[recipe] for ms in first.PREDICTED.values()]
+        cells = [re.match(r" (\d+) \+ (\d+) = (\d+)", cell) for cell in line.split("|")[2:-1]]
+        found = [tuple(map(int, cell.groups())) for cell in cells]
+        assert found == [(*of[recipe], sum(of[recipe])) for of in first.PREDICTED.values()]
 
 
 def test_every_command_of_the_plan_is_understood(tmp_path):

@@ -41,7 +41,7 @@ class Both:
 passes._NEURON["triton"] = Both(triton_neuron, native)
 passes._STATISTICS["triton"] = Both(triton_norm, native)
 torch.set_num_threads(1)
-changes = ["model.width=64", "data.test_images=16", "train.max_steps=2", "train.log_every=2"]
+changes = ["model.name=resnet20", "model.width=16", "data.test_images=16", "train.max_steps=2", "train.log_every=2"]
 trainer = small_trainer(Path(sys.argv[1]), *changes, display=Lines())
 with without_gpu(Driver()):
     stub_compiler(Noted)
