@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from spiketriton.config import ModelConfig, Recipe, TrainConfig
 from spiketriton.data import Data, Facts
@@ -28,6 +29,8 @@ from spiketriton.system import machine
 from spiketriton.system.errors import UserError
 from spiketriton.system.ranks import Ranks
 from spiketriton.training import environment
+from spiketriton.training.ema import MovingAverage
+from spiketriton.training.graphs import obstacle_of
 from spiketriton.training.losses import build_loss
 from spiketriton.training.meters import peak_memory_mib
 from spiketriton.training.optim import build_optimizer
@@ -110,10 +113,16 @@ def _remedies(
     return tips or ["a smaller model.width, data.image_size or time_steps"]
 
 
-def trial(recipe: Recipe, facts: Facts, frames: int, images: int) -> None:
+def trial(recipe: Recipe, facts: Facts, frames: int, share: int, ranks: int, images: int) -> None:
     """A step of a new network on so many images of noise, then forward and backward once more.
 
-    frames: of a recording; 0: constant images. Raises what happens where they do not fit in memory.
+    There is also what lies beside them: averaged weights, the buckets in which ranks exchange gradients, and all images
+    of a step where a graph replays it. Not the proof of a graph: without memory for it, steps run eagerly.
+
+    Args:
+        frames: of a recording; 0: constant images. share: images of a step on this device. ranks: of all machines.
+
+    Raises what happens where they do not fit in memory.
     """
     cfg = recipe.train
     placement = Placement.set_up(cfg)
@@ -121,15 +130,28 @@ def trial(recipe: Recipe, facts: Facts, frames: int, images: int) -> None:
     forward = environment.compiled(model) if cfg.compile else model
     optimizer = build_optimizer(cfg, model, recipe.peak_lr)
     loss = build_loss(recipe.loss, [1] * len(facts.classes))
-    shape = (*([frames] if frames else []), images, *facts.image_shape)
-    batch = placement.to_device(torch.randn(shape, device=placement.device))
+    average = MovingAverage(model, cfg.ema) if cfg.ema else None
+    buckets = [torch.zeros_like(w) for w in model.parameters() if w.requires_grad and ranks > 1]
+    graphed = cfg.graph and not obstacle_of(
+        placement.device, ranks, placement.scaler().is_enabled()
+    )
+
+    def noise(images: int) -> Tensor:
+        shape = (*([frames] if frames else []), images, *facts.image_shape)
+        return placement.to_device(torch.randn(shape, device=placement.device))
+
+    others = noise(share - images) if graphed else None
+    batch = noise(images)
     labels = torch.zeros(images, dtype=torch.int64, device=placement.device)
     for _ in range(2):
         with placement.autocast():
             value = loss(forward(batch), labels)
         value.backward()
         optimizer.step()
+        if average is not None:
+            average.update()
     value.item()  # waits for the device
+    del others, buckets  # until then they took their memory
 
 
 def apart(free: int | None, run: Callable[[int], None], images: int) -> None:
@@ -159,7 +181,7 @@ def settle(
         note(f"micro-batch: {size} of {share} images, as this run began")
     else:
         device = environment.choose_device(recipe.train.device).value
-        run = partial(trial, recipe, data.facts, data.frames)
+        run = partial(trial, recipe, data.facts, data.frames, share, train.world_size)
         fits, failure = _largest_that_fits(sizes, run, device, ranks.ranks_here)
         if failure is not None:
             raise explained(failure, recipe, device, fits)

@@ -23,7 +23,7 @@ from spiketriton.training.hooks import Hooks
 from spiketriton.training.memory_limit import is_out_of_memory, too_large
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.plan import Outcome
-from spiketriton.training.precompile import precompile
+from spiketriton.training.precompile import compiles, precompile
 from spiketriton.training.pretrained import NOTHING, refuse_missing_weights
 from spiketriton.training.trainer import Trainer
 
@@ -109,15 +109,22 @@ class Session:
 
 
 def compile_kernels(trainer: Trainer) -> None:
-    """The kernels that the trainer's steps launch, where a GPU runs them."""
-    data, monitor = trainer.data, trainer.monitor
-    if not monitor.layers:
+    """The kernels that the trainer's steps launch, where a GPU runs them.
+
+    A machine's first rank compiles them, and its others find them compiled."""
+    data, monitor, ranks = trainer.data, trainer.monitor, trainer.ranks
+    if not monitor.layers or not compiles(trainer.device):
         return
     part = data.train.batch_size // (data.train.accumulate * data.train.world_size)
     image = (part, *data.facts.image_shape)
     shape = (data.frames, *image) if data.frames else image
     note = trainer.display.note
+    first_here = ranks.rank % ranks.ranks_here == 0  # torchrun numbers a machine's ranks in a row
+    if not first_here:
+        ranks.meet()
     precompile(trainer.model, shape, monitor.probes, monitor.watch, trainer.placement, note)
+    if first_here:
+        ranks.meet()
 
 
 def train_for_command(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from profiling.harness.memory import peak_bytes
 from spiketriton.data import Data, Facts, build_data
 from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
@@ -235,9 +236,46 @@ def test_a_trial_is_a_step_and_one_more_backward_on_noise(monkeypatch, compiles)
     )
     pixels = {"mean": (0.0,), "std": (1.0,), "move": "none"}
     facts = Facts(name="seven", classes=tuple("abcdefg"), channels=2, image_size=12, **pixels)
-    memory_limit.trial(small_recipe(f"train.compile={str(compiles).lower()}"), facts, 0, 5)
+    memory_limit.trial(small_recipe(f"train.compile={str(compiles).lower()}"), facts, 0, 20, 1, 5)
     assert seen == [([3, 5, 7], [0] * 5)] * 2
     assert len(compiled) == compiles
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "obstacle", "more"),
+    [
+        ([], 1, "no GPU", 0),
+        (["train.ema=0.9"], 1, "no GPU", "average"),
+        ([], 2, "2 ranks", "buckets"),
+        (["train.ema=0.9"], 2, "2 ranks", "both"),
+        ([], 1, "", "images"),
+        (["train.graph=false"], 1, "", 0),
+    ],
+)
+def test_a_trial_holds_what_training_holds_beside_a_step(
+    monkeypatch, changes, ranks, obstacle, more
+):
+    """Averages, the buckets of ranks, and the other images of a step that a graph replays: counted at the peak."""
+    monkeypatch.setattr(memory_limit, "obstacle_of", lambda *given: obstacle)
+    pixels = {"mean": (0.0,), "std": (1.0,), "move": "none"}
+    facts = Facts(name="seven", classes=tuple("abcdefg"), channels=2, image_size=12, **pixels)
+    plain, recipe = small_recipe(), small_recipe(*changes)
+    model = build_model(recipe, **facts.sizes)
+    weights = sum(p.nbytes for p in model.parameters())
+    floating = weights + sum(b.nbytes for b in model.buffers() if b.is_floating_point())
+    images = 15 * 2 * 12 * 12 * 4
+    expected = {
+        "average": floating,
+        "buckets": weights,
+        "both": weights + floating,
+        "images": images,
+    }.get(more, 0)
+
+    def peak(recipe, *rest):
+        return peak_bytes(lambda: memory_limit.trial(recipe, facts, 0, *rest), CPU)
+
+    first, second = peak(plain, 5, 1, 5), peak(recipe, 20, ranks, 5)
+    assert second - first == pytest.approx(expected, abs=2000)
 
 
 # ---- blocks that are computed again

@@ -4,6 +4,13 @@ In a process of its own, where Triton compiles and nothing is interpreted: a dri
 that only takes notes for Triton's; what the kernels compute comes from the compiled C++.
 """
 
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from spiketriton.system.ranks import Ranks
+from spiketriton.training import session
 from tests.child import said_by
 from tests.conftest import need_native
 
@@ -45,7 +52,7 @@ changes = ["model.name=resnet20", "model.width=16", "data.test_images=16", "trai
 trainer = small_trainer(Path(sys.argv[1]), *changes, display=Lines())
 with without_gpu(Driver()):
     stub_compiler(Noted)
-    precompile.compiles = lambda device: True
+    precompile.compiles = session.compiles = lambda device: True
     before = copy.deepcopy((trainer.state_dict(), random_state()))
     session.compile_kernels(trainer)
     assert_equal((trainer.state_dict(), random_state()), before)
@@ -73,3 +80,42 @@ def test_a_training_compiles_at_most_30_kernels_all_of_them_before_its_first_ste
     assert sum(when == "before the first step" for when, _ in compiled) <= 30
     assert "by doctor" in {when for when, _ in compiled}
     assert "kernels are compiled when" not in said
+
+
+@pytest.mark.parametrize(
+    ("rank", "here", "compiles", "expected"),
+    [
+        (0, 1, True, ["compiled", "met"]),
+        (0, 4, True, ["compiled", "met"]),
+        (3, 4, True, ["met", "compiled"]),
+        (4, 4, True, ["compiled", "met"]),  # on the second machine
+        (5, 4, True, ["met", "compiled"]),
+        (0, 4, False, []),
+        (1, 4, False, []),
+    ],
+)
+def test_a_machines_first_rank_compiles_for_its_others(monkeypatch, rank, here, compiles, expected):
+    """They would compile the same at once, on the same processors; all meet equally often."""
+    did = []
+
+    class Some(Ranks):
+        def meet(self):
+            did.append("met")
+
+    ranks = Some()
+    ranks.rank, ranks.ranks_here = rank, here
+    monkeypatch.setattr(session, "compiles", lambda device: compiles)
+    monkeypatch.setattr(session, "precompile", lambda *given: did.append("compiled"))
+    train = SimpleNamespace(batch_size=8, accumulate=1, world_size=8)
+    data = SimpleNamespace(train=train, facts=SimpleNamespace(image_shape=(1, 8, 8)), frames=0)
+    trainer = SimpleNamespace(
+        data=data,
+        ranks=ranks,
+        device=torch.device("cpu"),
+        monitor=SimpleNamespace(layers=["one"], probes=[], watch=None),
+        display=SimpleNamespace(note=None),
+        model=None,
+        placement=None,
+    )
+    session.compile_kernels(trainer)
+    assert did == expected
