@@ -1,17 +1,18 @@
 """spiketriton in Python: train a recipe, load a run, look at images with it. docs/python.md shows each use.
 
-run = spiketriton.train("quickstart", epochs=2, **{"neuron.kind": "if"})
+run = spiketriton.train("quickstart", epochs=2, overrides={"neuron.kind": "if"})
 run = spiketriton.load_run("runs/quickstart-20260101-120000")
 """
 
 import importlib.util
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,12 +36,12 @@ from spiketriton.gradients.verdict import LIMITS, Verdict, judge
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
 from spiketriton.runs.folder import Request
-from spiketriton.runs.rows import Row
+from spiketriton.runs.rows import Row, replace_file
 from spiketriton.show.verdict import line, sentences
 from spiketriton.system import consent
 from spiketriton.system.errors import EXIT_DONE, EXIT_SIGINT, UserError
 from spiketriton.system.ranks import Ranks
-from spiketriton.training import trained as trained
+from spiketriton.training import trained
 from spiketriton.training.display import Quiet, make_display
 from spiketriton.training.environment import undisturbed
 from spiketriton.training.hooks import Hooks
@@ -62,6 +63,7 @@ def train(
     on_row: Callable[[dict[str, Any]], Any] | None = None,
     on_step: Callable[[int], Any] | None = None,
     on_checkpoint: Callable[[Path], Any] | None = None,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
     **keys: Any,
 ) -> "Run":
     """Trains a recipe as the command `spiketriton train` does, with the same run folder, and loads it.
@@ -82,8 +84,8 @@ def train(
         plugins: with `resume`, see `load_run`.
         on_row, on_step, on_checkpoint: called with each row of metrics.jsonl, the number of each step, the path of
             each checkpoint; one that returns True ends the run, saved (`spiketriton.training.hooks`).
-        keys: changes to the recipe: a key of [train] or of the top level by its name (`epochs=2`,
-            `seed=1`), any other with its table (`**{"neuron.kind": "if"}`).
+        overrides: changes to the recipe by their keys (`{"neuron.kind": "if"}`).
+        keys: the same, of [train] or of the top level by their names (`epochs=2`, `seed=1`).
 
     Raises:
         UserError: a mistake in the recipe or the keys, missing data, a folder in use, a full disk.
@@ -102,7 +104,7 @@ def train(
         raise UserError("extend needs resume=RUN, the run to extend")
     if resume is not None and run_dir is not None:
         raise UserError("run_dir contradicts resume, which continues in the folder of the run")
-    values = _with_plugins(values_by_key(keys), plugins)
+    values = _with_plugins(values_by_key({**overrides, **keys}), plugins)
     if net is not None and recipe is not None:
         values["model.name"] = f"{IN_HAND}:{type(net).__name__}"
     named, into, begun = (None if p is None else str(p) for p in (recipe, run_dir, resume))
@@ -142,8 +144,9 @@ def load_run(
     path: str | Path,
     plugins: bool | Sequence[str] = (),
     *,
-    checkpoint: str = "last",
+    checkpoint: Literal["last", "best", "ema"] = "last",
     net: nn.Module | None = None,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
     **keys: Any,
 ) -> "Run":
     """Loads the run in a folder, which may be read-only. Its data are needed for `Run.evaluate` alone.
@@ -159,12 +162,12 @@ def load_run(
         checkpoint: "last": the end of the training; "best": by validation, with data.validation;
             "ema": the averaged weights, with train.ema.
         net: of a run that was trained by `train(net, recipe)`, the network; a copy gets the weights.
-        keys: those that move a run and change no weight, such as `**{"data.root": "/data"}`.
+        overrides, keys: those that move a run and change no weight, such as `{"data.root": "/data"}`.
 
     Raises:
         UserError: there is no run, or no whole checkpoint of it.
     """
-    values = _with_plugins(values_by_key(keys), plugins)
+    values = _with_plugins(values_by_key({**overrides, **keys}), plugins)
     with consent.decided(plugins is True), undisturbed(), handed(net):
         if handed_on(str(path)):
             path = run_of(str(path))
@@ -349,6 +352,48 @@ class Run:
             raise UserError(f"steps = {steps!r}: accepted: an integer from 1 on")
         with self._one, in_eval_mode(self.model):
             return evaluate(self._run, steps)
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Writes the page of `spiketriton report` and gives its path; evaluates first, where that was not done yet.
+
+        out: its file; None: report.html in the run folder. UserError: the data are missing; the file has no place.
+        """
+        from spiketriton.report import __main__ as report
+        from spiketriton.report.page import Page
+
+        path, mark = report.place(self._run.folder, out)
+        found = report.stored_evaluation(self._run.folder) or self.evaluate()
+        with undisturbed():
+            text = Page(self._run.folder, self.recipe, [found]).html(mark)
+        replace_file(path, text)
+        return path
+
+    def export(self, to: str, out: str | Path | None = None, **options: Any) -> Path:
+        """Writes the network as `spiketriton export` does, and gives the path of the file, which was read back.
+
+        Args:
+            to: "onnx", "torch" (a .pt2), "nir" or "safetensors".
+            out: the file; None: one in the run folder.
+            options: `batch_size` of onnx and torch, `dt` and `images` of nir.
+
+        Raises:
+            UserError: another format or option; a missing package; what the format cannot hold; a file that would
+                differ from the network, and is not written.
+        """
+        from spiketriton.export import __main__ as export
+
+        formats = export.FORMATS
+        if to not in formats:
+            raise UserError(f"export({to!r}): accepted: {', '.join(formats)}")
+        if unknown := sorted({*options} - {*formats[to].options}):
+            accepted = ", ".join(formats[to].options) or "none"
+            raise UserError(f"export({to!r}, {unknown[0]}=...): accepted: {accepted}")
+        mark = export.prepared(self._run.folder, to, out)
+        with self._one, in_eval_mode(self.model), undisturbed():
+            path, agrees, _ = export.exported(self._run, to, out, mark, **options)
+        if not agrees:
+            raise UserError(f"{path} is not written: it would differ from the network")
+        return path
 
     @property
     def metrics(self) -> Any:

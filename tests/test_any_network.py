@@ -75,9 +75,31 @@ def test_a_network_in_hand_is_trained_and_resumed_to_the_same_bits(tmp_path, mon
     Path("whole/checkpoints/last.pt").unlink()
     spiketriton.train(net, resume="whole", quiet=True)
     assert_equal(last_state(Path("whole"))["model"], wanted["model"])
-    with pytest.raises(UserError, match="a network that a Python program handed over; accepted: "):
+    with pytest.raises(UserError, match=r'handed over; accepted: .* model.name = "module:Net"'):
         spiketriton.load_run("whole")
-    assert spiketriton.load_run("whole", net=net).step == 6
+    loaded = spiketriton.load_run("whole", net=net)
+    assert loaded.step == 6
+    assert_it_has_what_commands_have(loaded)
+
+
+def assert_it_has_what_commands_have(run):
+    """A report, which evaluates once, and exports."""
+    path = run.report()
+    assert path == run.path / "report.html"
+    assert "has no graph" in path.read_text()
+    assert not (run.path / "evaluation").exists()
+    path = run.export("torch", "net.pt2", batch_size=2)
+    again = torch.export.load(path).module()
+    images = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(again(images), run.model(images))
+    assert run.export("safetensors") == run.path / "small.safetensors"
+    with pytest.raises(UserError, match=r"export\('nirr'\): accepted: nir, torch, onnx"):
+        run.export("nirr")
+    with pytest.raises(UserError, match=r"export\('torch', dt=\.\.\.\): accepted: batch_size"):
+        run.export("torch", dt=1.0)
+    with pytest.raises(UserError, match="graph"):
+        run.export("nir")
 
 
 @pytest.mark.parametrize("name", ["NorseIntegrator", "SnnTorch"])

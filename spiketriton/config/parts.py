@@ -200,7 +200,8 @@ def in_hand() -> Any:
     if not _handed or _handed[-1] is None:
         raise UserError(
             f'model.name = "{IN_HAND}:..." is a network that a Python program handed over; accepted: '
-            "spiketriton.load_run(RUN, net=net) and spiketriton.train(net, resume=RUN) with that network"
+            "spiketriton.load_run(RUN, net=net), whose run predicts, evaluates, reports and exports, and "
+            'spiketriton.train(net, resume=RUN); of commands a network by its module, model.name = "module:Net"'
         )
     try:
         return copy.deepcopy(_handed[-1])

@@ -4,11 +4,15 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spiketriton.runs.folder import RunFolder, refuse_unusable
 from spiketriton.runs.outputs import mark_of, marked, output_folder, refuse_foreign
 from spiketriton.system.commandline import Parser, number
 from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR, importing, need, run_command
+
+if TYPE_CHECKING:
+    from spiketriton.training.trained import TrainedRun
 
 
 @dataclass(frozen=True)
@@ -68,40 +72,64 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     refuse_unusable(args.run, args.overrides)
     with importing():
-        from spiketriton.evaluate.tables import replayed
-        from spiketriton.export.exports import CLOSE, export_nir, export_onnx, export_torch
-        from spiketriton.export.weights import export_safetensors
+        from spiketriton.export import exports  # noqa: F401
         from spiketriton.training.trained import load_run
 
-    for package, extra in FORMATS[args.to].packages:  # fails before data are loaded
-        need(package, extra, f"--to {args.to}")
-    mark = mark_of(RunFolder.find(args.run), "export")
-    if args.out:
-        refuse_foreign([Path(args.out)], marked(mark))
-    output_folder(Path(args.out).parent if args.out else args.run)
+    mark = prepared(RunFolder.find(args.run), args.to, args.out)
     run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint)
-    path = Path(args.out or run.folder.path / (run.recipe.name + FORMATS[args.to].ending))
-    calls = f"image(s) per call, {run.time_steps} time steps"
-    if args.to == "safetensors":
-        difference = export_safetensors(run, path, mark)
-        agrees, what = difference == 0, f"weights of step {run.step}"
-        lines = [f"read back: they differ by {difference:g}"]
-    elif args.to == "torch":
-        difference = export_torch(run, path, args.batch_size or 1, mark)
-        agrees, what = difference == 0, f"{args.batch_size or 1} {calls}"
-        lines = [f"read back: currents differ by {difference:g}"]
-    elif args.to == "onnx":
-        difference = export_onnx(run, path, args.batch_size or 0, mark)
-        agrees, what = difference < CLOSE, f"{args.batch_size or 'any'} {calls}"
-        lines = [f"run by onnxruntime: currents differ by {difference:.1e} of the largest"]
-    else:
-        found = export_nir(run, path, args.dt or 1.0, args.images or 4, mark)
-        agrees, lines = found.agrees, replayed(found)
-        what = f"{len(run.model.spiking_layers())} spiking layers, dt = {args.dt or 1.0:g}"
-    print(f"{path}: {what}" if agrees else what, *lines, sep="\n")
+    options = {name: getattr(args, name) for name in FORMATS[args.to].options}
+    path, agrees, lines = exported(run, args.to, args.out, mark, **options)
+    print(*lines, sep="\n")
     if not agrees:
         print(f"error: {path} is not written: it would differ from the network", file=sys.stderr)
     return EXIT_DONE if agrees else EXIT_ERROR
+
+
+def prepared(folder: RunFolder, to: str, out: str | Path | None) -> str:
+    """The mark of a file. UserError, before anything is loaded: a package is missing, or the file has no place."""
+    for package, extra in FORMATS[to].packages:
+        need(package, extra, f"--to {to}")
+    mark = mark_of(folder, "export")
+    if out:
+        refuse_foreign([Path(out)], marked(mark))
+    output_folder(Path(out).parent if out else folder.path)
+    return mark
+
+
+def exported(
+    run: "TrainedRun",
+    to: str,
+    out: str | Path | None,
+    mark: str,
+    *,
+    dt: float | None = None,
+    images: int | None = None,
+    batch_size: int | None = None,
+) -> tuple[Path, bool, list[str]]:
+    """Writes the file and reads it back: its path, whether it agrees with the network and is there, lines about it."""
+    from spiketriton.evaluate.tables import replayed
+    from spiketriton.export.exports import CLOSE, export_nir, export_onnx, export_torch
+    from spiketriton.export.weights import export_safetensors
+
+    path = Path(out or run.folder.path / (run.recipe.name + FORMATS[to].ending))
+    calls = f"image(s) per call, {run.time_steps} time steps"
+    if to == "safetensors":
+        difference = export_safetensors(run, path, mark)
+        agrees, what = difference == 0, f"weights of step {run.step}"
+        lines = [f"read back: they differ by {difference:g}"]
+    elif to == "torch":
+        difference = export_torch(run, path, batch_size or 1, mark)
+        agrees, what = difference == 0, f"{batch_size or 1} {calls}"
+        lines = [f"read back: currents differ by {difference:g}"]
+    elif to == "onnx":
+        difference = export_onnx(run, path, batch_size or 0, mark)
+        agrees, what = difference < CLOSE, f"{batch_size or 'any'} {calls}"
+        lines = [f"run by onnxruntime: currents differ by {difference:.1e} of the largest"]
+    else:
+        found = export_nir(run, path, dt or 1.0, images or 4, mark)
+        agrees, lines = found.agrees, replayed(found)
+        what = f"{len(run.model.spiking_layers())} spiking layers, dt = {dt or 1.0:g}"
+    return path, agrees, [f"{path}: {what}" if agrees else what, *lines]
 
 
 if __name__ == "__main__":

@@ -27,18 +27,33 @@ evaluated now, which needs its data."""
 def evaluation_of(path: str, overrides: Sequence[str]) -> "Evaluation":
     """The evaluation in the run folder if it is of the last checkpoint, else a new one."""
     from spiketriton.evaluate.evaluation import evaluate
-    from spiketriton.evaluate.results import read_evaluation
-    from spiketriton.runs.state import read_state
     from spiketriton.training.trained import load_run
 
-    folder = RunFolder.find(path)
+    return stored_evaluation(RunFolder.find(path)) or evaluate(load_run(path, *overrides))
+
+
+def stored_evaluation(folder: RunFolder) -> "Evaluation | None":
+    """That of the last checkpoint in the run folder; None where there is none."""
+    from spiketriton.evaluate.results import read_evaluation
+    from spiketriton.runs.state import read_state
+
     stored = folder.path / "evaluation" / "evaluation.json"
     if stored.is_file():
         found = read_evaluation(stored)
         state, _ = read_state(folder)
         if (found.checkpoint, found.training_step) == ("last", state["step"]):
             return found
-    return evaluate(load_run(path, *overrides))
+    return None
+
+
+def place(folder: RunFolder, out: str | Path | None) -> tuple[Path, str]:
+    """Where a report goes, and its mark. UserError: it would replace what is none of this run, or cannot be written."""
+    own, mark = folder.path / "report.html", mark_of(folder, "report")
+    path = Path(out or own)
+    if path.resolve() != own.resolve():
+        refuse_foreign([path], marked(mark))
+    output_folder(path.parent)
+    return path, mark
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -63,11 +78,7 @@ def main(arguments: list[str]) -> None:
 
     folder = RunFolder.find(args.run)
     recipe = folder.load_recipe(moved_plugins(args.overrides))
-    own, mark = folder.path / "report.html", mark_of(folder, "report")
-    out = Path(args.out or own)
-    if out.resolve() != own.resolve():
-        refuse_foreign([out], marked(mark))
-    output_folder(out.parent)
+    out, mark = place(folder, args.out)
     evaluations = []
     if not args.no_evaluation:
         evaluations = [evaluation_of(path, args.overrides) for path in [args.run, *args.against]]

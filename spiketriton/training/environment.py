@@ -231,6 +231,7 @@ def describe(
         "command": command_line(ranks.launcher if ranks else ()),
         "ranks": ranks.world_size if ranks else 1,
         "spiketriton": version.__version__,
+        "kernels": kernels_version(),
         "commit": commit,
         "dirty": dirty,
         "code_sha256": package_checksum(),
@@ -269,6 +270,22 @@ def commit_of_package() -> tuple[str | None, bool]:
     return _git(root, "rev-parse", "HEAD"), bool(
         _git(root, "status", "--porcelain", "--untracked-files=no")
     )
+
+
+def kernels_version() -> str:
+    """Of the kernels that are imported, with the commit where it is known: "0.1.0+g1234567"."""
+    number, package = (
+        spiketriton_kernels.__version__,
+        Path(str(spiketriton_kernels.__file__)).parent,
+    )
+    built = package / "commit.txt"
+    commit, changed = (None, False)
+    if built.is_file():
+        commit, *words = built.read_text().split()
+        changed = bool(words)
+    elif package.resolve().parents[1] == version.PACKAGE.parent:
+        commit, changed = commit_of_package()
+    return f"{number}+g{commit[:7]}{'.dirty' * changed}" if commit else number
 
 
 @cache

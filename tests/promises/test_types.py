@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import spiketriton
+from spiketriton.system.errors import UserError
 from spiketriton_kernels import (
     States,
     Surrogate,
@@ -51,6 +53,19 @@ def test_modules_and_swap_are_typed() -> None:
     clif = CLIF(2.0, step_mode="m")
     for module in (net, norm, leaky, clif):
         assert_type(module.training, bool)
+
+
+def test_a_run_is_typed(recipe: str) -> None:
+    run = spiketriton.train(recipe, max_steps=1, quiet=True, overrides={"neuron.kind": "if"})
+    assert_type(run, spiketriton.Run)
+    assert assert_type(run.predict(torch.rand(2, 1, 16, 16)), Tensor).shape == (2, 10)
+    assert str(run.recipe.neuron.kind) == "if"
+    loaded = spiketriton.load_run(run.path, checkpoint="last", overrides={"train.device": "cpu"})
+    assert assert_type(loaded.step, int) == 1
+    with pytest.raises(UserError, match="bst"):
+        spiketriton.load_run(run.path, checkpoint="bst")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"neuron\.kynd"):
+        spiketriton.train(recipe, overrides={"neuron.kynd": "if"})
 
 
 def test_mistakes_are_found_before_they_run() -> None:

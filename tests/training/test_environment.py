@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import spiketriton_kernels
 from spiketriton.config import TrainConfig
 from spiketriton.system.errors import UserError
 from spiketriton.system.machine import bf16_instructions  # conftest.py replaces the module's
@@ -81,6 +82,19 @@ def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
     for said, expected in (("1a2b\n", ("1a2b", False)), ("1a2b dirty\n", ("1a2b", True))):
         package.with_name("commit.txt").write_text(said)  # of a wheel
         assert environment.commit_of_package() == expected
+
+
+def test_the_kernels_version_names_their_commit(tmp_path, monkeypatch):
+    number, (commit, changed) = spiketriton_kernels.__version__, environment.commit_of_package()
+    own = f"+g{commit[:7]}{'.dirty' * changed}" if commit else ""
+    assert environment.describe(CPU)["kernels"] == number + own
+    package = tmp_path / "spiketriton_kernels"
+    package.mkdir()
+    monkeypatch.setattr(environment.spiketriton_kernels, "__file__", str(package / "__init__.py"))
+    assert environment.kernels_version() == number
+    for said, behind in (("1a2b3c4d5\n", "+g1a2b3c4"), ("1a2b3c4d5 dirty\n", "+g1a2b3c4.dirty")):
+        (package / "commit.txt").write_text(said)
+        assert environment.kernels_version() == number + behind
 
 
 def test_the_device_without_a_gpu(monkeypatch):
