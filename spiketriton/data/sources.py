@@ -4,9 +4,11 @@ Mean and deviation are those of the training images in 0..1: ImageNet's and CIFA
 computed from the files; synthetic images are uniform noise.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -36,6 +38,7 @@ from spiketriton.data.splits import (
     RepeatedSplit,
     Split,
     as_tensor,
+    drawn_of_each,
     folders_of_splits,
     in_bytes,
 )
@@ -205,9 +208,35 @@ def _class_folders(config: DataConfig) -> Path | None:
 
 @plugins.data("imagefolder")
 def imagefolder(config: DataConfig) -> Source:
-    """Your own photographs: root/train/<class>/*, and root/val/<class>/* or root/test/<class>/*."""
+    """Your own photographs: root/train/<class>/*, and root/val/<class>/* or root/test/<class>/*; or root/<class>/*.
+
+    Of the latter a fifth of each class is tested, drawn by the files' names: the same ones for every seed.
+    """
     root = data_root(config)
-    return _photographs(root, folders_of_splits(root, config, "images"), config)
+    if isinstance(config.validation, str) or not _holds_classes(root):
+        return _photographs(root, folders_of_splits(root, config, "images"), config)
+    whole = _files(root, config)
+    start = len(os.fsencode(root)) + 1
+    names = (blake2b(path[start:], digest_size=8).digest() for path in whole.paths)
+    draws = np.frombuffer(b"".join(names), np.uint64)
+    tested = drawn_of_each(whole.labels.numpy(), draws, lambda count: max(1, round(count / 5)))
+    train, test = whole.only(~tested), whole.only(tested)
+    alone = sorted({*range(len(whole.classes))} - {*train.labels.tolist()})
+    if alone:
+        raise UserError(
+            f"{config.name}: {root / whole.classes[alone[0]]} has one image; accepted: two or more, one of them to test"
+        )
+    note = f"{root} has no train folder: a fifth of each class is tested, drawn by the files' names"
+    return _of_files(train, test, note=note)
+
+
+def _holds_classes(root: Path) -> bool:
+    """Whether it has folders, and none of them is of a split."""
+    try:
+        names = {path.name for path in root.iterdir() if path.is_dir()}
+    except OSError:
+        return False
+    return not names & {"train", "val", "test"} and any(name[0] != "." for name in names)
 
 
 IMAGE_ENDINGS = (*datasets.folder.IMG_EXTENSIONS, ".gif")
@@ -231,25 +260,34 @@ class _VisibleFolders(datasets.ImageFolder):
 
 def _photographs(folder: Path, names: Sequence[str], config: DataConfig) -> Source:
     """Splits of a tree of class folders, which must have the same classes: train, test, validation."""
-    splits = []
-    for name in names:
-        try:
-            found = _VisibleFolders(folder / name, loader=str, is_valid_file=_is_image)
-        except OSError as error:  # no folder, no class folder, no images, no permission
-            raise UserError(f"{config.name}: {folder / name}: {one_line(error)}") from error
-        splits.append(FileSplit(found.samples, found.classes))
-    train, *others = splits
-    for name, other in zip(names[1:], others, strict=True):
+    train, test, *more = others = [_files(folder / name, config) for name in names]
+    for name, other in zip(names, others, strict=True):
         if train.classes != other.classes:
             raise UserError(
                 f"{config.name}: {folder} has different classes in {names[0]} and {name}: "
                 f"only in {names[0]}: {some(sorted({*train.classes} - {*other.classes})) or 'none'}; "
                 f"only in {name}: {some(sorted({*other.classes} - {*train.classes})) or 'none'}"
             )
+    return _of_files(train, test, more[0] if more else None)
+
+
+def _files(folder: Path, config: DataConfig) -> FileSplit:
+    """The images of class folders. UserError: no folder, no class folder, no images, no permission."""
+    try:
+        found = _VisibleFolders(folder, loader=str, is_valid_file=_is_image)
+    except OSError as error:
+        raise UserError(f"{config.name}: {folder}: {one_line(error)}") from error
+    return FileSplit(found.samples, found.classes)
+
+
+def _of_files(
+    train: FileSplit, test: FileSplit, validation: FileSplit | None = None, note: str = ""
+) -> Source:
     return Source(
         train=train,
-        test=others[0],
-        validation=others[1] if len(others) > 1 else None,
+        test=test,
+        validation=validation,
+        note=note,
         classes=train.classes,
         channels=3,
         image_size=224,

@@ -109,7 +109,7 @@ class FileSplit:
     def class_of(self, index: int) -> str:
         return self.classes[int(self.labels[index])]
 
-    def only(self, chosen: Sequence[bool]) -> "FileSplit":
+    def only(self, chosen: Sequence[bool] | np.ndarray) -> "FileSplit":
         """The files of a mask."""
         mask, rest = np.array(chosen, bool), copy.copy(self)
         rest.paths, rest.labels = self.paths[mask], self.labels[torch.from_numpy(mask)]

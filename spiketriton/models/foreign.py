@@ -228,10 +228,13 @@ class ForeignNetwork(Network):
         answer = "" if self.answers_each_step else "; it answers with the mean over time"
         told = "".join(f", {name} = {value}" for name, value in self.told.items())
         kept = f", {len(self.swapped.left)} kept as they are" if self.swapped.left else ""
+        ours = sum(isinstance(m, SpikingNeuron) for m in self.net.modules())
+        before = ours - len(self.swapped.swapped)
+        own = f"; {before} were the kernels' already" if before > 0 else ""
         lines = [
             f"called: {how}{answer}" + (f"; made with{told[1:]}" if told else ""),
             f"swapped: {len(self.swapped.swapped)} neurons to the kernels, {len(self.swapped.fused)} with the batch "
-            f"norm in front{kept}; network.txt lists each",
+            f"norm in front{kept}{own}; network.txt lists each",
         ]
         if self.differs:
             lines.append(f"not fused: {self.differs}")

@@ -89,6 +89,33 @@ def test_imagefolder(tmp_path, test_name):
     assert labels.tolist() == [0] * 4 + [1] * 4
 
 
+def test_class_folders_alone_are_split_by_the_names_of_their_files(tmp_path):
+    make_class_tree(tmp_path, ("mine",), ("ape", "bee"), per_class=10)
+    root = (tmp_path / "mine").rename(tmp_path / "moved")
+
+    def split(folder):
+        source = sources.imagefolder(data_recipe("imagefolder", folder).data)
+        return [
+            sorted(str(part.path(i).relative_to(folder)) for i in range(len(part)))
+            for part in (source.train, source.test)
+        ]
+
+    train, test = split(root)
+    assert [len(train), len(test)] == [16, 4]
+    assert [path.split("/")[0] for path in test] == ["ape"] * 2 + ["bee"] * 2
+    assert {*train, *test} == {str(p.relative_to(root)) for p in root.rglob("*.*")}
+    elsewhere = root.rename(tmp_path / "elsewhere")
+    assert split(elsewhere) == [train, test], "wherever they lie"
+    data = build_data(data_recipe("imagefolder", elsewhere, data="validation = 0.25"))
+    assert (data.train.images, data.validation.images, data.test.images) == (12, 4, 4)
+    assert "no train folder: a fifth of each class is tested" in data.note
+    for path in sorted((elsewhere / "bee").iterdir())[1:]:
+        path.unlink()
+    mentions(mistake(data_recipe("imagefolder", elsewhere)), "bee has one image", "two or more")
+    (elsewhere / "val").mkdir()
+    mentions(mistake(data_recipe("imagefolder", elsewhere)), "no folder", "train")
+
+
 def test_gif_and_webp_count_and_what_is_hidden_does_not(tmp_path):
     make_class_tree(tmp_path, ("train", "val"), ("a", "b"), 3)
     for ending in ("gif", "webp", "WEBP"):
