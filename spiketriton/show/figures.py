@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# what dL/dx is, where a picture has no room for docs/reading.md
+# what dL/dx is, where a picture has no room for docs/words.md
 GRADIENT = (
     "gradient: how the loss changes with the input current of a neuron, dL/dx; its size is the RMS (root mean square) "
     "over the neurons"

@@ -17,7 +17,6 @@ PAGES = (
     "performance",
     "plugins",
     "python",
-    "reading",
     "words",
 )
 PLAIN = ["README.md", *(f"docs/{name}.md" for name in PAGES)]
