@@ -23,19 +23,18 @@ from spiketriton.config.parts import IN_HAND, handed
 from spiketriton.config.reading import PLUGINS
 from spiketriton.config.rules import RATES
 from spiketriton.data import Facts, given_images
+from spiketriton.diagnose.cures import own_cures
 from spiketriton.diagnose.modules import Called, is_chain, named_as_given, try_on_batch
 from spiketriton.diagnose.trials import STEPS, Trials
 from spiketriton.diagnose.words import tried
 from spiketriton.evaluate.evaluation import evaluate
 from spiketriton.evaluate.results import Evaluation
 from spiketriton.export.nir_network import network as from_nir
-from spiketriton.export.weights import handed_on, run_of
-from spiketriton.gradients.cures import own_cures
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import LIMITS, Verdict, judge
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
-from spiketriton.runs.folder import Request
+from spiketriton.runs.request import Request
 from spiketriton.runs.rows import Row, replace_file
 from spiketriton.show.verdict import line, sentences
 from spiketriton.system import consent
@@ -155,8 +154,7 @@ def load_run(
     process: neither threads nor algorithms nor random generators.
 
     Args:
-        path: a run folder, a file of weights that `spiketriton export --to safetensors` wrote, or
-            "hub:OWNER/NAME" for a network of the Hugging Face Hub.
+        path: a run folder, or a file of weights that `spiketriton export --to safetensors` wrote.
         plugins: modules with the plugins that the run uses, in place of those that its recipe
             names; True: those that it names.
         checkpoint: "last": the end of the training; "best": by validation, with data.validation;
@@ -169,8 +167,6 @@ def load_run(
     """
     values = _with_plugins(values_by_key({**overrides, **keys}), plugins)
     with consent.decided(plugins is True), undisturbed(), handed(net):
-        if handed_on(str(path)):
-            path = run_of(str(path))
         return Run(trained.load_run(path, values=values, checkpoint=checkpoint))
 
 

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     if not file.is_file():
         raise UserError(f"{file} does not exist; accepted: a file of NIR")
     with importing():
-        from spiketriton.config import load_recipe, replace
+        from spiketriton.config import load_recipe
         from spiketriton.data import build_data
         from spiketriton.evaluate.tables import replayed
         from spiketriton.export.exports import sample_images
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         from spiketriton.models import build_model
         from spiketriton.models.foreign import ForeignNetwork
         from spiketriton.training.placement import Placement
-        from spiketriton.training.trained import save_run
+        from spiketriton.training.weights import save_run
 
     given = keys(file, args.dt, args.reset)
     recipe = load_recipe(args.recipe, args.overrides, given)
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         return EXIT_ERROR
     folder = RunFolder.create(args.run_dir, file.stem)
     with folder.held():
-        recipe = replace(recipe, values=folder.keep_network(recipe.model))
+        recipe = folder.keep_network(recipe)
         device = Placement.set_up(recipe.train).device
         save_run(folder, recipe, data.facts, model.state_dict(), device)
     print(f"{folder.path}: a run at step 0 of", *said, sep="\n")

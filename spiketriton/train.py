@@ -3,7 +3,8 @@
 import argparse
 import os
 
-from spiketriton.runs.folder import Onlooker, Request
+from spiketriton.runs.folder import Onlooker
+from spiketriton.runs.request import Request
 from spiketriton.system.callable import as_function
 from spiketriton.system.commandline import RECIPE_HELP, Parser
 from spiketriton.system.errors import importing, run_command
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> int:
     if os.environ.get("WORLD_SIZE", "1") in ("", "1"):  # else one rank speaks for all
         asked.find_recipe()
     with importing():
-        from spiketriton.system.ranks import ranks_of_torchrun
+        from spiketriton.system.torchrun import ranks_of_torchrun
         from spiketriton.training import session
 
     with ranks_of_torchrun() as ranks:

@@ -21,8 +21,8 @@ from torch import nn
 import spiketriton
 from spiketriton import api
 from spiketriton.data import build_data
+from spiketriton.diagnose.words import change
 from spiketriton.runs.folder import RunFolder
-from spiketriton.show.verdict import change
 from spiketriton.system.errors import UserError
 from spiketriton.train import main
 from spiketriton_kernels import Surrogate

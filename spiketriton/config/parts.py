@@ -298,25 +298,6 @@ def listed(part: Part, modules: Sequence[str]) -> bool:
     return any(part.module == root or part.module.startswith(f"{root}.") for root in roots)
 
 
-def record(modules: Sequence[str], used: Sequence[Part]) -> list[dict[str, Any]]:
-    """What a run folder keeps of its plugins: module, version, file and its checksum, and its parts."""
-    rows = []
-    for given in [*modules, *sorted({p.module for p in used if not listed(p, modules)})]:
-        name = _files.get(os.path.abspath(given), given)
-        module = sys.modules.get(name)
-        file = getattr(module, "__file__", None)
-        rows.append(
-            {
-                "module": given,
-                "version": getattr(module, "__version__", None) or _installed_version(name),
-                "file": file,
-                "sha256": _checksum(file) if file else None,
-                "parts": [f"{p.selector} = {p.name}" for p in used if p.module.startswith(name)],
-            }
-        )
-    return rows
-
-
 class _SourceAlone(importlib.machinery.SourceFileLoader):
     """Runs the file itself, whose checksum is shown, and never compiled code that lies beside it."""
 
@@ -392,9 +373,3 @@ def _current_folder_first() -> Iterator[None]:
 
 def _distribution(point: metadata.EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-
-
-def _installed_version(module: str) -> str | None:
-    top = module.partition(".")[0]
-    found = metadata.packages_distributions().get(top, [])
-    return metadata.version(found[0]) if found else None

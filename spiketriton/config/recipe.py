@@ -637,10 +637,6 @@ class Recipe(Table):
         found = (own_part(dotted, attrgetter(dotted)(self)) for dotted in SELECTORS.values())
         return [part for part in found if part is not None]
 
-    def plugin_rows(self) -> list[dict[str, Any]]:
-        """What a run folder keeps of the plugins, see `parts.record`."""
-        return parts.record(self.plugins.modules, self.own_parts())
-
 
 SELECTORS = {dotted.partition(".")[0]: dotted for dotted in parts.KINDS.values()}
 """The key that chooses a part, by the table that it is in."""

@@ -54,6 +54,9 @@ SPLITS_OF = {
 }
 
 
+NONE = "-"
+"""No teacher, and no weights to begin with."""
+
 Leaky = Literal["lif", "plif", "ilif", "clif", "alif", "cuba"]
 Parallel = Literal["psn", "masked_psn", "sliding_psn"]
 LEAKY, PARALLEL = get_args(Leaky), get_args(Parallel)

@@ -56,6 +56,7 @@ def main(arguments: list[str]) -> None:
         from spiketriton.convert.conversion import Options, convert, neurons
         from spiketriton.show.screen import Table, console_of, show_table, show_whole
         from spiketriton.training.trained import load_run
+        from spiketriton.training.weights import as_run
 
     options = Options(
         method=args.method,
@@ -64,6 +65,7 @@ def main(arguments: list[str]) -> None:
         per_channel=args.per_channel,
         images=args.images,
     )
+    args.run = as_run(args.run)
     run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint, augment=False)
     folder = RunFolder.create(args.run_dir, f"{run.recipe.name}_{options.method}")
     with folder.held():

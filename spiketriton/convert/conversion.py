@@ -30,7 +30,8 @@ from spiketriton.models.converted import ConvertedIF, with_converted_neurons
 from spiketriton.models.graph import folded_weights, graph_of, layers
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import UserError
-from spiketriton.training.trained import TrainedRun, save_run
+from spiketriton.training.trained import TrainedRun
+from spiketriton.training.weights import save_run
 
 CHANGES = (
     "model.norm=none",

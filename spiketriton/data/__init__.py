@@ -19,10 +19,8 @@ from spiketriton.config.parts import chosen, lies_in
 from spiketriton.config.recipe import KEYS
 from spiketriton.config.rules import Events
 from spiketriton.config.words import shown
-from spiketriton.data.checking import checked
 from spiketriton.data.counter_rng import mix
 from spiketriton.data.facts import Facts, GivenSplit
-from spiketriton.data.mixing import Mixing
 from spiketriton.data.sources import Recorded, Source
 from spiketriton.data.splits import FileSplit, Split, drawn_of_each
 from spiketriton.data.stream import (
@@ -108,7 +106,11 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     source = _source(config, recipe.time_steps)
     source.refuse_unsound(config.name)
     _refuse_idle(config, source)
-    source, skipped = checked(config, source)
+    skipped: tuple[str, ...] = ()
+    if isinstance(source.train, FileSplit) or isinstance(source.test, FileSplit):
+        from spiketriton.data.checking import checked
+
+        source, skipped = checked(config, source)
     held_out = _held_out(config, source)
     training = subset(np.flatnonzero(~held_out), config.train_images)
     _check_counts(config, train.batch_size, source, int((~held_out).sum()))
@@ -122,6 +124,8 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
 
     mixing = None
     if mixes:
+        from spiketriton.data.mixing import Mixing
+
         often = (train.mix_probability, train.mix_epochs)
         mixing = Mixing(train.mixup, train.cutmix, len(facts.classes), *often)
     validation = None

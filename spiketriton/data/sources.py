@@ -19,9 +19,6 @@ from torchvision import datasets
 from spiketriton import plugins
 from spiketriton.config import DataConfig
 from spiketriton.config.words import some
-from spiketriton.data import idx
-from spiketriton.data.clutter import SIDE, cluttered
-from spiketriton.data.decoded import decoded
 from spiketriton.data.digits import packaged
 from spiketriton.data.download import (
     FAILURES,
@@ -343,6 +340,8 @@ def cifar10(config: DataConfig) -> Source:
         return _cifar(archive, CIFAR10_STATISTICS, config)
     source = _photographs(folder, folders_of_splits(folder, config, "small images"), config)
     files = [split for split in (source.train, source.test) if isinstance(split, FileSplit)]
+    from spiketriton.data.decoded import decoded
+
     train, test = (decoded(config, split) for split in files)
     if train.shape[1:] != test.shape[1:]:
         side, other = ("x".join(map(str, images.shape[2:])) for images in (train, test))
@@ -375,6 +374,8 @@ def cifar100(config: DataConfig) -> Source:
 @plugins.data("fashion_mnist")
 def fashion_mnist(config: DataConfig) -> Source:
     """Fashion-MNIST (arXiv 1708.07747): 60,000 + 10,000 grey images of 28 x 28, as idx files, gzipped or not."""
+    from spiketriton.data import idx
+
     files = _fashion_files(config)
     folder = files[_FASHION_FILES[0]].parent
 
@@ -402,6 +403,8 @@ def fashion_mnist(config: DataConfig) -> Source:
 @plugins.data("cluttered_fashion_mnist")
 def cluttered_fashion_mnist(config: DataConfig) -> Source:
     """Fashion-MNIST's garments at random places among pieces of others, 40 x 40: see `clutter.py`."""
+    from spiketriton.data.clutter import SIDE, cluttered
+
     source = fashion_mnist(config)
     assert isinstance(source.train, ArraySplit)
     assert isinstance(source.test, ArraySplit)
@@ -424,6 +427,8 @@ _FASHION_FILES = (
 
 def _fashion_files(config: DataConfig) -> dict[str, Path]:
     """The four files in the first folder that has them all, downloaded if there is none."""
+    from spiketriton.data import idx
+
     root = data_root(config)
     folder = root / "FashionMNIST" / "raw"
     for place in (root, folder, DEBIAN_FASHION_MNIST):

@@ -10,19 +10,21 @@ import signal
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from spiketriton.data.counter_rng import mix
-from spiketriton.data.mixing import Mixing
 from spiketriton.data.prefetch import Batch, Loaded, finished
 from spiketriton.data.splits import Split
 from spiketriton.data.transforms import Transform, seeded_each
 from spiketriton.system.errors import UserError, in_code_of_others, one_line
 from spiketriton.system.machine import shared_memory, usable
+
+if TYPE_CHECKING:
+    from spiketriton.data.mixing import Mixing
 
 
 class Request(NamedTuple):
@@ -51,7 +53,7 @@ class Batches(Dataset[Loaded | UserError]):
 
     split: Split
     transform: Transform
-    mixing: Mixing | None = None
+    mixing: "Mixing | None" = None
     augment: Callable[[torch.Tensor], torch.Tensor] | None = None  # a plugin's, of training images
 
     def __getitem__(self, request: Request) -> Loaded | UserError:

@@ -19,7 +19,6 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from spiketriton.config import DataConfig
-from spiketriton.data import trivial_augment
 from spiketriton.data.counter_rng import mix, on_device, torch_words, uniforms, unit
 from spiketriton.data.splits import DecodedPhoto, Photo, in_bytes
 from spiketriton.system.errors import UserError
@@ -224,6 +223,8 @@ class ArrayTransform(_Transform):
             draws = {}
         trivial = asked.is_trivial and crops
         if trivial or asked.erasing:
+            from spiketriton.data import trivial_augment
+
             words = torch_words(keys, trivial_augment.WORDS + _ERASING_WORDS)
             used = np.zeros(len(keys), dtype=np.int64)
             if trivial:
@@ -242,6 +243,8 @@ class ArrayTransform(_Transform):
     def finish(self, images: Tensor, draws: Draws) -> Tensor:
         images = self._moved(images, draws)
         if "operation" in draws:
+            from spiketriton.data import trivial_augment
+
             images = trivial_augment.augment(images, draws["operation"], draws["row"])
         return super().finish(images, draws)
 

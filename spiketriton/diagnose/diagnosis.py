@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 from spiketriton.diagnose.ablations import Ablation, Experiment, Prediction
+from spiketriton.diagnose.cures import cures
 from spiketriton.diagnose.diagnosed import Subject
 from spiketriton.diagnose.trials import Trials, try_changes
-from spiketriton.gradients.cures import cures
 from spiketriton.gradients.measurement import Measurement, Signal
 from spiketriton.gradients.verdict import Verdict, Word, judge
 

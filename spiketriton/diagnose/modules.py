@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from spiketriton.config.rules import RATES
 from spiketriton.config.words import some
+from spiketriton.diagnose.cures import CLIPPING, Cure, change_neurons
 from spiketriton.diagnose.trials import Trials, loss_after
-from spiketriton.gradients.cures import CLIPPING, Cure, change_neurons
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.models.network import trial
 from spiketriton.neurons import SpikingNeuron, adopt, told_of_spikes

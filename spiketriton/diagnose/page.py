@@ -11,7 +11,7 @@ from rich.text import Text
 from spiketriton.diagnose.ablations import Ablation, Change
 from spiketriton.diagnose.diagnosis import Diagnosis
 from spiketriton.diagnose.trials import Trials
-from spiketriton.diagnose.words import tried
+from spiketriton.diagnose.words import WHY, change, tried
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import CLOSED, Word
 from spiketriton.show import verdict as words
@@ -56,8 +56,8 @@ def show(found: Diagnosis, console: Console) -> None:
     if found.trials is not None:
         say(console, f"  {tried(found.trials)}", indent="  ")
         for cure, _ in found.trials.helped:
-            show_whole(console, f"  {words.change(cure)}")
-            say(console, f"      {words.WHY[cure.why]}", indent="      ")
+            show_whole(console, f"  {change(cure)}")
+            say(console, f"      {WHY[cure.why]}", indent="      ")
 
 
 def first_rows(found: Diagnosis) -> list[Ablation]:
@@ -188,8 +188,8 @@ def trials(tried: Trials) -> dict[str, Any]:
         "loss": tried.as_it_is,
         "changes": [
             {
-                "change": words.change(cure),
-                "reason": words.WHY[cure.why],
+                "change": change(cure),
+                "reason": WHY[cure.why],
                 "loss": loss,
                 "helped": cure in helped,
             }

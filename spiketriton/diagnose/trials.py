@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spiketriton.config import Recipe
 from spiketriton.config import replace as change
 from spiketriton.data import Data
-from spiketriton.gradients.cures import Cure, change_neurons
+from spiketriton.diagnose.cures import Cure, change_neurons
 from spiketriton.gradients.verdict import LIMITS
 from spiketriton.models import Network, build_model
 from spiketriton.system.errors import UserError

@@ -1,9 +1,27 @@
-"""What trials of changes showed, in a sentence."""
+"""Changes and what trials of them showed, in sentences."""
 
 import math
 
+from spiketriton.diagnose.cures import Cure, Why
 from spiketriton.diagnose.trials import Trials
-from spiketriton.show.verdict import change
+
+WHY = {
+    Why.BLOCKS_START_CLOSED: "each block then starts as its shortcut, and the forward signal reaches the last layer",
+    Why.GOES_AROUND: "the gradient of a shortcut then goes around the neuron that it enters",
+    Why.IDENTITY: "each layer then starts as the identity, and the forward signal reaches the last one",
+    Why.WIDTH: "the default, 0.3 of the threshold; docs/gradient_flow.md has the widths that it was compared with",
+    Why.NORM: "batch norm keeps the currents within reach of the surrogate",
+    Why.MEMBRANES: "shortcuts then bypass the neurons, forward and backward",
+    Why.RATE: "a step may have been too large",
+    Why.CLIPPING: "SGD takes steps as large as the gradient, which bursts in deep spiking nets",
+    Why.INPUT: "LIF(tau) divides its input by tau; without that its neurons are sooner at their threshold",
+    Why.THRESHOLD: "neurons that never fire are sooner at their threshold",
+}
+
+
+def change(cure: Cure) -> str:
+    """The override that takes a cure, `model.residual_gain=0`, or what it does to a module."""
+    return cure.override or str(cure.value)
 
 
 def tried(trials: Trials) -> str:

@@ -28,7 +28,7 @@ from spiketriton.system.errors import UserError, one_line
 from spiketriton.system.ranks import Ranks
 from spiketriton.training import environment
 from spiketriton.training.display import Quiet
-from spiketriton.training.precompile import compiles
+from spiketriton.training.placement import compiles
 from spiketriton.training.session import Session
 from spiketriton_kernels.backends import choice, native
 from spiketriton_kernels.backends.triton_launch import compiling

@@ -65,7 +65,9 @@ def main(arguments: list[str]) -> None:
         from spiketriton.evaluate.tables import neurobench_line, show
         from spiketriton.show.screen import console_of, say, show_whole
         from spiketriton.training.trained import load_run
+        from spiketriton.training.weights import as_run
 
+    args.run, *args.against = map(as_run, (args.run, *args.against))
     if args.neurobench:
         need("neurobench.benchmarks", "suites", "--neurobench")  # fails before data are loaded
     own = Path(args.run) / "evaluation"

@@ -28,7 +28,7 @@ FORMATS = {
     "nir": Format(".nir", (("nir", "nir"),), ("dt", "images")),
     "torch": Format(".pt2", (), ("batch_size",)),
     "onnx": Format(".onnx", (("onnx", "onnx"), ("onnxruntime", "onnx")), ("batch_size",)),
-    "safetensors": Format(".safetensors", (("safetensors", "hub"),), ()),
+    "safetensors": Format(".safetensors", (("safetensors", "weights"),), ()),
 }
 EPILOG = """\
 examples:
@@ -43,7 +43,7 @@ torch: torch.export of the network in eval mode, for one batch size and image si
 spiketriton_kernels, which defines the operators, before loading it.
 onnx: plain operators in float32, for any number of images of one size; the file is run by onnxruntime with several
 numbers and compared. With --batch-size it takes that number alone.
-safetensors: the weights, with the recipe in the metadata; spiketriton pull makes a run of it.
+safetensors: the weights, with the recipe in the metadata; every command takes the file as a run.
 """
 
 
@@ -74,7 +74,9 @@ def main(arguments: list[str]) -> int:
     with importing():
         from spiketriton.export import exports  # noqa: F401
         from spiketriton.training.trained import load_run
+        from spiketriton.training.weights import as_run
 
+    args.run = as_run(args.run)
     mark = prepared(RunFolder.find(args.run), args.to, args.out)
     run = load_run(args.run, *args.overrides, checkpoint=args.checkpoint)
     options = {name: getattr(args, name) for name in FORMATS[args.to].options}

@@ -1,19 +1,23 @@
 """Networks from recipes: images [B, C, H, W] or frames [T, B, C, H, W] -> currents [T, B, K]."""
 
+from typing import TYPE_CHECKING, get_args
+
 from torch import nn
 
 from spiketriton.config import ModelConfig, NeuronConfig, Recipe
-from spiketriton.config.parts import chosen
-from spiketriton.config.rules import LEAKY, PARALLEL
-from spiketriton.models import feedforward, resnet  # noqa: F401  # which register networks
-from spiketriton.models.blocks import BlockNetwork
-from spiketriton.models.foreign import make_foreign
-from spiketriton.models.inspection import failing
+from spiketriton.config.parts import chosen, lies_in
+from spiketriton.config.rules import BLOCK_NETS, LEAKY, PARALLEL, VGG, PlainNet
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network, trial
 from spiketriton_kernels.nn import PSN, MaskedPSN
 
+if TYPE_CHECKING:
+    from spiketriton.models.blocks import BlockNetwork
+
 __all__ = ["Network", "build_model", "count_parameters", "trial"]
+
+lies_in("spiketriton.models.resnet", "models", BLOCK_NETS)
+lies_in("spiketriton.models.feedforward", "models", (*get_args(PlainNet), *get_args(VGG)))
 
 
 def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int) -> Network:
@@ -26,13 +30,17 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     parts = Parts(recipe.model, recipe.neuron, recipe.time_steps)
     sizes = {"classes": classes, "channels": channels, "image_size": image_size}
     if ":" in part.name:
+        from spiketriton.models.foreign import make_foreign
+
         averages = recipe.loss.kind != "tet"
         return make_foreign(part.name, part.make, parts, averages=averages, **sizes)
     if part.built_in:
         net = part.make(parts, **sizes)
-        if isinstance(net, BlockNetwork):
+        if recipe.model.name in BLOCK_NETS:
             _start(net, parts)
         return net
+    from spiketriton.models.inspection import failing
+
     what = f'model.name = "{part.name}" of the plugin {part.home}'
     with failing(what, part.make):
         net = part.make(recipe, parts, **sizes)
@@ -43,7 +51,7 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     return net
 
 
-def _start(net: BlockNetwork, parts: Parts) -> None:
+def _start(net: "BlockNetwork", parts: Parts) -> None:
     """Drop path of the blocks, by their depth, and what their last norms and neurons start with."""
     model, neuron = parts.model, parts.neuron_config
     blocks = [block for _, block in net.blocks()]

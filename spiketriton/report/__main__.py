@@ -75,7 +75,9 @@ def main(arguments: list[str]) -> None:
         refuse_unusable(path, args.overrides)
     with importing():
         from spiketriton.report.page import Page
+        from spiketriton.training.weights import as_run
 
+    args.run, *args.against = map(as_run, (args.run, *args.against))
     folder = RunFolder.find(args.run)
     recipe = folder.load_recipe(moved_plugins(args.overrides))
     out, mark = place(folder, args.out)

@@ -6,9 +6,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from spiketriton.config import MonitorConfig
+from spiketriton.config import MonitorConfig, Recipe
 from spiketriton.runs.rows import Row, replace_file
 from spiketriton.system.errors import UserError, need, one_line
+
+
+def boards_of(recipe: Recipe, folder: Path) -> "list[Board]":
+    """Those that a recipe asks for. UserError: a package is missing."""
+    asked = recipe.monitor
+    boards: list[Board] = [TensorBoard(folder)] if asked.tensorboard else []
+    if asked.wandb != "off":
+        boards.append(WeightsAndBiases(folder, asked, recipe.values()))
+    return boards
 
 
 class Board(ABC):

@@ -3,7 +3,6 @@
 recipe.toml        the resolved recipe
 environment.json   a JSON array, one object a session: versions, commit, device, command line
 micro_batch.json   images of a micro-batch, if the recipe says "auto"
-plugins.json       the modules of plugins: version, file and its checksum
 metrics.jsonl      one JSON object a row: {"kind": "train" | "eval", "step": ..., ...}
 wandb_id           the run's id at Weights & Biases, if the recipe asks for it
 console.log        what the run said: notes, tests, warnings, results
@@ -16,26 +15,21 @@ checkpoints/       last.pt, best.pt (see checkpoint.py)
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import os
 import re
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spiketriton.config import (
-    ModelConfig,
     Recipe,
-    load_recipe,
-    moved_plugins,
     parts,
     recipe_from_toml,
-    replace,
 )
+from spiketriton.runs import network_file
 from spiketriton.runs.rows import (
     GRADIENTS,
     METRICS,
@@ -48,29 +42,15 @@ from spiketriton.runs.rows import (
 )
 from spiketriton.runs.same_recipe import (
     LENGTHS,
-    extended,
     lengths,
-    refuse_another_recipe,
     refuse_changes,
 )
 from spiketriton.system.errors import UnknownKey, UserError, one_line
 from spiketriton.system.locks import locked
 from spiketriton.system.version import __version__
 
-
-@dataclass(frozen=True)
-class Plugin:
-    """A row of plugins.json, see `parts.record`."""
-
-    module: str
-    version: str | None
-    file: str | None
-    sha256: str | None
-    parts: list[str]
-
-
 _LATER = (
-    *("gradients.jsonl", "console.log", "network.txt", "nonfinite.pt"),
+    *("gradients.jsonl", "console.log", "network.txt", "nonfinite.json"),
     *("curves.png", "gradients.png", "firing.png"),
 )
 """What a run writes once its recipe is in its folder: where there is none, they are somebody else's."""
@@ -87,7 +67,6 @@ class RunFolder:
         self.recipe = path / "recipe.toml"
         self.environment = path / "environment.json"
         self.micro_batch = path / "micro_batch.json"
-        self.plugins = path / "plugins.json"
         self.checkpoints = path / "checkpoints"
         self.console = path / "console.log"
         self.metrics = Rows(path / "metrics.jsonl", METRICS)
@@ -204,8 +183,8 @@ class RunFolder:
             raise parts.NotAskedFor(f"{self.recipe}: {error}") from None
         except UserError as error:
             known = not isinstance(error, UnknownKey)
-            hints = self._plugins_in_words() + self._version_in_words(known)
-            raise UserError(f"{self.recipe}: {error}{hints}") from None
+            hint = self._version_in_words(known)
+            raise UserError(f"{self.recipe}: {error}{hint}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{self.recipe} is damaged: not UTF-8 at byte {error.start}") from None
 
@@ -215,40 +194,11 @@ class RunFolder:
         sessions.append({"recipe": recipe.name, **environment})
         write_json(self.environment, sessions)
         if not self.recipe.exists() or self._lengths() != lengths(recipe.train):  # new, or extended
-            moved = self._movable(recipe.model)
-            written = replace(recipe, values=moved) if moved else recipe
-            replace_file(self.recipe, written.to_toml())
-        used = recipe.plugin_rows()
-        if self.plugins.exists():
-            for text in self.changed_plugins(used):
-                self.metrics.warn(text)
-        elif used:
-            write_json(self.plugins, used)
+            replace_file(self.recipe, network_file.movable(recipe, self.path).to_toml())
 
     def _lengths(self) -> dict[str, int]:
         train = tomllib.loads(self.recipe.read_text("utf-8"))["train"]
         return {key: train[key.removeprefix("train.")] for key in LENGTHS}
-
-    def changed_plugins(self, used: Sequence[Row]) -> list[str]:
-        """What is to be warned of where the plugins in use (`Recipe.plugin_rows`) are not those of the beginning."""
-        begun = read_record(self.plugins, list[Plugin]) if self.plugins.exists() else []
-        return [
-            f"the plugin {row['module']} differs from the one that the run began with "
-            f"(version {then.version} then, {row['version']} now; {self.plugins})"
-            for then, row in zip(begun, used, strict=False)
-            if (then.sha256, then.version) != (row["sha256"], row["version"])
-        ]
-
-    def _plugins_in_words(self) -> str:
-        if not self.plugins.exists():
-            return ""
-        used = ", ".join(
-            row.module
-            + (f" {row.version}" if row.version else "")
-            + (f" ({row.file})" if row.file != row.module else "")
-            for row in read_record(self.plugins, list[Plugin])
-        )
-        return f"; the run used the plugin {used}: install it, or give its new place with plugins.modules=..."
 
     def _version_in_words(self, known: bool) -> str:
         """With what the run was trained, where that may be why its recipe is not understood."""
@@ -260,32 +210,14 @@ class RunFolder:
         newer = ": install the newer one" if _numbers(theirs) > _numbers(__version__) else ""
         return f"; the run was trained with spiketriton {one_line(theirs)[:20]}{at}, and this is {__version__}{newer}"
 
-    def keep_network(self, model: ModelConfig) -> dict[str, Any]:
-        """Keys of a network out of a file of NIR, of which the folder has a copy now; none of others."""
-        if model.name != parts.FROM_NIR:
-            return {}
-        file = Path(str(model.arguments.get("path", "")))
-        here = self.path.absolute()
-        if file.parent == here or not file.is_file():  # the network says what is amiss
-            return {}
-        content = file.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        mark = f"-{digest[:8]}"
-        self._network = here / f"{file.stem.removesuffix(mark)}{mark}.nir"
+    def keep_network(self, recipe: Recipe) -> Recipe:
+        """The recipe of a network out of a file of NIR, with a copy of that in the folder; of others as it is."""
         try:
-            replace_file(self._network, content)
+            recipe, self._network = network_file.kept(recipe, self.path)
         except UserError:
             self.discard_if_unused()
             raise
-        kept = {"sha256": digest, **model.arguments, "path": str(self._network)}
-        return {f"model.arguments.{name}": value for name, value in kept.items()}
-
-    def _movable(self, model: ModelConfig) -> dict[str, Any]:
-        """Keys as recipe.toml has them: a copy in the folder is named without the folder."""
-        path = Path(str(model.arguments.get("path", "")))
-        if model.name != parts.FROM_NIR or path.parent != self.path.absolute():
-            return {}
-        return {"model.arguments.path": path.name}
+        return recipe
 
     def write_micro_batch(self, images: int) -> None:
         write_json(self.micro_batch, {"micro_batch": images}, indent=None)
@@ -343,55 +275,17 @@ class Onlooker(RunFolder):
         pass
 
 
-@dataclass(frozen=True)
-class Request:
-    """What `train` is asked for: a recipe for a new run, or a run to `resume`, perhaps to `extend` epochs.
-
-    values: overrides as Python values.
-    """
-
-    recipe: str | None
-    overrides: Sequence[str] = ()
-    run_dir: str | None = None
-    resume: str | None = None
-    values: Mapping[str, Any] | None = None
-    extend: int | str | None = None
-
-    def find_recipe(self) -> Recipe:
-        """The recipe that is to be trained. Writes nothing. UserError: see `find_run`."""
-        if self.resume is None:
-            assert self.recipe is not None
-            given = load_recipe(self.recipe, self.overrides, self.values)
-            if self.run_dir:
-                RunFolder(Path(self.run_dir)).refuse_a_run()
-            return given
-        folder = RunFolder.find(self.resume)
-        begun = folder.load_recipe(moved_plugins(self.overrides, self.values))
-        if self.recipe:
-            given = load_recipe(self.recipe, self.overrides, self.values)
-        else:
-            given = replace(begun, *self.overrides, values=self.values)
-        refuse_another_recipe(given, begun)
-        if self.extend is None:
-            return given
-        longer = extended(given.train, self.extend, folder.metrics.read())
-        return replace(given, values=longer)
-
-    def find_run(self) -> tuple[Recipe, RunFolder]:
-        """The recipe, and the folder of a new run, or of the one to resume.
-
-        UserError: either cannot be used, or the recipe is not that of the run.
-        """
-        given = self.find_recipe()
-        if self.resume is not None:
-            return given, RunFolder.open(self.resume)
-        folder = RunFolder.create(self.run_dir, given.name)
-        return replace(given, values=folder.keep_network(given.model)), folder
+def is_weights(path: str | Path) -> bool:
+    """Whether it is the name of a file of weights, of which a run folder is made: see `training.weights`."""
+    return Path(path).suffix == ".safetensors" and not Path(path).is_dir()
 
 
 def refuse_unusable(path: str | Path, overrides: Sequence[str] = ()) -> None:
     """UserError: there is no run at `path`, or an override would change it. Needs neither torch nor plugins."""
-    RunFolder.find(path)
+    if not is_weights(path):
+        RunFolder.find(path)
+    elif not Path(path).is_file():
+        raise UserError(f"{path} does not exist; accepted: a run folder, or a file of weights")
     refuse_changes(overrides, {})
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from spiketriton.gradients.cures import Cure, Why
 from spiketriton.gradients.verdict import (
     DEAD_SHARE,
     LIMITS,
@@ -17,18 +16,6 @@ from spiketriton.gradients.verdict import (
 from spiketriton.show.words import in_percent, percent, times
 
 EARLY = f"{Word.EARLY}: known after the warm-up, and not before step {LIMITS.since}"
-WHY = {
-    Why.BLOCKS_START_CLOSED: "each block then starts as its shortcut, and the forward signal reaches the last layer",
-    Why.GOES_AROUND: "the gradient of a shortcut then goes around the neuron that it enters",
-    Why.IDENTITY: "each layer then starts as the identity, and the forward signal reaches the last one",
-    Why.WIDTH: "the default, 0.3 of the threshold; docs/gradient_flow.md has the widths that it was compared with",
-    Why.NORM: "batch norm keeps the currents within reach of the surrogate",
-    Why.MEMBRANES: "shortcuts then bypass the neurons, forward and backward",
-    Why.RATE: "a step may have been too large",
-    Why.CLIPPING: "SGD takes steps as large as the gradient, which bursts in deep spiking nets",
-    Why.INPUT: "LIF(tau) divides its input by tau; without that its neurons are sooner at their threshold",
-    Why.THRESHOLD: "neurons that never fire are sooner at their threshold",
-}
 
 
 def line(verdict: Verdict) -> str:
@@ -164,11 +151,6 @@ def _became(limit: Predicts) -> str:
     """What became of the trainings beyond a limit: `2 of 17 trainings of such nets learnt`."""
     learnt = limit.learnt or "none"
     return f"{learnt} of {limit.trainings} trainings of such nets learnt"
-
-
-def change(cure: Cure) -> str:
-    """The override that takes a cure, `model.residual_gain=0`, or what it does to a module."""
-    return cure.override or str(cure.value)
 
 
 def warning(step: int, verdict: Verdict) -> str:

@@ -50,7 +50,7 @@ def train_cell(cell: Cell) -> Row | int:
     """
     from spiketriton.system.ranks import Ranks
     from spiketriton.training.display import Quiet
-    from spiketriton.training.nonfinite import Diverged
+    from spiketriton.training.guard import Diverged
     from spiketriton.training.session import Session
 
     resume = (cell.path / "recipe.toml").exists()

@@ -19,12 +19,9 @@ COMMANDS = {
     "convert": "Convert a trained ANN twin to a spiking network.",
     "import": "Import a network from a NIR file, as a run.",
     "export": "Write a trained network in a format that other programs read.",
-    "push": "Put the weights of a run on the Hub, with a model card.",
-    "pull": "Make a run of weights from the Hub, or of safetensors.",
     "predict": "Classes of image files, by a run.",
     "report": "Write one self-contained HTML page about a run.",
     "recipes": "List the recipes that come with spiketriton.",
-    "nonfinite": "Repeat the step at which a run's numbers went wrong.",
 }
 
 ROOMS = ("convert", "diagnose", "doctor", "evaluate", "export", "report", "sweep")
@@ -137,7 +134,7 @@ class Parser(argparse.ArgumentParser):
         """`key=value`, as many as there are."""
         self.add_argument("overrides", nargs="*", metavar="key=value", help=words)
 
-    def add_run(self, words: str = "run folder") -> None:
+    def add_run(self, words: str = "run folder, or a file of weights (safetensors)") -> None:
         """The arguments of a command that takes a trained run: its folder and overrides."""
         self.add_trust()
         self.add_argument("run", metavar="RUN", help=words)

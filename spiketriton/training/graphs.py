@@ -181,7 +181,7 @@ class Steps:
         if obstacle and mode is not False and not (mode == "auto" and obstacle == NO_GPU):
             self._run_eagerly(obstacle)
 
-    def __call__(self, parts: Iterable[Batch], *, watched: bool) -> Numbers:
+    def __call__(self, parts: Iterable[Batch], watched: bool) -> Numbers:
         """One step on its micro-batches, which are drawn one by one if it runs eagerly.
 
         watched: whether other kernels than usual are called, which measure.
@@ -295,11 +295,6 @@ def _difference(
     if not all(torch.equal(by_graph[i], by_eager[i]) for i in counts):
         return "its first replay counts otherwise"
     return None
-
-
-def tensors_of(optimizer: Optimizer) -> list[Tensor]:
-    """The state of an optimizer."""
-    return [x for x in tree_leaves(list(optimizer.state.values())) if isinstance(x, Tensor)]
 
 
 NO_GPU = "a CUDA graph needs a GPU"

@@ -16,6 +16,10 @@ from torch.optim import Optimizer
 SCALER_TRIES = 24
 
 
+class Diverged(Exception):
+    """The loss or the gradient is infinite or NaN, and training has ended."""
+
+
 class Counts(NamedTuple):
     """What the device has counted; steps are numbered from 1, 0 is none."""
 

@@ -11,7 +11,7 @@ process, and oneDNN computes no new convolution in a process that was refused me
 import gc
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -32,31 +32,14 @@ from spiketriton.training import environment
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.graphs import obstacle_of
 from spiketriton.training.losses import build_loss
-from spiketriton.training.meters import peak_memory_mib
+from spiketriton.training.meters import is_out_of_memory, peak_memory_mib
 from spiketriton.training.optim import build_optimizer
 from spiketriton.training.placement import Placement
 from spiketriton.training.randomness import random_state, set_random_state
 
-# messages of allocators and libraries that raise a plain RuntimeError; the last is oneDNN's
-_WORDS = (
-    "can't allocate memory",
-    "CUDA out of memory",
-    "bad_alloc",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "could not create a primitive",
-)
-
 
 class OutOfMemory(UserError):
     """The recipe needs more memory than there is."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` means that a GPU or the host ran out of memory."""
-    # Linux killed a trial's process for its memory
-    if isinstance(error, torch.OutOfMemoryError | MemoryError | BrokenExecutor):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
 def explained(

@@ -1,10 +1,11 @@
-"""Loss, speed and time spent waiting since the last row of metrics; sums stay on the device."""
+"""Loss, speed and time spent waiting since the last row of metrics; sums stay on the device. Memory, and its end."""
 
 import contextlib
 import math
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import torch
@@ -14,6 +15,15 @@ try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
+
+# messages of allocators and libraries that raise a plain RuntimeError; the last is oneDNN's
+_WORDS = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "bad_alloc",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "could not create a primitive",
+)
 
 
 class Meters:
@@ -109,3 +119,11 @@ def peak_memory_mib(device: torch.device) -> float:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, else KiB
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` means that a GPU or the host ran out of memory."""
+    # Linux killed a trial's process for its memory
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | BrokenExecutor):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)

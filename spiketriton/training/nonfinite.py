@@ -16,22 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import NeuronConfig
-from spiketriton.data import Facts, TrainStream
+from spiketriton.data import TrainStream
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one
-from spiketriton.runs.checkpoint import State
 from spiketriton.runs.rows import write_json
 from spiketriton.system.errors import UserError
-from spiketriton.training.guard import Counts
+from spiketriton.training.guard import Counts, Diverged
 from spiketriton.training.losses import Batch, Loss
-from spiketriton.training.memory_limit import is_out_of_memory
+from spiketriton.training.meters import is_out_of_memory
 from spiketriton.training.placement import Placement
 
 Autocast = Callable[[], AbstractContextManager[object]]
-
-
-class Diverged(Exception):
-    """The loss or the gradient is infinite or NaN, and training has ended."""
 
 
 @dataclass(frozen=True)
@@ -171,50 +166,15 @@ def _in_parameters(model: Network) -> Finding | None:
     return None
 
 
-def scene(recipe_and_weights: State, step: int, batches: Sequence[Batch]) -> State:
-    """What nonfinite.pt holds: recipe, facts and weights of `Trainer.state_dict()`, and the bad step's batches."""
-    kept = ("recipe", "name", "version", "data", "model")
-    images, labels = zip(*batches, strict=True)
-    return {
-        **{key: recipe_and_weights[key] for key in kept},
-        "step": step,
-        "images": torch.stack(images),
-        "labels": torch.stack(labels),
-    }
-
-
-def batches_of(scene: State, facts: Facts) -> list[Batch]:
-    """The micro-batches of a `scene`. ValueError: they are damaged."""
-    images, labels = scene.get("images"), scene.get("labels")
-    if (
-        not isinstance(images, Tensor)
-        or images.ndim != (6 if facts.frames else 5)
-        or images.shape[-3:] != facts.image_shape
-        or not images.is_floating_point()
-    ):
-        shape = "x".join(map(str, facts.image_shape))
-        raise ValueError(f"its images are no batches of {shape}")
-    first, classes = (images.shape[0], images.shape[-4]), len(facts.classes)
-    if not isinstance(labels, Tensor) or labels.shape[:2] != first:
-        raise ValueError("its labels are not those of its images")
-    indices = labels.ndim == 2 and labels.dtype == torch.int64
-    mixed = labels.shape[2:] == (classes,) and labels.is_floating_point()
-    if not mixed and not (
-        indices and labels.numel() and 0 <= labels.min() <= labels.max() < classes
-    ):
-        raise ValueError(f"its labels are none of {classes} classes")
-    return list(zip(images, labels, strict=True))
-
-
 def again(
     model: Network, data: TrainStream, loss: Loss, placement: Placement, step: int
-) -> tuple[list[Batch], Callable[[], Finding | None]]:
-    """The micro-batches of a step of all ranks, and what repeats it on this one and says where it went wrong."""
+) -> Callable[[], Finding | None]:
+    """What repeats a step of all ranks on this one, and says where it went wrong."""
     model.set_synchronised(False)
     data = data.of_all_ranks()
     with contextlib.closing(data.from_step(step - 1, placement.device)) as stream:
         parts = list(islice(stream, data.accumulate))
-    return parts, partial(locate, model, placement.batches(parts), loss, placement.autocast)
+    return partial(locate, model, placement.batches(parts), loss, placement.autocast)
 
 
 def report(
@@ -234,16 +194,12 @@ def report(
         "step": counts.halted_at,
         "message": message,
         "found": asdict(finding) if finding else None,
-        "state": "nonfinite.pt",
     }
     try:
         write_json(folder / "nonfinite.json", content)
     except UserError as error:
         message += f"; {error}"
-    return Diverged(
-        f"{message}; {advice} may help; the step changed no weight, and "
-        f"spiketriton nonfinite {folder / 'nonfinite.pt'} repeats it"
-    )
+    return Diverged(f"{message}; {advice} may help; the step changed no weight")
 
 
 def advice(half: bool, neuron: NeuronConfig, clipping: float) -> str:

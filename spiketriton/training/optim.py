@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._pytree import tree_leaves
 
 from spiketriton.config import TrainConfig
 from spiketriton.system.ranks import Ranks
 from spiketriton.training.ema import MovingAverage
-from spiketriton.training.graphs import tensors_of
 from spiketriton.training.guard import FiniteGuard
 from spiketriton.training.placement import Placement
 
@@ -182,3 +182,8 @@ def _factor(cfg: TrainConfig, peak: float, total: int, step: int) -> float:
 
 def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def tensors_of(optimizer: Optimizer) -> list[Tensor]:
+    """The state of an optimizer."""
+    return [x for x in tree_leaves(list(optimizer.state.values())) if isinstance(x, Tensor)]

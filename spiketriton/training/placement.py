@@ -11,6 +11,7 @@ from spiketriton.config import TrainConfig
 from spiketriton.system.errors import warn_once
 from spiketriton.training import environment
 from spiketriton.training.losses import Batch
+from spiketriton_kernels.triton_import import HAVE_TRITON
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -65,3 +66,8 @@ class Placement:
     def scaler(self) -> torch.amp.GradScaler:
         """Scales the loss against underflow in fp16; it changes nothing in other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether Triton compiles what runs there."""
+    return device.type == "cuda" and HAVE_TRITON

@@ -16,10 +16,9 @@ from torch import Tensor
 from spiketriton.models.network import Network
 from spiketriton.system import machine
 from spiketriton.system.errors import one_line
-from spiketriton.training.placement import Placement
+from spiketriton.training.placement import Placement, compiles
 from spiketriton.training.randomness import random_state, set_random_state
 from spiketriton_kernels.backends.triton_launch import compiling
-from spiketriton_kernels.triton_import import HAVE_TRITON
 
 PATIENCE = 10.0
 """Seconds between two lines about how far it is."""
@@ -76,8 +75,3 @@ def precompile(
         with torch.no_grad():
             for buffer, kept in zip(buffers, before, strict=True):
                 buffer.copy_(kept)
-
-
-def compiles(device: torch.device) -> bool:
-    """Whether Triton compiles what runs there."""
-    return device.type == "cuda" and HAVE_TRITON

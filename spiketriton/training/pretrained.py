@@ -21,7 +21,6 @@ from spiketriton.system.errors import UserError, one_line, warn
 
 Weights = dict[str, Tensor]
 TORCHVISION = "torchvision:"
-NOTHING = "-"  # train.init_from without a source
 NESTED = ("model", "state_dict", "model_state_dict", "net")  # where other trainers keep the weights
 SPIKINGJELLY = (  # its names, as patterns, and what they are here
     (r"\b(?:sn|spike)(\d)\.", r"neuron\1."),  # spiking_resnet and sew_resnet; ms_resnet

@@ -1,15 +1,19 @@
 """The rows of a run: to its folder, the screen, the boards, the caller's functions, and who judges them."""
 
+from typing import TYPE_CHECKING
+
 from spiketriton.config import Recipe
 from spiketriton.data import Data
 from spiketriton.gradients.measurement import Measurement, Signal
 from spiketriton.gradients.watch import Watch
-from spiketriton.runs.boards import Board, TensorBoard, WeightsAndBiases
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show.verdict import warning
 from spiketriton.training.display import Display
 from spiketriton.training.hooks import Hooks
+
+if TYPE_CHECKING:
+    from spiketriton.runs.boards import Board
 
 
 class Recorder:
@@ -30,10 +34,10 @@ class Recorder:
     ) -> None:
         self.data, self.folder, self.display, self.hooks = data, folder, display, hooks
         self.boards: list[Board] = []
-        if recipe.monitor.tensorboard and first:
-            self.boards.append(TensorBoard(folder.path))
-        if recipe.monitor.wandb != "off" and first:
-            self.boards.append(WeightsAndBiases(folder.path, recipe.monitor, recipe.values()))
+        if first and (recipe.monitor.tensorboard or recipe.monitor.wandb != "off"):
+            from spiketriton.runs.boards import boards_of
+
+            self.boards = boards_of(recipe, folder.path)
         self.watch = Watch(
             recipe,
             data.facts.class_counts,

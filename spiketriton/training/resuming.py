@@ -5,20 +5,22 @@ from functools import partial
 from typing import Any
 
 from spiketriton.config import recipe_from_toml, replace
+from spiketriton.config.rules import NONE
 from spiketriton.runs.same_recipe import MICRO_BATCHES, extension, refuse_another_recipe
 from spiketriton.system.commandline import spelled
 from spiketriton.system.errors import UserError
 from spiketriton.training.environment import changed_precision, keep_threads
 from spiketriton.training.optim import continue_on
-from spiketriton.training.pretrained import NOTHING, find_weights, take_weights
 from spiketriton.training.trainer import Trainer
 
 
 def begin(trainer: Trainer) -> None:
     """What a new run begins with: the weights that `train.init_from` names, as far as they fit."""
     source = trainer.recipe.train.init_from
-    if source == NOTHING:
+    if source == NONE:
         return
+    from spiketriton.training.pretrained import find_weights, take_weights
+
     weights = trainer.ranks.decide(partial(find_weights, source))
     for line in take_weights(trainer.model, weights, source).lines():
         trainer.display.note(line)

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from spiketriton.config import Recipe
+from spiketriton.config.rules import NONE
 from spiketriton.data import build_data
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import json_text
@@ -19,12 +20,11 @@ from spiketriton.training import resuming
 from spiketriton.training.announcements import Announcements
 from spiketriton.training.display import Display, Quiet, make_display
 from spiketriton.training.environment import describe
+from spiketriton.training.guard import Diverged
 from spiketriton.training.hooks import Hooks
-from spiketriton.training.memory_limit import is_out_of_memory, too_large
-from spiketriton.training.nonfinite import Diverged
+from spiketriton.training.meters import is_out_of_memory
+from spiketriton.training.placement import compiles
 from spiketriton.training.plan import Outcome
-from spiketriton.training.precompile import compiles, precompile
-from spiketriton.training.pretrained import NOTHING, refuse_missing_weights
 from spiketriton.training.trainer import Trainer
 
 
@@ -73,7 +73,9 @@ class Session:
         recipe, folder, display, ranks = self.recipe, self.folder, self.display, self.ranks
         try:
             ranks.claim_device(recipe.train.device)
-            if not self.resume and recipe.train.init_from != NOTHING:
+            if not self.resume and recipe.train.init_from != NONE:
+                from spiketriton.training.pretrained import refuse_missing_weights
+
                 ranks.decide(partial(refuse_missing_weights, recipe.train.init_from))
             with display.held_back():  # a refusal stands alone
                 self.announcements.opening()
@@ -94,6 +96,8 @@ class Session:
                 display.keep_in(folder.console)
         except BaseException as error:
             if is_out_of_memory(error):
+                from spiketriton.training.memory_limit import too_large
+
                 raise too_large(error) from None
             raise
         return trainer
@@ -111,10 +115,13 @@ class Session:
 def compile_kernels(trainer: Trainer) -> None:
     """The kernels that the trainer's steps launch, where a GPU runs them.
 
-    A machine's first rank compiles them, and its others find them compiled."""
+    A machine's first rank compiles them, and its others find them compiled.
+    """
     data, monitor, ranks = trainer.data, trainer.monitor, trainer.ranks
     if not monitor.layers or not compiles(trainer.device):
         return
+    from spiketriton.training.precompile import precompile
+
     part = data.train.batch_size // (data.train.accumulate * data.train.world_size)
     image = (part, *data.facts.image_shape)
     shape = (data.frames, *image) if data.frames else image

@@ -19,8 +19,6 @@ from spiketriton.system.errors import UserError
 from spiketriton.training.placement import Placement
 from spiketriton.training.trained import load_run
 
-NOBODY = "-"
-
 
 @dataclass(frozen=True)
 class Teacher:

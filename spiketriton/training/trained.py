@@ -10,21 +10,19 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from spiketriton.config import Recipe, moved_plugins, replace
 from spiketriton.data import Data, Facts, build_data
 from spiketriton.models import Network, build_model
 from spiketriton.models.converted import with_converted_neurons
-from spiketriton.runs.checkpoint import Checkpoints, State
-from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.checkpoint import State
+from spiketriton.runs.folder import RunFolder, is_weights
 from spiketriton.runs.same_recipe import refuse_changes
 from spiketriton.runs.state import read_state
-from spiketriton.system.errors import UserError, one_line, warn
+from spiketriton.system.errors import UserError, one_line
 from spiketriton.system.plain import of_plain
-from spiketriton.system.version import __version__
-from spiketriton.training.environment import describe
 from spiketriton.training.placement import Placement
+from spiketriton_kernels.cache import cache_folder
 
 T = TypeVar("T")
 
@@ -81,6 +79,8 @@ def load_run(
 ) -> TrainedRun:
     """Loads the run in the folder `path`, which may be read-only. Its data are looked for when `data` of it is used.
 
+    A file that `spiketriton export --to safetensors` wrote is made a run of, once, in the cache.
+
     Args:
         overrides, values: of the keys that move a run and change no weight, as "data.root=...", or as Python values.
         checkpoint: "last", "best" (only with data.validation) or "ema" (only with train.ema).
@@ -89,12 +89,14 @@ def load_run(
 
     UserError: no run, no whole checkpoint, weights of another shape.
     """
+    if is_weights(path):
+        from spiketriton.training.weights import run_of
+
+        path = run_of(Path(path), cache_folder() / "weights")
     folder = RunFolder.find(path)
     begun = folder.load_recipe(moved_plugins(overrides, values))
     refuse_changes(overrides, values or {})
     recipe = replace(begun, *overrides, values=values)
-    for text in folder.changed_plugins(recipe.plugin_rows()):
-        warn(text)
     if test_images is not None:
         recipe = replace(recipe, f"data.test_images={test_images}")
     state, found = read_state(folder, checkpoint)
@@ -117,34 +119,6 @@ def load_run(
         conversion=conversion,
         augment=augment,
     )
-
-
-def save_run(
-    folder: RunFolder,
-    recipe: Recipe,
-    facts: Facts,
-    weights: Mapping[str, Tensor],
-    device: torch.device,
-    *,
-    step: int = 0,
-    **more: Any,
-) -> None:
-    """Writes the folder of a network that was not trained here; `more`: what else its checkpoint holds. UserError."""
-    failures: list[str] = []
-    Checkpoints(folder.checkpoints, failures.append).save_last(
-        {
-            "step": step,
-            "recipe": recipe.to_toml(),
-            "name": recipe.name,
-            "version": __version__,
-            "data": facts.state_dict(),
-            "model": dict(weights),
-            **more,
-        }
-    )
-    if failures:
-        raise UserError(failures[0])
-    folder.begin_session(recipe, describe(device))
 
 
 def network_of(recipe: Recipe, state: State, path: Path) -> tuple[Network, Facts]:

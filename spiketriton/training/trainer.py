@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from spiketriton.config import Recipe
+from spiketriton.config.rules import NONE
 from spiketriton.data import Data
 from spiketriton.gradients.monitor import GradientMonitor
 from spiketriton.models import build_model
@@ -21,23 +23,26 @@ from spiketriton.system.ranks import Ranks
 from spiketriton.system.version import __version__
 from spiketriton.training import environment, randomness
 from spiketriton.training.display import Display
-from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of
-from spiketriton.training.guard import Counts
+from spiketriton.training.guard import Counts, Diverged
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.losses import Batch, build_loss
-from spiketriton.training.memory_limit import explained, is_out_of_memory, settle
-from spiketriton.training.meters import Meters, forget_peak_memory, peak_memory_mib
-from spiketriton.training.nonfinite import Diverged, advice, again, report, scene
+from spiketriton.training.meters import (
+    Meters,
+    forget_peak_memory,
+    is_out_of_memory,
+    peak_memory_mib,
+)
 from spiketriton.training.optim import Update
 from spiketriton.training.placement import Placement
 from spiketriton.training.plan import Outcome, Plan, Progress
-from spiketriton.training.pretrained import freeze
 from spiketriton.training.probing import Prober, probe_batches
 from spiketriton.training.recording import Recorder
-from spiketriton.training.restore import refuse_damage
-from spiketriton.training.teacher import NOBODY, Teacher, find_teacher
 from spiketriton.training.testing import Tester
+
+if TYPE_CHECKING:
+    from spiketriton.training.graphs import Steps
+    from spiketriton.training.teacher import Teacher
 
 
 class Trainer:
@@ -64,17 +69,24 @@ class Trainer:
         self.placement = Placement.set_up(cfg)
         self.device = self.placement.device
         if cfg.micro_batch == "auto":
+            from spiketriton.training.memory_limit import settle
+
             data = settle(recipe, data, folder, display.note, ranks)
         self.data = data
 
         randomness.seed_everything(recipe.seed)
         self.model = model = self.placement.place(build_model(recipe, **data.facts.sizes))
-        freeze(model, cfg.freeze)
+        if cfg.freeze:
+            from spiketriton.training.pretrained import freeze
+
+            freeze(model, cfg.freeze)
         forward = environment.compiled(model) if cfg.compile else model
         self.forward = ranks.parallel(forward, unused=not model.uses_all_weights)
         self.plan = Plan.of(recipe, data)
         self.teacher: Teacher | None = None
-        if recipe.loss.teacher != NOBODY:
+        if recipe.loss.teacher != NONE:
+            from spiketriton.training.teacher import find_teacher
+
             self.teacher = find_teacher(recipe.loss, data.facts, self.placement)
         self.loss = build_loss(recipe.loss, data.facts.class_counts)
         self.update = Update(
@@ -100,15 +112,8 @@ class Trainer:
         self.tester = Tester(
             model, self.forward, self.loss, self.placement, self.stop, display.testing
         )
-        own, scaled = cfg.graph == "auto" and recipe.names_code, self.update.scaler.is_enabled()
-        self.run = Steps(
-            self.work,
-            self.update.optimizer,
-            mode=cfg.graph,
-            obstacle=obstacle_of(self.device, ranks.world_size, scaled, own=own),
-            state=self.update.tensors,
-            note=display.note,
-            graphs=partial(CudaGraphs, self.device),
+        self.run = (
+            self.work if self.device.type == "cpu" and cfg.graph is not True else self.steps()
         )
         self.stateful = {"model": model, **self.update.stateful}
         self.stateful |= {"meters": self.meters, "monitor": self.monitor}
@@ -159,7 +164,7 @@ class Trainer:
             randomness.seed_step(self.recipe.seed, self.step, self.ranks.rank)
         parts = (self.next_batch() for _ in range(self.accumulate))
         measured = bool(self.monitor.layers) and self.plan.measures(self.step + 1)
-        total, norm = self.run(parts, watched=measured)
+        total, norm = self.run(parts, measured)
         if measured:
             self.monitor.read(self.step + 1)
         self.lr = self.update.advance()
@@ -167,6 +172,22 @@ class Trainer:
         self.meters.step(self.recipe.train.batch_size, total, norm)
         self.display.advance(self.step)
         self.hooks.step(self.step)
+
+    def steps(self) -> "Steps":
+        """How steps run where a graph may hold them."""
+        from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of
+
+        cfg, scaled = self.recipe.train, self.update.scaler.is_enabled()
+        own = cfg.graph == "auto" and self.recipe.names_code
+        return Steps(
+            self.work,
+            self.update.optimizer,
+            mode=cfg.graph,
+            obstacle=obstacle_of(self.device, self.ranks.world_size, scaled, own=own),
+            state=self.update.tensors,
+            note=self.display.note,
+            graphs=partial(CudaGraphs, self.device),
+        )
 
     def work(self, parts: Iterable[tuple[Tensor, Tensor]], measured: bool) -> tuple[Tensor, Tensor]:
         """All that the device does in a step: the loss and the gradient's norm, on the device.
@@ -253,12 +274,13 @@ class Trainer:
             self.display.warn(counts.in_words())
 
     def diverged(self, counts: Counts) -> Diverged:
-        """The error that ends the run, after the first rank has saved and repeated the bad step."""
+        """The error that ends the run, after the first rank has repeated the bad step."""
         if not self.ranks.first:
             return Diverged("the first rank repeats the step of all ranks and names the place")
+        from spiketriton.training.nonfinite import advice, again, report
+
         step, path = counts.halted_at, self.folder.path
-        parts, find = again(self.model, self.data.train, self.loss, self.placement, step)
-        self.checkpoints.save_as(path / "nonfinite.pt", scene(self.state_dict(), step, parts))
+        find = again(self.model, self.data.train, self.loss, self.placement, step)
         half = self.placement.precision != torch.float32
         tips = advice(half, self.recipe.neuron, self.update.limit)
         return report(path, counts, tips, find)
@@ -301,6 +323,8 @@ class Trainer:
 
     def load_state_dict(self, state: State) -> None:
         """UserError: the state is damaged."""
+        from spiketriton.training.restore import refuse_damage
+
         refuse_damage(self.folder.path, state, self.state_dict())
         self.progress = Progress.of_state(state, validated=self.data.validation is not None)
         for name, part in self.stateful.items():
@@ -332,6 +356,8 @@ class Trainer:
             yield
         except (RuntimeError, MemoryError, OSError) as error:
             if is_out_of_memory(error):
+                from spiketriton.training.memory_limit import explained
+
                 images = self.data.test.batch_size
                 raise explained(error, self.recipe, self.device, images) from None
             self.ranks.explain(error)

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from matplotlib.figure import Figure
@@ -32,7 +31,6 @@ from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.rows import Rows
 from spiketriton.system.commandline import COMMANDS, Parser, home_of
 from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, run_command
-from spiketriton.training.nonfinite import scene
 from spiketriton.training.trained import load_run
 from tests.small_runs import SMALL, small_trainer
 
@@ -53,13 +51,10 @@ CALLS: dict[str, tuple[list[str], str]] = {
     "export": (["lif", "--to", "torch", "--checkpoint", "last", "--trust-plugins"], "lif/small.pt2"),
     "report": (["lif"], "lif/report.html"),
     "import": (["net.nir", "small.toml", *FEW, *EULER, "--run-dir", "i"], "i/recipe.toml"),
-    "pull": (["net.safetensors", "--trust-plugins", "--run-dir", "p"], "p/recipe.toml"),
-    "pull hub": (["me/small", "--revision", "main", "--run-dir", "p"], "p/recipe.toml"),
-    "push": (["lif", "me/small", "--private", "--checkpoint", "last", "--trust-plugins"], "lif/hub/README.md"),
+    "export weights": (["net.safetensors", "--to", "torch", "--out", "w.pt2"], "w.pt2"),
     "recipes": ([], "small.toml"),
     "config": ([], "small.toml"),
     "predict": (["lif", "one.png"], "one.png"),
-    "nonfinite": (["lif", "--trust-plugins"], "lif/nonfinite.pt"),
     "doctor": (["train.device=cpu"], "small.toml"),
     "train quiet": (["small.toml", *FEW, *NET, "--quiet", "--run-dir", "q"], "q/curves.png"),
     "train json": (["small.toml", *FEW, *NET, "--json", "--run-dir", "j"], "j/curves.png"),
@@ -79,19 +74,6 @@ CALLS: dict[str, tuple[list[str], str]] = {
     "predict json": (["lif", *TRAINED, "one.png", "--top", "2", "--json"], "one.png"),
     "doctor json": (["train.device=cpu", "--json"], "small.toml"),
 }  # fmt: skip
-
-
-HUB = {  # takes all that is pushed to it
-    "huggingface_hub": SimpleNamespace(
-        HfApi=lambda: SimpleNamespace(
-            create_repo=lambda *_, **keys: None, upload_folder=lambda **keys: "https://hub/me/small"
-        ),
-        hf_hub_download=lambda name, file, revision: "net.safetensors",
-    ),
-    "huggingface_hub.errors": SimpleNamespace(
-        HfHubHTTPError=OSError, HFValidationError=ValueError, LocalEntryNotFoundError=OSError
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -125,7 +107,6 @@ def begin(
                 setattr(sys, name, open(number, "w", encoding=encoding, closefd=False))  # noqa: SIM115
         code: object = 70
         try:
-            sys.modules |= HUB
             name = command.split()[0].replace("config", "config.__main__")
             main = import_module(home_of(name)).main
             run_command(main, CALLS[command][0] if arguments is None else arguments)
@@ -155,9 +136,6 @@ def made(tmp_path_factory) -> Path:
     for name, kind in (("lif", "lif"), ("ann", "relu")):
         few = [*FEW, *NET, f"neuron.kind={kind}", "train.batch_size=8", "train.max_steps=2"]
         trainer = small_trainer(root / name, *few)
-        batch = next(trainer.data.train.from_step(0, trainer.device))
-        bad = scene(trainer.state_dict(), 1, [batch])
-        trainer.checkpoints.save_as(root / name / "nonfinite.pt", bad)
         trainer.fit()
     Image.new("L", (8, 8)).save(root / "one.png")
     run = load_run(root / "lif")
@@ -230,7 +208,7 @@ AMISS = {
     "bare": bare,
     "read-only": read_only,
 }
-READS = ("recipes", "config", "predict", "nonfinite", "doctor")
+READS = ("recipes", "config", "predict", "doctor")
 WRITES = [name for name in CALLS if name.split()[0] not in READS]
 ALWAYS = {  # the others with --slow
     *((name, "nobody reads") for name in ("sweep", "diagnose", "recipes")),
@@ -323,9 +301,7 @@ def again(command: str, place: Path) -> list[str]:
     given = CALLS[command][0]
     if command == "train" and (place / "new" / "recipe.toml").exists():
         return ["--resume", "new"]
-    if command in ("convert", "import", "pull") and any(
-        place.glob(f"{given[-1]}/checkpoints/*.pt")
-    ):
+    if command in ("convert", "import") and any(place.glob(f"{given[-1]}/checkpoints/*.pt")):
         return [*given[:-1], f"{given[-1]}2"]
     return given
 

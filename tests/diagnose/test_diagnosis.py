@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from spiketriton.diagnose.ablations import Change, Experiment
+from spiketriton.diagnose.cures import INPUT, NORM, THRESHOLD, Why
 from spiketriton.diagnose.diagnosed import find_subject
 from spiketriton.diagnose.diagnosis import diagnose
 from spiketriton.diagnose.page import as_json
 from spiketriton.diagnose.trials import try_changes
-from spiketriton.gradients.cures import INPUT, NORM, THRESHOLD, Why
 from spiketriton.gradients.verdict import Verdict, Word
 from tests.gradients.support import DEEP, nothing, subject
 from tests.small_runs import small_trainer

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from spiketriton.diagnose.cures import THRESHOLD, Cure, Why
 from spiketriton.diagnose.diagnosis import Diagnosis, diagnose
 from spiketriton.diagnose.page import (
     as_json,
@@ -20,12 +21,11 @@ from spiketriton.diagnose.page import (
     show,
 )
 from spiketriton.diagnose.trials import Trials
-from spiketriton.diagnose.words import tried
-from spiketriton.gradients.cures import THRESHOLD, Cure, Why
+from spiketriton.diagnose.words import WHY, change, tried
 from spiketriton.report.page import Page
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import json_text
-from spiketriton.show.verdict import WHY, change, sentences
+from spiketriton.show.verdict import sentences
 from tests.gradients.support import DEEP, subject
 from tests.show.support import measurement
 

@@ -7,8 +7,8 @@ import pytest
 
 from spiketriton.config import load_recipe
 from spiketriton.diagnose.ablations import Experiment
+from spiketriton.diagnose.cures import cures
 from spiketriton.diagnose.diagnosed import Subject
-from spiketriton.gradients.cures import cures
 from spiketriton.gradients.verdict import Word, judge
 
 RECIPES = Path(__file__).parents[2] / "recipes"

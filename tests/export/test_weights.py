@@ -1,19 +1,23 @@
 """Weights as safetensors: what is written makes a run with the same answers, and other files are refused."""
 
+import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import spiketriton
-from spiketriton import pull
 from spiketriton.evaluate.evaluation import evaluate
 from spiketriton.export import __main__ as export
-from spiketriton.export import weights
-from spiketriton.export.weights import card, export_safetensors, make_run
+from spiketriton.export.weights import export_safetensors
+from spiketriton.system.commandline import home_of
 from spiketriton.system.errors import UserError
+from spiketriton.training import trained as loading
 from spiketriton.training.trained import load_run
+from spiketriton.training.weights import make_run
 from tests.small_runs import small_trainer
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -30,7 +34,7 @@ def test_a_file_makes_a_run_with_the_same_answers(trained, tmp_path, capsys):
     file = tmp_path / "net.safetensors"
     assert export.main([str(trained), "--to", "safetensors", "--out", str(file)]) == 0
     assert "step 2\nread back: they differ by 0" in capsys.readouterr().out
-    pull.main([str(file), "--run-dir", str(tmp_path / "new")])
+    make_run(file, tmp_path / "new")
     run, again = (spiketriton.load_run(path) for path in (trained, tmp_path / "new"))
     images = torch.rand(4, 1, 8, 8)
     assert torch.equal(run.predict(images), again.predict(images))
@@ -55,13 +59,6 @@ def test_a_recipe_that_names_code_needs_consent(trained, tmp_path):
     with pytest.raises(UserError, match="names code that would run now"):
         make_run(file, tmp_path / "new")
     assert not (tmp_path / "new" / "recipe.toml").exists()
-
-
-def test_the_card_says_what_was_measured_and_nothing_else(trained):
-    run = load_run(trained)
-    assert "not evaluated" in card(run)
-    assert "Accuracy" not in card(run)
-    assert 'kind = "plif"' in card(run)
 
 
 RELEASED = Path(__file__).parents[2] / "examples" / "weights"
@@ -99,10 +96,32 @@ def test_released_weights_reach_what_their_table_says(name, tmp_path, request):
 
 
 def test_a_file_is_loaded_in_one_line_and_unpacked_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(loading, "cache_folder", lambda: tmp_path)
     first, again = (spiketriton.load_run(RELEASED / "quickstart.safetensors") for _ in range(2))
     assert first.path == again.path
     assert tmp_path in first.path.parents
     assert first.predict(torch.rand(2, 1, 8, 8)).shape == (2, 10)
     with pytest.raises(UserError, match=r"none\.safetensors cannot be read: No such file"):
         spiketriton.load_run("none.safetensors")
+
+
+def test_a_file_is_taken_wherever_a_run_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = str(RELEASED / "quickstart.safetensors")
+    few = ["--images", "40"]
+    assert import_module(home_of("evaluate")).main([file, *few]) is None
+    (made,) = (tmp_path / "runs").iterdir()
+    assert made.name.startswith("quickstart-")
+    assert json.loads((made / "evaluation/evaluation.json").read_text())["images"] == 40
+    import_module(home_of("report")).main([file, "--no-evaluation"])
+    import_module(home_of("export")).main([file, "--to", "safetensors"])
+    assert {"report.html", "quickstart.safetensors"} <= {path.name for path in made.iterdir()}
+    Image.new("L", (8, 8)).save("zero.png")
+    capsys.readouterr()
+    import_module(home_of("predict")).main([file, "zero.png"])
+    assert capsys.readouterr().out.startswith("zero.png: ")
+    assert [*(tmp_path / "runs").iterdir()] == [made]
+    with pytest.raises(
+        UserError, match=r"none\.safetensors does not exist; accepted: a run folder, or a file"
+    ):
+        import_module(home_of("evaluate")).main(["none.safetensors"])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from spiketriton.config import Recipe, replace
-from spiketriton.gradients.cures import INPUT, NORM, THRESHOLD, cures
+from spiketriton.diagnose.cures import INPUT, NORM, THRESHOLD, cures
+from spiketriton.diagnose.words import WHY, change
 from spiketriton.gradients.measurement import KEYS, Measurement, Signal
 from spiketriton.gradients.verdict import (
     LIMITS,
@@ -24,9 +25,7 @@ from spiketriton.gradients.verdict import (
 )
 from spiketriton.gradients.watch import Watch
 from spiketriton.show.verdict import (
-    WHY,
     brief,
-    change,
     findings,
     line,
     nothing_learnt,

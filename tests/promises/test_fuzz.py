@@ -33,18 +33,17 @@ from spiketriton.events import cache
 from spiketriton.events.formats import FORMATS, read_events
 from spiketriton.export.exports import export_nir
 from spiketriton.export.nir_network import network
-from spiketriton.export.weights import export_safetensors, make_run
-from spiketriton.nonfinite import repeat
+from spiketriton.export.weights import export_safetensors
 from spiketriton.report import page as report_page
 from spiketriton.runs.checkpoint import Checkpoints, _write_part, read_checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show import run_pictures
 from spiketriton.system import consent
 from spiketriton.system.errors import UserError
-from spiketriton.training.nonfinite import scene
 from spiketriton.training.pretrained import find_weights
 from spiketriton.training.trained import load_run
 from spiketriton.training.trainer import Trainer
+from spiketriton.training.weights import make_run
 from tests.event_files import write_events
 from tests.small_events import random_events
 from tests.small_runs import Lines, small_trainer
@@ -160,10 +159,6 @@ def _page(run: RunFolder) -> None:
     "".join([*page.environment(), *page.commands()])
 
 
-def _plugins(run: RunFolder) -> None:
-    run.changed_plugins(run.load_recipe().plugin_rows())
-
-
 def _gradients(run: RunFolder) -> None:
     "".join(report_page.Page(run, run.load_recipe(), []).gradients())
 
@@ -182,19 +177,13 @@ def _weights(run: RunFolder) -> None:
     dict(find_subject(str(run.path), [], warn=lambda text: None).state or {})
 
 
-def _scene(run: RunFolder) -> None:
-    repeat(read_checkpoint(run.path / "nonfinite.pt"), run.path / "nonfinite.pt")
-
-
 RUN_TARGETS = {  # file of the run: how it is damaged, who reads it
     "recipe.toml": ((in_bytes,), lambda run: run.load_recipe()),
     "metrics.jsonl": ((in_bytes, in_lines), _page),
     "gradients.jsonl": ((in_bytes, in_lines), _gradients),
     "environment.json": ((in_bytes, in_json), _page),
-    "plugins.json": ((in_bytes, in_json), _plugins),
     "diagnosis.json": ((in_bytes, in_json), _gradients),
     "evaluation/evaluation.json": ((in_bytes, in_json), _evaluation),
-    "nonfinite.pt": ((in_bytes, forged, forged), _scene),
     "checkpoints/last.pt": ((in_bytes, forged, forged), _weights),
 }
 
@@ -244,14 +233,10 @@ def whole(tmp_path_factory):
     trainer.fit()
     plain = {
         "environment": [{"recipe": "small", "command": "x", "time": "now", "threads": 1}],
-        "plugins": [{"module": "x", "version": None, "file": "/x.py", "sha256": "0", "parts": ["model.name = x"]}],
         "diagnosis": {"step": 7, "changes": [], "arrives": True, "overlap": [0.5] * len(trainer.monitor.layers)},
     }  # fmt: skip
     for name, value in plain.items():
         (path / f"{name}.json").write_text(json.dumps(value))
-    images, labels = next(trainer.data.train.from_step(0, trainer.device))
-    bad = scene(trainer.state_dict(), 1, [(images, labels)])
-    trainer.checkpoints.save_as(path / "nonfinite.pt", bad)
     (path / "evaluation").mkdir()
     (path / "evaluation" / "evaluation.json").write_text(evaluate(load_run(path)).to_json())
     return path

@@ -1,11 +1,8 @@
 """Parts of one's own in a training: each kind serves, is recorded, resumes, and is named when it is missing."""
 
-import io
-import json
 import re
 import shutil
 import subprocess
-from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -87,18 +84,10 @@ def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return done("-m", "spiketriton.train", *words, folder=cwd)
 
 
-def test_own_parts_train_and_are_recorded_and_resume_in_another_process(folder):
+def test_own_parts_train_and_resume_in_another_process(folder):
     run = spiketriton.train("mine.toml", run_dir="unbroken", quiet=True)
     assert [type(n).__name__ for _, n in run.model.spiking_layers()] == ["LIF"]
     assert run.model.spiking_layers()[0][1].extra_repr().startswith("tau=4")
-    (row,) = json.loads(Path("unbroken/plugins.json").read_text())
-    assert (row["module"], row["version"]) == (str(folder / "mine.py"), "2.5")
-    assert len(row["sha256"]) == 64
-    assert {part.split(" = ")[0] for part in row["parts"]} == {
-        "model.name",
-        "loss.kind",
-        "neuron.kind",
-    }
     assert run.metrics["loss"][0] < 1  # the mean square of currents near 0: no cross-entropy
     shutil.copytree("unbroken", "killed")
     Path("killed/checkpoints/last.1.pt").rename("killed/checkpoints/last.pt")
@@ -108,26 +97,17 @@ def test_own_parts_train_and_are_recorded_and_resume_in_another_process(folder):
     assert_equal(last_state(Path("unbroken")), last_state(Path("killed")))
 
 
-def test_a_missing_plugin_is_named_and_may_have_moved_or_changed(folder):
+def test_a_missing_plugin_is_named_and_may_have_moved(folder):
     assert command("mine.toml", "train.max_steps=2", "--run-dir", "run", cwd=folder).returncode == 0
     (folder / "new").mkdir()
     (folder / "mine.py").rename(folder / "new" / "mine.py")
     ended = command("--resume", "run", "--trust-plugins", cwd=folder)
     assert ended.returncode == EXIT_USER
     assert ended.stderr.count("\n") == 1
-    for words in ("no such file", "the run used the plugin", "mine.py 2.5: install it"):
+    for words in ("no such file", "mine.py", "plugins.modules="):
         assert words in ended.stderr, words
     ended = command("--resume", "run", "plugins.modules=new/mine.py", cwd=folder)
     assert (ended.returncode, ended.stderr) == (EXIT_DONE, "")
-    with (folder / "new" / "mine.py").open("a") as file:
-        file.write("# changed\n")
-    ended = command("--resume", "run", "plugins.modules=new/mine.py", cwd=folder)
-    assert ended.returncode == EXIT_DONE
-    assert "warning: the plugin" in ended.stderr
-    assert "differs from the one that the run began with" in ended.stderr
-    with redirect_stderr(io.StringIO()) as said:  # its numbers may not be those of the training
-        spiketriton.load_run("run", ["new/mine.py"])
-    assert "differs from the one that the run began with" in said.getvalue()
 
 
 def test_a_neuron_of_ones_own_is_not_told_its_channels(folder):

@@ -64,8 +64,8 @@ def test_a_killed_rank_ends_the_run_with_one_message(tmp_path):
 
 STOPS = """
 import ctypes, os, signal
-from spiketriton.system import ranks
-ranks.PULSE, ranks.PATIENCE = 0.02, 0.1
+from spiketriton.system import group
+group.PULSE, group.PATIENCE = 0.02, 0.1
 with ranks.ranks_of_torchrun() as group:
     group.most(1.0)
     if group.rank:

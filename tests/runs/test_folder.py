@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from spiketriton.config import load_recipe, replace, to_toml
-from spiketriton.runs.folder import Onlooker, Request, RunFolder
+from spiketriton.runs.folder import Onlooker, RunFolder
+from spiketriton.runs.request import Request
 from spiketriton.runs.rows import METRICS
 from spiketriton.system import locks
 from spiketriton.system.errors import UserError

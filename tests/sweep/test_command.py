@@ -10,7 +10,7 @@ import pytest
 
 from spiketriton.sweep import __main__ as module
 from spiketriton.system.errors import EXIT_SIGINT, UserError
-from spiketriton.training.nonfinite import Diverged
+from spiketriton.training.guard import Diverged
 from spiketriton.training.trainer import Trainer
 from tests.small_runs import fastest_recipe
 

@@ -17,7 +17,8 @@ from spiketriton.system import machine
 from spiketriton.system.errors import EXIT_USER, UserError
 from spiketriton.system.ranks import Ranks
 from spiketriton.training import memory_limit
-from spiketriton.training.memory_limit import OutOfMemory, explained, is_out_of_memory, settle
+from spiketriton.training.memory_limit import OutOfMemory, explained, settle
+from spiketriton.training.meters import is_out_of_memory
 from spiketriton.training.randomness import random_state, seed_everything
 from tests.processes import done
 from tests.small_runs import assert_equal, last_state, small_recipe, small_trainer, untimed

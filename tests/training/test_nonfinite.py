@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from spiketriton import nonfinite
 from spiketriton.data import TrainStream
 from spiketriton.data.stream import CPU
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
-from spiketriton.system.errors import EXIT_DONE, EXIT_NONFINITE, UserError
+from spiketriton.system.errors import EXIT_DONE, EXIT_NONFINITE
 from spiketriton.train import main
 from spiketriton.training import environment
 from spiketriton.training import nonfinite as module
-from spiketriton.training.nonfinite import Diverged, Finding, locate
+from spiketriton.training.guard import Diverged
+from spiketriton.training.nonfinite import Finding, locate
 from spiketriton.training.probing import Prober
 from spiketriton.training.trainer import Trainer
 from tests.small_runs import (
@@ -302,7 +302,3 @@ def test_a_weight_gone_wrong_ends_a_run_that_says_where(recipe, capsys):
     assert report["step"] == 8
     assert (report["found"]["layer"], report["found"]["time_step"]) == ("layer2.0.bn2", 2)
     assert report["message"] in error
-    nonfinite.main(["run/nonfinite.pt"])
-    assert f"step 8: {place}" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"a checkpoint, not a bad step; accepted: a nonfinite\.pt"):
-        nonfinite.main(["run/checkpoints/last.pt"])

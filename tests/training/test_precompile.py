@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spiketriton.system.ranks import Ranks
-from spiketriton.training import session
+from spiketriton.training import precompile, session
 from tests.child import said_by
 from tests.conftest import need_native
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from profiling.harness.launcher import Driver, without_gpu
 from spiketriton.doctor import checkup
-from spiketriton.training import session
+from spiketriton.training import precompile, session
 from spiketriton.training import precompile
 from spiketriton.training.randomness import random_state
 from spiketriton_kernels import passes
@@ -105,7 +105,7 @@ def test_a_machines_first_rank_compiles_for_its_others(monkeypatch, rank, here, 
     ranks = Some()
     ranks.rank, ranks.ranks_here = rank, here
     monkeypatch.setattr(session, "compiles", lambda device: compiles)
-    monkeypatch.setattr(session, "precompile", lambda *given: did.append("compiled"))
+    monkeypatch.setattr(precompile, "precompile", lambda *given: did.append("compiled"))
     train = SimpleNamespace(batch_size=8, accumulate=1, world_size=8)
     data = SimpleNamespace(train=train, facts=SimpleNamespace(image_shape=(1, 8, 8)), frames=0)
     trainer = SimpleNamespace(

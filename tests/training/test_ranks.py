@@ -14,9 +14,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spiketriton.runs.folder import RunFolder
-from spiketriton.system import ranks as module
+from spiketriton.system import group as module
 from spiketriton.system.errors import EXIT_ERROR, EXIT_SIGINT, EXIT_USER, UserError
-from spiketriton.system.ranks import _TRANSPORT, Group, Ranks, ranks_of_torchrun
+from spiketriton.system.group import _TRANSPORT, Group
+from spiketriton.system.ranks import Ranks
+from spiketriton.system.torchrun import ranks_of_torchrun
 
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "1", "MASTER_PORT": "29500", "MASTER_ADDR": "host0"}
 

@@ -1,6 +1,7 @@
 """The training loop: what it computes, what it writes, and what it leaves alone."""
 
 import errno
+import json
 import math
 import signal
 import sys
@@ -15,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spiketriton.nonfinite import repeat
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import EXIT_SIGTERM, UserError, warn_once
@@ -23,7 +23,7 @@ from spiketriton.system.ranks import Ranks
 from spiketriton.training import environment
 from spiketriton.training import trainer as trainer_module
 from spiketriton.training.environment import describe, undisturbed
-from spiketriton.training.nonfinite import Diverged
+from spiketriton.training.guard import Diverged
 from spiketriton.training.plan import Outcome
 from spiketriton.training.session import Session
 from spiketriton.training.testing import Score, Tester
@@ -187,27 +187,29 @@ def test_the_first_rank_alone_repeats_a_bad_step(tmp_path):
     trainer.loss = lambda currents, labels: math.nan * currents.sum()
     with pytest.raises(Diverged, match="the first rank repeats the step"):
         trainer.fit()
-    assert not (tmp_path / "run" / "nonfinite.pt").exists()
+    assert not (tmp_path / "run" / "nonfinite.json").exists()
 
 
 @pytest.mark.parametrize("more", [[], ["train.mixup=0.2", "loss.class_weights=balanced"]])
-def test_the_scene_of_a_bad_step_is_that_step(tmp_path, more):
+def test_the_step_that_is_repeated_is_the_bad_one(tmp_path, monkeypatch, more):
     trainer = small_trainer(tmp_path / "run", "train.accumulate=2", "train.log_every=1", *more)
     expected = list(islice(trainer.data.train.from_step(2), 2))
-    loss = trainer.loss
+    loss, repeated = trainer.loss, []
 
     def breaks(currents: Tensor, labels: Tensor) -> Tensor:
         return loss(currents, labels) * (math.nan if trainer.step == 2 else 1.0)
 
+    def locate(model, batches, *rest):
+        repeated.extend(batches)
+
     trainer.loss = breaks
+    monkeypatch.setattr("spiketriton.training.nonfinite.locate", locate)
     with pytest.raises(Diverged, match="the loss is nan at step 3; repeated layer by layer"):
         trainer.fit()
-    scene = checkpoint.read_checkpoint(tmp_path / "run" / "nonfinite.pt")
-    assert scene["step"] == 3
-    for part, (images, labels) in enumerate(expected):
-        assert torch.equal(scene["images"][part], images)
-        assert torch.equal(scene["labels"][part], labels)
-    assert repeat(scene, tmp_path / "run" / "nonfinite.pt") is None  # the network is whole
+    for (images, labels), (theirs, answers) in zip(repeated, expected, strict=True):
+        assert torch.equal(images, theirs)
+        assert torch.equal(labels, answers)
+    assert json.loads((tmp_path / "run" / "nonfinite.json").read_text())["step"] == 3
 
 
 def test_max_steps_ends_within_an_epoch_with_a_test_and_a_checkpoint(tmp_path):

@@ -1,7 +1,7 @@
 """Changes that may help a net: the one that removes what stands in its way first.
 
 They are the defaults that a recipe does not take, and for networks of one's own what a module can be given without
-changing its code. Nothing here is known to help a net that has not tried it: `gradients.trials` does.
+changing its code. Nothing here is known to help a net that has not tried it: `trials.py` does.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ WIDTH = 0.3  # of the threshold: the default
 
 
 class Why(StrEnum):
-    """Why a change may help; `show.verdict` has the sentences."""
+    """Why a change may help; `words.py` has the sentences."""
 
     BLOCKS_START_CLOSED = "blocks start closed"
     GOES_AROUND = "the gradient goes around neurons"
