@@ -19,7 +19,7 @@ from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.folder import Onlooker, RunFolder
 from spiketriton.system.errors import UserError
 from spiketriton.system.ranks import Ranks
-from spiketriton.training import environment, resuming
+from spiketriton.training import environment
 from spiketriton.training.display import Display
 from spiketriton.training.trainer import Trainer
 
@@ -90,9 +90,9 @@ def small_trainer(
     data = build_data(recipe, rank=ranks.rank, world_size=ranks.world_size)
     trainer = Trainer(recipe, data, folder, display or Lines(), ranks)
     if resume:
-        resuming.resume(trainer)
+        trainer.resume()
     else:
-        resuming.begin(trainer)
+        trainer.begin()
     folder.begin_session(recipe, {})
     return trainer
 

@@ -28,7 +28,7 @@ from spiketriton.config.recipe import (
 )
 from spiketriton.config.shipped import find_recipe
 from spiketriton.config.words import quoted, short, shown
-from spiketriton.system.errors import UnknownKey, UserError, warn_once
+from spiketriton.system.errors import UnknownKey, UserError
 
 NEAR = 0.8  # likeness, 0 to 1, from which on a name is taken for a slip of another
 PLUGINS = "plugins.modules"
@@ -67,14 +67,11 @@ def recipe_from_toml(
 ) -> Recipe:
     """The recipe that a TOML text holds, with `values` as in `load_recipe`. UserError.
 
-    of_run: the folder of the run that the text comes from. Its plugins need consent, and their relative files are in
-    it. The run may be of an earlier version: what has gone since then is left out without a word.
+    of_run: the folder of the run that the text comes from. Its plugins need consent, and their relative files
+    are in it.
     """
     _load_plugins((), values or {})
     given = _parse(text, of_run or Path(), values or {}, of_run is not None)
-    if of_run is not None:  # until 0.2 there was no other
-        older = {"model.shortcut_gradient": "surrogate", **given}
-        given = given if "model.shortcut_gradient" in rules.idle(_defaults() | older) else older
     return _assemble(given, _changes((), values or {}), name, of_run is not None)
 
 
@@ -130,15 +127,8 @@ def _is_argument(dotted: str) -> bool:
     return dotted.startswith(f"{ARGUMENTS}.")
 
 
-def _check(dotted: str, value: Any, of_run: bool = False) -> Any:
-    """The value as `Spec.check` has it; for a word of earlier versions the default."""
-    if (gone := (dotted, value) in rules.GONE_WORDS) or (dotted, value) in rules.STANDS_FOR_DEFAULT:
-        default, was = shown(KEYS[dotted].default), f"{dotted} = {shown(value)}"
-        if gone and not of_run:
-            raise UserError(f"{was} is gone; accepted: a number; the default is {default}")
-        if not of_run:
-            warn_once(f"{was} is the default now, {default}; leave it out")
-        return KEYS[dotted].default
+def _check(dotted: str, value: Any) -> Any:
+    """The value as `Spec.check` has it."""
     if not _is_argument(dotted):
         return KEYS[dotted].check(value)
     name = dotted.removeprefix(f"{ARGUMENTS}.")
@@ -208,7 +198,7 @@ def _parse(
         table, name = _table(document, path), dotted.rpartition(".")[2]
         if name in table:
             KEYS[dotted].check(table[name])
-    return dict(_flatten(document, "", of_run))
+    return dict(_flatten(document, ""))
 
 
 def _table(document: dict[str, Any], name: str) -> dict[str, Any]:
@@ -237,30 +227,21 @@ def _absolute(entry: str, folder: Path) -> str:
     return str((folder / entry).absolute()) if entry.endswith(".py") else entry
 
 
-def _flatten(
-    table: Mapping[str, Any], path: str, of_run: bool = False
-) -> Iterator[tuple[str, Any]]:
+def _flatten(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
         bare = re.fullmatch(r"[A-Za-z0-9_-]+", name)  # TOML allows any name in quotes
         dotted = join(path, name if bare else quoted(name))
         if dotted in KEYS:
-            checked = _check(dotted, value, of_run)
-            if (dotted, value) not in (*rules.GONE_WORDS, *rules.STANDS_FOR_DEFAULT):
-                yield dotted, checked
-        elif of_run and dotted in rules.GONE_KEYS:
-            continue
+            yield dotted, _check(dotted, value)
         elif dotted not in TABLES:
-            kind = UserError if dotted in rules.GONE_KEYS else UnknownKey
-            raise kind(_unknown(dotted, is_table=isinstance(value, Mapping)))
+            raise UnknownKey(_unknown(dotted, is_table=isinstance(value, Mapping)))
         elif isinstance(value, Mapping):
-            yield from _flatten(value, dotted, of_run)
+            yield from _flatten(value, dotted)
         else:
             raise UserError(f"{dotted} = {shown(value)}: accepted: a table, [{dotted}]")
 
 
 def _unknown(dotted: str, is_table: bool) -> str:
-    if dotted in rules.GONE_KEYS:
-        return f"{dotted} is gone: {rules.GONE_KEYS[dotted]}"
     tables = list(TABLES)[1:]  # without the top level, which has no name
     near = _near(short(dotted), tables if is_table else list(KEYS))
     table = dotted.rpartition(".")[0]
@@ -305,7 +286,7 @@ def _assemble(
 ) -> Recipe:
     """The recipe `given`, overridden by `changes`; both are {dotted key: checked value}.
 
-    accepted: `given` was a recipe before, perhaps of an earlier version, which accepted more.
+    accepted: `given` was a recipe before, in which a key without effect has its default.
     """
     defaults = _defaults()
     values = _with_arguments({**defaults, **given, **changes})
@@ -319,10 +300,6 @@ def _assemble(
         if dotted in changes or argued or before:
             raise UserError(rules.no_effect(dotted, values[dotted], reason))
         values[dotted] = defaults[dotted]
-    if twice := rules.balanced_twice(values):
-        if not (accepted and rules.balanced_twice({**defaults, **given})):
-            raise UserError(twice)
-        warn_once(f"this run was begun with what is refused now, and keeps it: {twice}")
     parts.asked_for.add(_call(values["model.name"], values[ARGUMENTS]))
     return _build(Recipe, values, name=name)
 

@@ -130,10 +130,6 @@ class AugmentationConfig(Table):
     """mirror half of the recordings"""
     roll: int | Literal["auto"] = key("auto", numbers=PIXELS)
     """shift by up to this many pixels; what leaves at one side enters at the other"""
-    rotate: float | Literal["auto"] = key("auto", numbers=Range(0, 180))
-    """turn by up to this many degrees"""
-    shear: float | Literal["auto"] = key("auto", numbers=Range(0, 2))
-    """move rows by up to this fraction of their distance from the middle"""
     cutout: int | Literal["auto"] = key("auto", numbers=PIXELS)
     """side in pixels of a square without events, or of the mean colour in images, where `auto` is 0"""
     erasing: float | Literal["auto"] = key("auto", numbers=Range(0, 1))
@@ -148,8 +144,6 @@ class AugmentationConfig(Table):
     """magnitude of the operations of `randaugment`"""
     crop_scale: tuple[float, ...] = key((0.35, 1.0), numbers=FRACTION)
     """smallest and largest fraction of a photograph's area that a random crop takes"""
-    drop: float = key(0.0, numbers=SHARE)
-    """leave out up to this fraction of the events, chosen at random"""
     delete: int = key(0, numbers=Range(0, 65_535))
     """random temporal delete: train on time_steps minus this many frames, drawn for each recording, and test on all"""
 
@@ -204,9 +198,6 @@ class DataConfig(TableOfPart):
     validation: float | str = key(0.0, numbers=SHARE)
     """training images held out to choose weights by: a fraction of every class, the same for every seed, or the
     folder of an `imagefolder` or `eventfolder` that holds them; 0: none"""
-    sampler: Literal["shuffle", "balanced"] = key("shuffle")
-    """an epoch has every training image once, but for those that fill no whole batch, others each time; or equally many
-    of each class: images of small classes repeat, some of large ones are left out"""
     classes: int = key(10, numbers=Range(2, 1_000_000))
     """number of classes of `synthetic`"""
     split: Literal["official", "first100", "random90"] = key("official")
@@ -262,9 +253,6 @@ class ModelConfig(TableOfPart):
     block: Literal["plain", "sew", "ms", "preact"] = key("ms")
     """residual block: neuron(BN(conv) + shortcut), SEW-ResNet, MS-ResNet, or pre-activation with spikes in the
     shortcut"""
-    connect: Literal["add", "and", "iand"] = key("add")
-    """how a `sew` block joins the spikes s of its last neuron and those of its shortcut: their sum, s and shortcut,
-    or not s and shortcut"""
     stem: Literal["auto", "imagenet", "strided", "cifar"] = key("auto")
     """first layer of resnet18 to resnet101: 7x7 and max-pool, 7x7 and a stride in the first block in place of the
     pool, or 3x3; `auto`: by image size, `imagenet` or `cifar`"""
@@ -417,12 +405,8 @@ class TrainConfig(Table):
     cutmix: float = key(0.0, numbers=Range(0, 1000))
     """alpha of CutMix: the images of a pair exchange a box; 0: none. With `mixup` as well, each pair gets one of the
     two at random"""
-    mix_probability: float = key(1.0, numbers=FRACTION)
-    """probability that `mixup` and `cutmix` mix a pair"""
     mix_epochs: int = key(0, numbers=COUNT_OR_ZERO)
     """epochs in which pairs are mixed, from the first; 0: all of them"""
-    patience: int = key(0, numbers=COUNT_OR_ZERO)
-    """stop after this many tests without a better validation accuracy; 0: never"""
     decay_norms: bool = key(False)
     """also decay biases, norms, gains and leaks, as the code of many papers does"""
     batch_size: int = key(64, numbers=COUNT)
@@ -443,8 +427,6 @@ class TrainConfig(Table):
     """L2 penalty of sgd, decoupled in adamw"""
     momentum: float = key(0.9, numbers=SHARE)
     """momentum of sgd"""
-    nesterov: bool = key(False)
-    """Nesterov momentum in sgd"""
     eps: float = key(1e-8, numbers=FRACTION)
     """what adamw adds to the size of a weight's gradient before dividing by it: gradients smaller than this are not
     normalised"""
@@ -467,8 +449,6 @@ class TrainConfig(Table):
     nonfinite: Literal["stop", "skip"] = key("stop")
     """at a loss or gradient that is not finite: end the run, or skip the step; either way the weights stay as they
     were, and the error names the layer and time step where it arose"""
-    max_skips: int = key(10, numbers=COUNT)
-    """consecutive steps that `skip` leaves out before the run ends"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = key("auto")
     """dtype of convolutions and activations (autocast); membranes and weights stay fp32; `auto`: bf16 where the
     processor has instructions for it, else fp32, or fp16 on a GPU; fp16 is for GPUs, and `auto` on a CPU"""

@@ -68,7 +68,7 @@ RESETS_OF = {
     **dict.fromkeys(PARALLEL, ("auto", "none")),
 }
 
-_FRAMES = ("flip", "roll", "rotate", "shear", "drop", "delete")
+_FRAMES = ("flip", "roll", "delete")
 _START = ["model.residual_gain", "model.residual_bias"]
 # of networks that are built here by a recipe, from its norms and neurons, as all keys of [neuron]
 _LAYERS = ("block", "norm", "norm_gain", "width", "checkpoint_blocks", "dropout", "drop_path")
@@ -115,8 +115,6 @@ def _readers(values: Mapping[str, Any]) -> Iterator[tuple[list[str], str, tuple[
         ([*_START, "model.norm_gain"], "model.norm", unless("model.norm", "none")),
         (["model.residual_gain", "model.drop_path"], "model.block", ("plain", "sew", "ms")),
         (["model.residual_bias", "model.shortcut_gradient"], "model.block", ("plain",)),
-        (["model.connect"], "model.block", ("sew",)),
-        (["model.drop_path"], "model.connect", ("add",)),
         (["neuron.tau"], "neuron.kind", (*LEAKY, "relu")),
         (["neuron.decay_input"], "neuron.kind", ("lif", "plif", "cuba", "relu")),
         (["neuron.order"], "neuron.kind", ("masked_psn", "sliding_psn")),
@@ -130,13 +128,12 @@ def _readers(values: Mapping[str, Any]) -> Iterator[tuple[list[str], str, tuple[
         (["neuron.detach_reset"], "neuron.kind", unless("neuron.kind", *PARALLEL)),
         (["loss.tet_lambda"], "loss.kind", ("tet",)),
         (["loss.teacher_weight", "loss.temperature"], "loss.teacher", unless("loss.teacher", "-")),
-        (["train.momentum", "train.nesterov"], "train.optimizer", ("sgd",)),
+        (["train.momentum"], "train.optimizer", ("sgd",)),
         (["train.eps"], "train.optimizer", ("adamw",)),
         (["train.milestones", "train.gamma"], "train.schedule", ("step",)),
         (["train.min_lr"], "train.schedule", ("one_cycle", "cosine")),
         (["train.warmup_lr"], "train.warmup", unless("train.warmup", 0)),
-        (["train.mix_probability", "train.mix_epochs"], "train.mixup", mixes),
-        (["train.max_skips"], "train.nonfinite", ("skip",)),
+        (["train.mix_epochs"], "train.mixup", mixes),
         (["monitor.wandb_project"], "monitor.wandb", ("offline", "online")),
         (["monitor.every", "monitor.tensorboard", "monitor.wandb"], "monitor.enabled", (True,)),
     ]
@@ -165,11 +162,6 @@ _WHY = {
 }
 """More of a reason, by the key that has no effect."""
 
-# what earlier versions had: words that stand for the default now, and what else to write
-STANDS_FOR_DEFAULT = [("model.start", "auto"), ("neuron.surrogate.width", "auto")]
-GONE_WORDS = [("neuron.surrogate.width", "auto_per_layer")]
-GONE_KEYS = {"neuron.surrogate.hold": "a width stays as it is now; leave it out"}
-
 
 def no_effect(dotted: str, value: Any, reason: str) -> str:
     return f"{dotted} = {shown(value)} has no effect because {reason}; leave {dotted} out"
@@ -186,8 +178,6 @@ def _clashes(values: Mapping[str, Any]) -> list[_Clash]:
     divided = () if values["train.micro_batch"] == 0 else (values["train.micro_batch"],)
     return [
         ("model.block", ("plain", "sew", "ms"), "model.name", ("net7b", "resnet19"), ""),
-        ("model.connect", ("add",), "neuron.kind", ("relu",), "it joins spikes"),
-        ("model.connect", ("add",), "neuron.kind", ("ilif",), spikes),
         ("model.memory", ("standard",), "neuron.kind", ("ilif",), spikes),
         ("model.checkpoint_blocks", (False,), "train.compile", (True,), "statistics of batch norm would change twice"),
         ("model.drop_path", (0,), "model.checkpoint_blocks", (True,), "each block draws, and is run twice"),
@@ -199,8 +189,6 @@ def _clashes(values: Mapping[str, Any]) -> list[_Clash]:
         ("train.mixup", (0,), "loss.kind", tuple(names("losses")), mixed),
         ("train.cutmix", (0,), "loss.kind", tuple(names("losses")), mixed),
         ("train.accumulate", (1,), "train.micro_batch", divided, "both divide a step"),
-        ("train.patience", (0,), "data.validation", (0,), "it needs images held out of training"),
-        ("train.nesterov", (False,), "train.momentum", (0,), "it needs momentum above 0"),
     ]  # fmt: skip
 
 
@@ -262,13 +250,3 @@ def _of_data(data: "DataConfig", steps: int) -> Iterator[str]:
             f"data.augmentation.delete = {deleted} leaves no frame of time_steps = {steps}; "
             f"accepted: from 0 to {steps - 1}"
         )
-
-
-def balanced_twice(values: Mapping[str, Any]) -> str:
-    """The contradiction of two keys that earlier versions took together, in a line; "" if there is none."""
-    if not values["data.sampler"] == values["loss.class_weights"] == "balanced":
-        return ""
-    return (
-        'data.sampler = "balanced" contradicts loss.class_weights = "balanced": each makes up for the '
-        "sizes of the classes, and both together make small ones too heavy; accepted: one of them"
-    )

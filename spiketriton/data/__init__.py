@@ -126,8 +126,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     if mixes:
         from spiketriton.data.mixing import Mixing
 
-        often = (train.mix_probability, train.mix_epochs)
-        mixing = Mixing(train.mixup, train.cutmix, len(facts.classes), *often)
+        mixing = Mixing(train.mixup, train.cutmix, len(facts.classes), train.mix_epochs)
     validation = None
     if source.validation is not None:
         validation = tested(source.validation, np.arange(len(source.validation)))
@@ -144,7 +143,6 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         train=TrainStream(
             dataset=batches,
             members=training,
-            balanced=config.sampler == "balanced",
             seed=recipe.seed,
             batch_size=train.batch_size,
             accumulate=accumulate,

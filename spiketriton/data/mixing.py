@@ -24,13 +24,12 @@ class Mixing:
     mixup: alpha of Zhang et al. 2018 (arXiv 1710.09412): an image keeps the share s ~ Beta(alpha, alpha) of its values.
     cutmix: alpha of Yun et al. 2019 (arXiv 1905.04899): a box of the share 1 - s of the area, its centre anywhere, is
      cut off at the borders and comes from the other image.
-    probability: of a pair to be mixed at all. epochs: in which pairs are mixed, from the first; 0: all.
+    epochs: in which pairs are mixed, from the first; 0: all.
     """
 
     mixup: float
     cutmix: float
     classes: int
-    probability: float = 1.0
     epochs: int = 0
 
     def draw(self, seed: int, step: int, pairs: int, epoch: int = 0) -> np.ndarray:
@@ -47,8 +46,6 @@ class Mixing:
         )
         share = np.where(cuts, cut, blended)
         whole = np.full(pairs, 0 < self.epochs <= epoch)
-        if self.probability < 1:
-            whole |= generator.random_sample(pairs) >= self.probability
         return np.stack([cuts & ~whole, np.where(whole, 1.0, share), down, across], 1)
 
     def mixed(self, images: Tensor, labels: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:

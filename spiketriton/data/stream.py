@@ -41,7 +41,7 @@ AHEAD = 2  # batches that each worker loads before they are asked for
 _PAGES = 1 << 14  # bytes that small tensors of a batch take, at least
 
 # Keep the uses of one seed apart; 3, 5 and 6 are taken elsewhere.
-_ORDER, _AUGMENTATION, _BALANCE, _OWN = 1, 2, 4, 7
+_ORDER, _AUGMENTATION, _OWN = 1, 2, 7
 
 
 @dataclass(eq=False)
@@ -245,7 +245,6 @@ class TrainStream(_Members):
 
     seed: int
     accumulate: int
-    balanced: bool = False  # as many images of each class in an epoch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -274,7 +273,7 @@ class TrainStream(_Members):
         for now in itertools.count(step):
             epoch, at = divmod(now, self.steps_per_epoch)
             if epoch != known:
-                known, (order, repeats) = epoch, self._order(epoch)
+                known, order = epoch, self._order(epoch)
             if mixing is not None:
                 drawn = mixing.draw(self.seed, now, self.batch_size // 2, epoch)
             for micro in range(self.accumulate):
@@ -282,33 +281,14 @@ class TrainStream(_Members):
                 start = at * self.batch_size + of_batch
                 indices = order[start : start + part]
                 keys = mix(self.seed, _AUGMENTATION, epoch, indices)
-                if repeats is not None:
-                    keys = mix(keys, repeats[start : start + part])
                 if mixing is not None:
                     pairs = drawn[of_batch // 2 : (of_batch + part) // 2]
                 yield Request(indices, keys, pairs)
 
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The images of an epoch in order, and how often each was shown before in it; None: all of them once.
-
-        Balanced: classes take turns, each in the order of a permutation that begins again when it is used up; then
-        all are shuffled.
-        """
+    def _order(self, epoch: int) -> np.ndarray:
+        """The images of an epoch in order."""
         generator = torch.Generator().manual_seed(int(mix(self.seed, _ORDER, epoch)[0]))
-        permutation = torch.randperm(len(self.members), generator=generator).numpy()
-        if not self.balanced:
-            return self.members[permutation], None
-        order = self.members[permutation]
-        labels = self.dataset.split.labels.numpy()[order]
-        classes = [order[labels == label] for label in np.unique(labels)]
-        turns = np.arange(-(-len(order) // len(classes)))
-        chosen = np.stack([members[turns % len(members)] for members in classes], 1).ravel()
-        repeats = np.stack([turns // len(members) for members in classes], 1).ravel()
-        shuffled = np.argsort(
-            mix(self.seed, _BALANCE, epoch, np.arange(len(chosen))), kind="stable"
-        )
-        shuffled = shuffled[: len(order)]
-        return chosen[shuffled], repeats[shuffled]
+        return self.members[torch.randperm(len(self.members), generator=generator).numpy()]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from spiketriton.data.splits import ArraySplit, as_tensor
 from spiketriton.data.transforms import Draws, Transform
 from spiketriton.system.errors import UserError
 
-_DROP, _DELETE = 1, 2  # keep the draws of one key apart
+_DELETE = 2  # keeps these draws of a key apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,6 @@ class Moves:
     rotate: float = 0.0  # turn by up to so many degrees
     shear: float = 0.0  # move a row by up to this share of its distance from the middle
     cutout: int = 0  # side in pixels of a square that is left without events
-    drop: float = 0.0  # leave out up to this share of the events, each by chance
     delete: int = 0  # leave out so many frames, drawn anew for each recording
 
     @classmethod
@@ -51,9 +50,10 @@ class Moves:
             "shear": 0.15 if much else 0.0,
             "cutout": round(8 * size / 48) if much else 0,
         }
-        given = {name: getattr(config.augmentation, name) for name in usual}
-        chosen = {name: usual[name] if value == "auto" else value for name, value in given.items()}
-        return cls(**chosen, drop=config.augmentation.drop, delete=config.augmentation.delete)
+        for name in ("flip", "roll", "cutout"):
+            if (value := getattr(config.augmentation, name)) != "auto":
+                usual[name] = value
+        return cls(**usual, delete=config.augmentation.delete)
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,6 @@ class EventTransform(Transform):
         moves, size = self.moves, frames.shape[-1]
         if moves.delete:
             frames = frames[kept_steps(key, len(frames), moves.delete)]
-        if moves.drop:
-            frames = dropped(frames, key, moves.drop * draws[0])
         if moves.flip and draws[1] < 0.5:
             frames = frames.flip(3)
         if moves.roll:
@@ -122,17 +120,6 @@ def kept_steps(key: np.uint64, steps: int, deleted: int) -> np.ndarray:
     """The frames left of `steps` by random temporal delete (Fang et al. 2021, arXiv 2102.04159), in order."""
     draws = mix(np.array([key]), _DELETE, np.arange(steps))
     return np.sort(np.argsort(draws, kind="stable")[deleted:])
-
-
-def dropped(frames: Tensor, key: np.uint64, share: float) -> Tensor:
-    """Counts uint8 without each event by the probability `share` (Gu et al. 2021, arXiv 2106.05836)."""
-    counts = frames.numpy().ravel()
-    (places,) = counts.nonzero()
-    each = np.repeat(places, counts[places])
-    draws = mix(np.array([key]), _DROP, np.arange(len(each)))
-    stays = (draws >> np.uint64(11)) * 2.0**-53 >= share
-    left = np.bincount(each[stays], minlength=len(counts)).astype(np.uint8)
-    return torch.from_numpy(left).view(frames.shape)
 
 
 def turned(frames: Tensor, angle: float, shear: float) -> Tensor:

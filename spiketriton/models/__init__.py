@@ -92,8 +92,6 @@ def _block_bias(model: ModelConfig, weight: float, neuron: NeuronConfig, steps: 
     leaky = neuron.kind in LEAKY
     decay = 1 - 1 / neuron.tau if leaky else 1.0
     gain = 1 / neuron.tau if leaky and neuron.decay_input else 1.0
-    if model.block == "sew":  # with "and", where only a branch that fires passes the shortcut on
-        return 1.25 * neuron.v_threshold / gain
     synapse = 1 - 1 / neuron.tau_synapse if neuron.kind == "cuba" else 0.0
     gathered = arriving = echo = 0.0  # by a current of 1
     if neuron.kind in PARALLEL:
@@ -107,7 +105,7 @@ def _block_bias(model: ModelConfig, weight: float, neuron: NeuronConfig, steps: 
 
 def _fires_last(model: ModelConfig) -> bool:
     """Whether what leaves a block is lost where a neuron of its own, its last, does not fire."""
-    return model.block == "plain" or (model.block == "sew" and model.connect == "and")
+    return model.block == "plain"
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -22,7 +22,6 @@ from spiketriton.models.layers import (
 from spiketriton.models.memory import PackedSpikes, mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.neurons import Norm, SpikingNeuron
-from spiketriton.system.errors import UserError
 
 
 class Block(nn.Module):
@@ -47,7 +46,6 @@ class Block(nn.Module):
         self.depth, self.channels_out = len(plan), plan[-1][1]
         around = parts.model.shortcut_gradient == "straight_through"
         self.straight_through = parts.spiking and around
-        self.connect = parts.model.connect
         self.pool: nn.MaxPool2d | None = None  # behind the block
         self.downsample: Any = None
         changes_shape = stride != 1 or channels_in != self.channels_out
@@ -105,11 +103,6 @@ class Block(nn.Module):
 
     def describe(self, build: Builder, name: str, x: Value) -> Value:
         """Adds its nodes, whose names begin with `name`, to a graph in which it reads `x`."""
-        if self.connect != "add":
-            raise UserError(
-                f'model.connect = "{self.connect}" is no sum, and a graph by which operations are counted and '
-                'networks converted and exported has sums alone; accepted: "add"'
-            )
         value = shortcut = x
         for i, (conv, norm, neuron) in enumerate(self.stages(), start=1):
             if self.fires_first:
@@ -164,8 +157,7 @@ class _StraightThrough(torch.autograd.Function):
 class SEWBlock(Block):
     """out = neuron(BN(conv(...))) + shortcut: spikes are added, so the output is whole numbers.
 
-    SEW-ResNet (Fang et al. 2021, arXiv 2102.04159) with ADD; `connect` "and": s * shortcut, "iand": (1 - s) *
-    shortcut. A shortcut that changes shape ends in a neuron of its own.
+    SEW-ResNet (Fang et al. 2021, arXiv 2102.04159) with ADD. A shortcut that changes shape ends in a neuron of its own.
     """
 
     sums_currents = False
@@ -180,10 +172,7 @@ class SEWBlock(Block):
             conv, norm, neuron = self.downsample
             shortcut = norm_neuron(norm, neuron, folded(conv, x))
         _, norm, neuron = self.stages()[-1]
-        if self.connect == "add":
-            return norm_neuron(norm, neuron, current, spike_add=shortcut, kept=self.kept(current))
-        both = norm_neuron(norm, neuron, current) * shortcut
-        return mark_spikes(both if self.connect == "and" else shortcut - both)
+        return norm_neuron(norm, neuron, current, spike_add=shortcut, kept=self.kept(current))
 
 
 class MSBlock(Block):

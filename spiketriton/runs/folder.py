@@ -183,7 +183,8 @@ class RunFolder:
             raise parts.NotAskedFor(f"{self.recipe}: {error}") from None
         except UserError as error:
             known = not isinstance(error, UnknownKey)
-            hint = self._version_in_words(known)
+            hint = "; plugins.modules=... gives its new place" * ("plugins.modules" in str(error))
+            hint += self._version_in_words(known)
             raise UserError(f"{self.recipe}: {error}{hint}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{self.recipe} is damaged: not UTF-8 at byte {error.start}") from None

@@ -21,6 +21,7 @@ from spiketriton.training.guard import FiniteGuard
 from spiketriton.training.placement import Placement
 
 # OneCycleLR's defaults: where the rate starts below its peak, and where it ends below that start
+SKIPS = 10  # steps in a row that train.nonfinite = "skip" leaves out before the run ends
 START_FACTOR = 1 / 25
 END_FACTOR = START_FACTOR / 1e4
 
@@ -56,7 +57,7 @@ class Update:
         self.guard = FiniteGuard(
             model,
             self.optimizer,
-            patience=cfg.max_skips if cfg.nonfinite == "skip" else 0,
+            patience=SKIPS if cfg.nonfinite == "skip" else 0,
             scaled=self.scaler.is_enabled(),
         )
         self.ema = MovingAverage(model, cfg.ema) if cfg.ema else None
@@ -119,7 +120,7 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module, lr: float) -> Optimizer:
     groups = [group for group in groups if group["params"]]
     # state as torch's first step makes it: skipping that step would leave SGD's undefined
     if cfg.optimizer == "sgd":
-        sgd = SGD(groups, lr=lr, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=True)
+        sgd = SGD(groups, lr=lr, momentum=cfg.momentum, fused=True)
         for p in trained if cfg.momentum else ():
             sgd.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         return sgd

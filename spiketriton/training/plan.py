@@ -20,7 +20,6 @@ class Plan:
     save_every: int
     measure_every: int  # of the gradient monitor; 0: never
     test_images: int
-    patience: int = 0  # tests without a better validation accuracy; 0: any number
 
     @classmethod
     def of(cls, recipe: Recipe, data: Data) -> "Plan":
@@ -35,7 +34,6 @@ class Plan:
             save_every=recipe.checkpoint.every or epoch_steps,
             measure_every=(recipe.monitor.every or train.log_every) * recipe.monitor.enabled,
             test_images=data.test.images,
-            patience=train.patience,
         )
 
     def logs(self, step: int) -> bool:
@@ -65,12 +63,8 @@ class Plan:
         return round(step / self.epoch_steps, 4)
 
     def finished(self, progress: "Progress") -> bool:
-        """All steps are done, and the last test, before which a signal may have come; or it stopped early."""
-        return progress.tested_at == self.steps or self.exhausted(progress)
-
-    def exhausted(self, progress: "Progress") -> bool:
-        """Whether `train.patience` has run out."""
-        return 0 < self.patience <= progress.since_best
+        """All steps are done, and the last test, before which a signal may have come."""
+        return progress.tested_at == self.steps
 
     def tests_after(self, step: int) -> int:
         """Tests still to come."""
@@ -87,15 +81,14 @@ class Progress:
     tested_at: int = -1  # step of the last test
     test_accuracy: float | None = None
     test_loss: float | None = None
-    validation_accuracy: float | None = None  # these four only with data.validation
+    validation_accuracy: float | None = None  # these three only with data.validation
     best_accuracy: float | None = None  # the best of them
     best_step: int = 0
-    since_best: int = 0  # tests since then
     best_test_accuracy: float | None = None  # of the weights with the best validation accuracy
 
     @classmethod
     def of_state(cls, state: dict[str, Any], validated: bool) -> "Progress":
-        """That of a checkpoint. Versions before 0.2 chose the best by the test images: then it counts for nothing."""
+        """That of a checkpoint."""
         known = (field.name for field in fields(cls) if field.name in state)
         found = cls(**{name: state[name] for name in known})
         found.best_accuracy = found.best_accuracy if validated else None
@@ -112,7 +105,6 @@ class Progress:
             return False
         self.validation_accuracy = results.validation.accuracy
         best = self.best_accuracy is None or self.validation_accuracy > self.best_accuracy
-        self.since_best = 0 if best else self.since_best + 1
         if best:
             self.best_accuracy, self.best_step = self.validation_accuracy, self.step
             self.best_test_accuracy = self.test_accuracy

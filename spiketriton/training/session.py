@@ -16,7 +16,6 @@ from spiketriton.show.run_pictures import draw_run
 from spiketriton.show.verdict import nothing_learnt
 from spiketriton.system.errors import EXIT_NONFINITE, UserError
 from spiketriton.system.ranks import Ranks
-from spiketriton.training import resuming
 from spiketriton.training.announcements import Announcements
 from spiketriton.training.display import Display, Quiet, make_display
 from spiketriton.training.environment import describe
@@ -84,9 +83,9 @@ class Session:
                 trainer = Trainer(recipe, data, folder, display, ranks, self.hooks)
                 self.announcements.training(trainer.data, trainer.model, trainer.plan)
                 if self.resume:
-                    resuming.resume(trainer)
+                    trainer.resume()
                 else:
-                    resuming.begin(trainer)
+                    trainer.begin()
             folder.begin_session(
                 recipe, describe(trainer.device, ranks, trainer.placement.precision)
             )

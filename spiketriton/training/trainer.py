@@ -18,6 +18,7 @@ from spiketriton.models import build_model
 from spiketriton.runs.checkpoint import Checkpoints, State
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
+from spiketriton.runs.same_recipe import extension
 from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR, UserError
 from spiketriton.system.ranks import Ranks
 from spiketriton.system.version import __version__
@@ -33,7 +34,7 @@ from spiketriton.training.meters import (
     is_out_of_memory,
     peak_memory_mib,
 )
-from spiketriton.training.optim import Update
+from spiketriton.training.optim import Update, continue_on
 from spiketriton.training.placement import Placement
 from spiketriton.training.plan import Outcome, Plan, Progress
 from spiketriton.training.probing import Prober, probe_batches
@@ -123,6 +124,50 @@ class Trainer:
         randomness.seed_everything(recipe.seed)
         self.random_state = randomness.random_state()
 
+    def begin(self) -> None:
+        """Takes the weights that `train.init_from` names, as far as they fit."""
+        source = self.recipe.train.init_from
+        if source == NONE:
+            return
+        from spiketriton.training.pretrained import find_weights, take_weights
+
+        weights = self.ranks.decide(partial(find_weights, source))
+        for line in take_weights(self.model, weights, source).lines():
+            self.display.note(line)
+        if self.update.ema is not None:
+            self.update.ema.restart()
+
+    def resume(self) -> None:
+        """Continues from the newest valid checkpoint, and cuts the rows that were written after it.
+
+        UserError: all checkpoints are damaged, of another recipe, or gone.
+        """
+        from spiketriton.training import resuming
+
+        note, folder = self.display.note, self.folder
+        state = self.ranks.decide(self.checkpoints.load)
+        if state is None:
+            lost = partial(resuming.refuse_lost_checkpoints, folder, self.plan.first_save)
+            self.ranks.decide(lost)
+            note("no checkpoint had been written yet: starting from the beginning")
+            self.begin()
+        else:
+            trained = resuming.begun_as(state, self.recipe, folder)
+            said = [resuming.other_parts(self.recipe, trained, self.accumulate)]
+            self.load_state_dict(state)
+            if longer := extension(self.recipe.train, trained.train):
+                rate = continue_on(self.update.schedule, self.step)
+                said.append(resuming.goes_on(longer, rate, self.step, self.plan.steps))
+            said.append(environment.keep_threads(self.recipe.train, self.device, folder.sessions()))
+            precision = self.placement.precision
+            said.append(environment.changed_precision(precision, folder.sessions()))
+            said.append(f"resumes after step {self.step} of {self.plan.steps}")
+            if self.plan.finished(self.progress):
+                said.append("this run has ended; --extend trains it longer")
+            for line in filter(None, said):
+                note(line)
+        folder.cut(self.step, self.progress.tested_at)
+
     def fit(self, until: int | None = None) -> Outcome:
         """Trains to the end, to step `until`, or until a signal; saves before it returns.
 
@@ -154,8 +199,8 @@ class Trainer:
 
     @property
     def ended(self) -> bool:
-        """Before the last step: patience has run out, or a function of the caller's has said so."""
-        return self.plan.exhausted(self.progress) or self.hooks.stops
+        """Before the last step, because a function of the caller's has said so."""
+        return self.hooks.stops
 
     def train_step(self) -> None:
         """One optimizer step with the clipped sum of the micro-batches' gradients."""

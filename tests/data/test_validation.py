@@ -1,6 +1,4 @@
-"""Images held out of training, and samplers: deterministic, stratified, apart from each other."""
-
-from itertools import islice
+"""Images held out of training: deterministic, stratified, apart from the others."""
 
 import numpy as np
 import pytest
@@ -77,39 +75,3 @@ def test_folders_that_are_missing_taken_or_of_other_classes_are_named(tmp_path):
     ):
         recipe = data_recipe("imagefolder", tmp_path, data=f'validation = "{validation}"')
         mentions(mistake(recipe), "imagefolder", words)
-
-
-@pytest.fixture
-def unbalanced(tmp_path):
-    """`unbalanced(**ranks)`: a balanced stream of nine images of one class and three of another."""
-    make_class_tree(tmp_path, ("train", "val"), ("a",), 9)
-    make_class_tree(tmp_path, ("train", "val"), ("b",), 3)
-    recipe = data_recipe("imagefolder", tmp_path, data='sampler = "balanced"')
-    return lambda **ranks: build_data(recipe, **ranks).train
-
-
-def epoch(stream, at):
-    """Indices and keys of the three steps of an epoch."""
-    requests = list(islice(stream.requests(3 * at), 3))
-    return tuple(np.concatenate(part) for part in zip(*[r[:2] for r in requests], strict=True))
-
-
-def test_a_balanced_epoch_shows_as_many_of_each_class_and_repeats_are_augmented_anew(unbalanced):
-    stream = unbalanced()
-    labels = stream.dataset.split.labels.numpy()
-    for at in range(3):
-        indices, keys = epoch(stream, at)
-        assert np.bincount(labels[indices]).tolist() == [6, 6]
-        counts = np.bincount(indices, minlength=12)
-        assert counts[labels == 1].tolist() == [2, 2, 2]
-        assert counts[labels == 0].max() == 1
-        assert len({*keys}) == 12
-    assert not np.array_equal(epoch(stream, 0)[0], epoch(stream, 1)[0])
-
-
-def test_balanced_batches_depend_on_no_rank_and_no_start(unbalanced):
-    parts = [unbalanced(rank=rank, world_size=2) for rank in range(2)]
-    for step, (indices, keys, _) in zip(range(4), unbalanced().requests(0), strict=False):
-        halves = [next(part.requests(step)) for part in parts]
-        assert np.array_equal(np.concatenate([half[0] for half in halves]), indices)
-        assert np.array_equal(np.concatenate([half[1] for half in halves]), keys)

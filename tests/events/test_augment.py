@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from spiketriton.config import recipe_from_toml
-from spiketriton.data.counter_rng import mix, uniforms
-from spiketriton.events.augment import EventTransform, Moves, dropped, kept_steps, turned
+from spiketriton.data.counter_rng import mix
+from spiketriton.events.augment import EventTransform, Moves, kept_steps, turned
 
 KEYS = mix(7, np.arange(64))
 
@@ -22,7 +22,7 @@ def moved(moves, x, keys=KEYS, count="raw"):
     return EventTransform(count, moves)(x, keys).transpose(0, 1)
 
 
-EVERYTHING = Moves(flip=True, roll=3, rotate=20, shear=0.2, cutout=4, drop=0.5, delete=1)
+EVERYTHING = Moves(flip=True, roll=3, rotate=20, shear=0.2, cutout=4, delete=1)
 
 
 def test_test_recordings_are_left_alone_and_time_comes_first():
@@ -79,17 +79,6 @@ def test_a_cut_out_square_is_empty_in_all_frames():
         sizes.add((int(rows.sum()), int(columns.sum())))
     assert max(sizes) == (5, 5)
     assert min(map(min, sizes)) >= 1
-
-
-def test_events_are_dropped_by_chance_up_to_the_largest_share():
-    x = frames(count=64, steps=4, size=16, most=200)
-    out = moved(Moves(drop=0.4), x)
-    assert (out <= x).all()
-    shares = 1 - out.flatten(1).sum(1) / x.flatten(1).sum(1)
-    drawn = torch.from_numpy(0.4 * uniforms(KEYS, 1)[:, 0]).float()
-    torch.testing.assert_close(shares, drawn, atol=0.01, rtol=0)
-    assert torch.equal(dropped(x[0], KEYS[0], 0.0), x[0])
-    assert not torch.equal(dropped(x[0], KEYS[0], 0.5), dropped(x[0], KEYS[1], 0.5))
 
 
 def test_random_temporal_delete_leaves_frames_in_order():
@@ -151,7 +140,7 @@ def test_moves_come_from_augment_unless_they_are_given():
     assert moves_of("", size=128).roll == 13
     strong = Moves(flip=True, roll=5, rotate=15.0, shear=0.15, cutout=8)
     assert moves_of('augment = "strong"') == strong
-    given = "[data.augmentation]\nflip = true\nroll = 1\ncutout = 0\ndelete = 2\ndrop = 0.25"
+    given = "[data.augmentation]\nflip = true\nroll = 1\ncutout = 0\ndelete = 2"
     assert moves_of(f'augment = "strong"\n{given}', mirrors=False) == Moves(
-        flip=True, roll=1, rotate=15.0, shear=0.15, drop=0.25, delete=2
+        flip=True, roll=1, rotate=15.0, shear=0.15, delete=2
     )

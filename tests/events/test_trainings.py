@@ -40,7 +40,6 @@ def keys(root: Path, *more: str) -> list[str]:
         "data.train_images=0",
         "data.test_images=0",
         "data.augment=strong",
-        "data.augmentation.drop=0.2",
         "data.bins=time",
         "time_steps=4",
         "train.epochs=2",
@@ -52,7 +51,7 @@ def keys(root: Path, *more: str) -> list[str]:
 
 NET7B = ("model.name=net7b", "model.block=sew", "data.augmentation.delete=1", "neuron.kind=plif")
 VGGSNN = ("model.name=vggsnn", "model.width=2", "data.image_size=16")
-FOR_RANKS = (*SYNC, "data.train_images=40", "data.test_images=0", *NET7B)
+FOR_RANKS = (*SYNC, "seed=1", "data.train_images=40", "data.test_images=0", *NET7B)
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,8 @@ from torch import Tensor
 from spiketriton.config import NeuronConfig
 from spiketriton.models import blocks
 from spiketriton.models.blocks import BLOCKS as BLOCK_TYPES
-from spiketriton.models.graph import graph_of
 from spiketriton.models.layers import folded, kept_paths, norm_neuron
 from spiketriton.neurons import SpikingNeuron, build_neuron, one_by_one
-from spiketriton.system.errors import UserError
 from tests.models.support import BLOCKS, B, T, build, images, lively, parts_of
 
 
@@ -41,18 +39,6 @@ def test_blocks_compute_their_equations(kind, fused):
             assert set(out.unique().tolist()) == {0.0, 1.0, 2.0}
     assert 0.05 < (spikes > 0).double().mean() < 0.95
     torch.testing.assert_close(out, expected)
-
-
-@pytest.mark.parametrize("connect", ["and", "iand"])
-def test_sew_blocks_join_spikes_by_and(connect):
-    model = lively(build("resnet8", block="sew", connect=connect, width=4, time_steps=5))
-    (_, block), fired = model.blocks()[1], []
-    block.downsample[2].on_fire = block.stages()[-1][2].on_fire = fired.append
-    out = block(torch.randint(0, 2, (5, B, 4, 8, 8)).float())
-    shortcut, s = fired
-    assert torch.equal(out, s * shortcut if connect == "and" else (1 - s) * shortcut)
-    with pytest.raises(UserError, match=f'model.connect = "{connect}" is no sum'):
-        graph_of(model)
 
 
 # ---- shortcuts that gradients go around
@@ -166,11 +152,9 @@ def test_the_default_start_has_equal_margins(neuron, steps, expected):
     ("options", "off"),
     [
         *(({"block": block}, 0.0) for block in BLOCKS),
-        *(({"block": "sew", "connect": connect}, 0.0) for connect in ("and", "iand")),
         # with room on either side: the same also where a current is a little off
         *(
-            (net | {"residual_bias": "auto", "neuron": neuron}, 0.01)
-            for net in ({"block": "plain"}, {"block": "sew", "connect": "and"})
+            ({"block": "plain", "residual_bias": "auto", "neuron": neuron}, 0.01)
             for neuron in (
                 {"kind": "psn"},
                 {"kind": "masked_psn", "order": 3},

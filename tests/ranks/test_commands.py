@@ -65,10 +65,11 @@ def test_a_killed_rank_ends_the_run_with_one_message(tmp_path):
 STOPS = """
 import ctypes, os, signal
 from spiketriton.system import group
+from spiketriton.system.torchrun import ranks_of_torchrun
 group.PULSE, group.PATIENCE = 0.02, 0.1
-with ranks.ranks_of_torchrun() as group:
-    group.most(1.0)
-    if group.rank:
+with ranks_of_torchrun() as ranks:
+    ranks.most(1.0)
+    if ranks.rank:
         os.kill(os.getpid(), signal.SIGSTOP)
     ctypes.CDLL(None).pause()  # as NCCL does: waits, raises nothing and lets no signal handler of Python's run
 """

@@ -54,7 +54,7 @@ SAME = {
     "spare": ["model.name=tests.models.foreign_nets:Spare", "train.ema=0.9"],
     # without spikes: a membrane within rounding of the threshold would make two runs differ
     "averaged": [
-        *(*MLP, "neuron.kind=relu", "data.sampler=balanced", "data.validation=0.1"),
+        *(*MLP, "neuron.kind=relu", "data.validation=0.1"),
         *("train.ema=0.9", "train.freeze=layers.0", "train.decay_norms=true"),
         *("train.weight_decay=0.1", "train.schedule=step", "train.milestones=[0.4]"),
     ],

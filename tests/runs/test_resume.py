@@ -53,7 +53,7 @@ KINDS = {
         "loss.class_weights=balanced",
     ],
     "plif": ["neuron.kind=plif", "model.norm=tebn", "loss.kind=tet", "train.log_every=5"],
-    "held out": ["data.validation=0.1", "data.sampler=balanced"],
+    "held out": ["data.validation=0.1"],
     "ema": ["train.ema=0.9", "train.schedule=step", "train.freeze=conv1", "train.decay_norms=true"],
     "mixed": [
         *("data.augmentation.cutout=3", "data.augmentation.erasing=0.3"),

@@ -16,16 +16,16 @@ def recipe(tmp_path: Path) -> str:
 
 
 def test_the_grid_is_the_product_and_single_values_are_set_everywhere(recipe, tmp_path):
-    cells = grid(recipe, ["seed=0,1", "neuron.surrogate.width=0.5,auto", "time_steps=5"], tmp_path)
+    cells = grid(recipe, ["seed=0,1", "neuron.surrogate.width=0.5,0.3", "time_steps=5"], tmp_path)
     assert [cell.values for cell in cells] == [
         {"seed": seed, "neuron.surrogate.width": width}
         for seed in ("0", "1")
-        for width in ("0.5", "auto")
+        for width in ("0.5", "0.3")
     ]
     assert {cell.recipe.time_steps for cell in cells} == {5}
     assert [cell.recipe.neuron.surrogate.width for cell in cells] == [0.5, 0.3] * 2
     assert len({cell.path for cell in cells}) == 4
-    assert cells[1].path == tmp_path / "seed=0,width=auto"
+    assert cells[1].path == tmp_path / "seed=0,width=0.3"
 
 
 def a_group(*accuracies: float | None) -> Group:

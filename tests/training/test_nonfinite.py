@@ -17,7 +17,7 @@ from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import EXIT_DONE, EXIT_NONFINITE
 from spiketriton.train import main
-from spiketriton.training import environment
+from spiketriton.training import environment, optim
 from spiketriton.training import nonfinite as module
 from spiketriton.training.guard import Diverged
 from spiketriton.training.nonfinite import Finding, locate
@@ -32,7 +32,7 @@ from tests.small_runs import (
     small_trainer,
 )
 
-SKIP = ["train.nonfinite=skip", "train.max_skips=2"]
+SKIP = ["train.nonfinite=skip"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,8 @@ def test_a_bad_batch_is_left_out_of_the_mean_and_reported(tmp_path):
     assert rows[4] == [pytest.approx((first + second + last) / 3, rel=1e-6)]
 
 
-def test_a_resumed_run_keeps_counting(tmp_path):
+def test_a_resumed_run_keeps_counting(tmp_path, monkeypatch):
+    monkeypatch.setattr(optim, "SKIPS", 2)
     poison(small_trainer(tmp_path / "run", *SKIP), 8, 9).fit(until=9)
     display = Lines()
     resumed = small_trainer(tmp_path / "run", *SKIP, resume=True, display=display)

@@ -26,7 +26,7 @@ from spiketriton.training.environment import describe, undisturbed
 from spiketriton.training.guard import Diverged
 from spiketriton.training.plan import Outcome
 from spiketriton.training.session import Session
-from spiketriton.training.testing import Score, Tester
+from spiketriton.training.testing import Tester
 from spiketriton.training.trainer import Trainer
 from tests.small_runs import (
     Lines,
@@ -508,26 +508,6 @@ def test_a_resumed_run_has_the_threads_that_it_had(tmp_path, monkeypatch, chosen
         assert torch.get_num_threads() == kept
         small_trainer(tmp_path / "new", *words)
         assert torch.get_num_threads() == 1
-
-
-@pytest.mark.parametrize("stop", [None, 10])
-def test_a_run_stops_early_when_patience_runs_out_and_is_finished(tmp_path, monkeypatch, stop):
-    """Tests are counted across a stop, too."""
-    keys = ["data.validation=0.1", "train.patience=2", "train.epochs=9"]
-    trainer = small_trainer(tmp_path / "run", *keys)
-    held_out = [0.1, 0.5, 0.5, 0.4, 0.9]
-    monkeypatch.setattr(
-        Tester, "score", lambda _, of: Score(0.3 if of.images == 50 else held_out.pop(0), 1.0)
-    )
-    if stop is not None:
-        trainer.fit(until=stop)
-        trainer = small_trainer(tmp_path / "run", *keys, resume=True)
-    outcome = trainer.fit()
-    assert outcome.progress.step == outcome.saved_at == 4 * 7
-    assert outcome.progress.best_step == 2 * 7
-    assert (outcome.finished, outcome.exit_code) == (True, 0)
-    again = small_trainer(tmp_path / "run", *keys, resume=True)
-    assert again.fit().progress.step == 4 * 7  # nothing is left to do
 
 
 def test_a_test_that_fails_costs_no_step(usual, tmp_path, monkeypatch):
