@@ -79,6 +79,9 @@ class Checkpoints:
                 )
             self._failed = (path, state["step"])
             return False
+        if self._failed == (path, state["step"]):
+            self.warn(f"{path} of step {state['step']} is written now, at the second attempt")
+        self._failed = None
         return True
 
     def load(self) -> State | None:

@@ -146,4 +146,5 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        message = message.removesuffix(", key=value")  # which is required of nobody
         raise UserError(f"{message}; {self.prog} --help shows what is accepted")

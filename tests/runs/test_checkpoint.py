@@ -118,6 +118,10 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_as_they_are(tmp_path, warnin
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert "last.pt of step 3 could not be written: File too large" in warnings[0]
     assert "best.pt of step 3 could not be written" in warnings[1]
+    assert checkpoints.save_best(state(3))
+    assert warnings[2:] == [
+        f"{tmp_path / 'best.pt'} of step 3 is written now, at the second attempt"
+    ]
     assert checkpoints.save_last(state(4))
     assert checkpoints.load()["step"] == 4
 

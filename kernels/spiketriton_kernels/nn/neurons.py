@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Never, TypedDict, Unpack
 
 import torch
 import torch.distributed as dist
@@ -129,8 +130,11 @@ class SpikingNeuron(Stepping):
         step_mode: Literal["m", "s"] = "m",
         store_v_seq: bool = False,
         backend: Literal["auto", "eager"] = "auto",
+        **unknown: Never,
     ) -> None:
         super().__init__()
+        if unknown:
+            raise TypeError(_unknown_argument(type(self), next(iter(unknown))))
         self._check_step(backend)
         self.backend = backend
         if reset is None:
@@ -497,6 +501,8 @@ def _check_threshold(value: float | Tensor) -> float:
                 "accepted as a tensor: floating point, [] or [C]"
             )
         lowest, highest = float(value.detach().min()), float(value.detach().max())
+    elif isinstance(value, str):
+        raise TypeError(f"v_threshold {value!r}: accepted: a number above 0, or a tensor")
     else:
         lowest = highest = value
     if not (lowest > 0 and math.isfinite(highest)):
@@ -504,7 +510,25 @@ def _check_threshold(value: float | Tensor) -> float:
     return lowest
 
 
+_ELSEWHERE = {
+    "threshold": "v_threshold", "beta": "tau (decay is 1 - 1/tau), or Leaky(beta)", "alpha": "surrogate",
+    "spike_grad": "surrogate", "surrogate_function": "surrogate", "learn_beta": "PLIF", "tau_mem_inv": "tau",
+}  # fmt: skip
+"""What other libraries' arguments are here."""
+
+
+def _unknown_argument(kind: type[nn.Module], name: str) -> str:
+    """What is said of an argument that a neuron does not have."""
+    own = inspect.signature(kind).parameters.values()
+    names = [p.name for p in own if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    names += [key for key in AllOptions.__annotations__ if key not in names]
+    meant = f", here {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+    return f"{kind.__name__} has no argument {name!r}{meant}; accepted: {', '.join(names)}"
+
+
 def time_constant(name: str, value: float) -> float:
+    if isinstance(value, str):
+        raise TypeError(f"{name} {value!r}: accepted: a number of at least 1")
     if not (value >= 1 and math.isfinite(value)):
         raise ValueError(f"{name} {value!r}: accepted: a finite number of at least 1")
     return float(value)

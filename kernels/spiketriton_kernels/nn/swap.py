@@ -50,8 +50,8 @@ class SwapReport:
         lines += [f"  {name}: not fused, {why}" for name, why in self.unfused.items()]
         if any(what.endswith(_ONE_STEP) for what in self.swapped.values()):
             lines.append(
-                "  those on our kernel are called one step at a time, which on a CPU costs small layers up to half "
-                "their speed; Leaky.from_snntorch and Leaky.from_norse take a whole window"
+                "  those on our kernel are called one step at a time, which on a CPU can cost small layers half their "
+                "speed and more; Leaky.from_snntorch and Leaky.from_norse take a whole window"
             )
         if self.check is not None:
             found = ", ".join(

@@ -249,6 +249,22 @@ def test_a_checkpoint_repeats_the_last_call_and_no_earlier_one():
         (lambda: nn.IF(surrogate="atan"), ["surrogate 'atan'", "Surrogate"]),
         (lambda: nn.LIF(tau=0.5), ["tau 0.5", "at least 1"]),
         (lambda: nn.LIF(tau=math.inf), ["tau inf"]),
+        (lambda: nn.LIF(tau="2"), ["tau '2'", "a number"]),
+        (lambda: nn.IF(v_threshold="1"), ["v_threshold '1'", "a number"]),
+        (
+            lambda: nn.LIF(beta=0.9),
+            [
+                "LIF has no argument 'beta', here tau",
+                "Leaky(beta)",
+                "accepted: tau, decay_input, v_t",
+                "reset",
+            ],
+        ),
+        (lambda: nn.CLIF(threshold=1.0), ["CLIF", "'threshold', here v_threshold; accepted: tau"]),
+        (
+            lambda: nn.IF(tau=2.0),
+            ["IF has no argument 'tau'; accepted: v_threshold, v_reset, reset"],
+        ),
         (lambda: nn.PLIF(init_tau=math.inf), ["init_tau inf"]),
         (lambda: nn.PLIF(init_tau=1.0), ["init_tau 1.0", "above 1"]),
         (lambda: nn.PLIF(per_channel=0), ["per_channel 0"]),
