@@ -1,6 +1,7 @@
 """Files of a trained network for other programs: read back, compared with the network, written where they agree."""
 
 import copy
+import inspect
 import io
 import warnings
 from collections.abc import Mapping
@@ -9,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from spiketriton.data import Data
 from spiketriton.export.nir_graph import to_nir
@@ -166,7 +167,7 @@ def export_onnx(
     with (
         one_by_one(plain),
         warnings.catch_warnings(),
-        mock.patch.object(Tensor, "unflatten", _unflatten),
+        _AnyNumberOfImages(),
     ):
         for name, module in plain.named_modules():
             if isinstance(module, kernels.SpikingNeuron):
@@ -214,10 +215,17 @@ def export_onnx(
 _TRACED, _COMPARED = 2, (1, 2, 5)  # images of a call: that is traced, that are compared
 
 
-def _unflatten(x: Tensor, dim: int, sizes: Any) -> Tensor:
-    """As torch's, which the tracer writes down with the very number of images that it was shown."""
-    known = (int(sizes[0]), -1) if len(sizes) == 2 else tuple(sizes)
-    return x.reshape(*x.shape[:dim], *known, *x.shape[dim + 1 :])
+class _AnyNumberOfImages(TorchFunctionMode):
+    """`unflatten` as torch's, which the tracer writes down with the very number of images that it was shown."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not Tensor.unflatten:
+            return func(*args, **(kwargs or {}))
+        x, dim, sizes = inspect.signature(Tensor.unflatten).bind(*args, **(kwargs or {})).args
+        known = (int(sizes[0]), -1) if len(sizes) == 2 else tuple(sizes)
+        return x.reshape(*x.shape[:dim], *known, *x.shape[dim + 1 :])
 
 
 def _by_definition(neuron: kernels.SpikingNeuron, x: Tensor) -> Tensor:
