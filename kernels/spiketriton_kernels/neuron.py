@@ -257,9 +257,9 @@ def _parsed(words: str) -> tuple[dict[str, Any], Call]:
 
 
 def as_small(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A parameter or norm tensor as the kernels read it: contiguous, in the membrane's dtype, 1-d."""
+    """A parameter or norm tensor as the kernels read it: contiguous, in the membrane's dtype, not of 0 dimensions."""
     wide = membrane_dtype(x.dtype)
-    if value.dtype == wide and value.dim() == 1 and value.is_contiguous():
+    if value.dtype == wide and value.dim() and value.is_contiguous():
         return value
     return value.detach().to(wide).reshape(-1).contiguous()
 

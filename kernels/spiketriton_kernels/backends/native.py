@@ -29,7 +29,7 @@ import torch
 
 from ..cache import cache_folder
 from ..layout import axis_of
-from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream
+from ..neuron import PARAMETERS, Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..steps.step import named
 from ..surrogate import SHAPES
 
@@ -59,6 +59,7 @@ _NEURON = struct.Struct("@4i8q9d6P")
 _FORTH = struct.Struct("@4d17P")
 _BACK = struct.Struct("@14P")
 """The parts of native.cpp's Call."""
+_NO_PARAMETERS = (*[1] * len(PARAMETERS), *[0.0] * len(PARAMETERS))
 _NO_NEURON, _NOTHING_BACK = bytes(_NEURON.size), bytes(_BACK.size)
 _NOT_RUNNING: tuple[None, None, float] = (None, None, 0.0)
 _FIELDS = Neuron._fields.index("mean")
@@ -256,6 +257,9 @@ def _constants(neuron: Neuron) -> tuple[str, bytes]:
 @functools.lru_cache(maxsize=256)
 def _packed(fields: tuple[Any, ...]) -> tuple[str, bytes]:
     neuron = Neuron(*fields)
+    if neuron.constants is not None:  # of a step of one's own, which stand for all
+        own = (3, True, 0, 1, neuron.rows, neuron.parameter_size, *_NO_PARAMETERS)
+        return neuron.kind, _NEURON.pack(*own, 0.0, 0.0, 1.0, neuron.constants.data_ptr(), *[0] * 5)
     sizes, numbers, pointers = [], [], []
     for value in neuron.parameters:
         if isinstance(value, torch.Tensor):
@@ -266,8 +270,6 @@ def _packed(fields: tuple[Any, ...]) -> tuple[str, bytes]:
             sizes.append(1)
             numbers.append(value)
             pointers.append(0)
-    if neuron.constants is not None:  # those of a step of one's own stand for all
-        pointers[0] = neuron.constants.data_ptr()
     reset = _TO_RESET_LEAK if neuron.leaks_to_reset else _RESETS[neuron.reset]
     return kind_of(neuron), _NEURON.pack(
         reset, neuron.detach_reset, _SHAPES[neuron.shape], neuron.levels, neuron.rows, neuron.parameter_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..surrogate import reciprocal
 from ..triton_import import tl, triton
 
 
@@ -14,9 +15,7 @@ def divided(a, b):
 
 @triton.jit
 def sigmoid(x):
-    e = tl.exp(-tl.abs(x))
-    r = 1.0 / (1.0 + e)
-    return tl.where(x < 0.0, e * r, r)
+    return reciprocal(1.0 + tl.exp(-x))
 
 
 @triton.jit

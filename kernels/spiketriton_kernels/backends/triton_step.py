@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ..surrogate import phi, primitive, reciprocal
+from ..surrogate import phi, primitive
 from ..triton_import import tl, triton
+from .triton_pointwise import sigmoid
 
 
 class Constants(NamedTuple):
@@ -152,15 +153,10 @@ def charge(v, current, c, RULES: tl.constexpr):
 
 
 @triton.jit
-def _sigmoid(x):
-    return reciprocal(1.0 + tl.exp(-x))
-
-
-@triton.jit
 def gate(h, c, RULES: tl.constexpr):
     """What CLIF keeps of its second state in a step; a walk back has it from its replay."""
     if RULES.kind == "clif":
-        kept = _sigmoid(c.leak * h)
+        kept = sigmoid(c.leak * h)
     else:
         kept = h
     return kept
@@ -194,7 +190,7 @@ def settle(h, m, s, kept, c, RULES: tl.constexpr):
         v = h - c.threshold * s
     elif RULES.kind == "clif":
         m = m * kept + s
-        v = h - s * (c.threshold + _sigmoid(m))
+        v = h - s * (c.threshold + sigmoid(m))
     else:
         level = c.threshold
         if RULES.kind == "alif":
@@ -251,7 +247,7 @@ def step_back(h, m, kept, grad_s, by_v, by_m, c, RULES: tl.constexpr, OWN: tl.co
     elif RULES.kind == "clif":
         unit = _surrogate(h - c.threshold, c, SHAPE, OWN)
         slope = c.height * unit
-        g = _sigmoid(after)
+        g = sigmoid(after)
         deeper = s * g * (1.0 - g)  # -dv/dm
         bend = m * kept * (1.0 - kept)
         m_by_h = tl.fma(bend, c.leak, slope)

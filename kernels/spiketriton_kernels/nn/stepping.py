@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ..arguments import along_channels, check_float
 from ..neuron import Neuron, membrane_dtype
@@ -162,9 +163,10 @@ class Stepping(nn.Module):
                     )
                 return out
 
-            kept[dtype, dims] = trace(
-                name, function, code, self.states, self._starts(), constants, shape, dtype
-            )
+            with temporarily_clear_interpreter_stack():  # of vmap, which may hold the first call
+                kept[dtype, dims] = trace(
+                    name, function, code, self.states, self._starts(), constants, shape, dtype
+                )
         return kept[dtype, dims]
 
     # what torch.compiler.assume_constant_result sets, without the import of dynamo

@@ -49,6 +49,13 @@ class Graph:
     def is_boolean(self, value: Value) -> bool:
         return isinstance(value, Ref) and self.nodes[value].op in BOOLEAN
 
+    def counted(self, value: Value) -> Ref | None:
+        """Of a 1 or 0 what is true or false; None of another value."""
+        if not isinstance(value, Ref) or self.nodes[value].op != "count":
+            return None
+        (truth,) = self.nodes[value].read
+        return truth
+
     def needed(self, wanted: Iterable[Value], given: Collection[Ref] = ()) -> list[Ref]:
         """The nodes that these values take, in order; what is given ends the search."""
         left = [value for value in wanted if isinstance(value, Ref)]

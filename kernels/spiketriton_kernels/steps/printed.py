@@ -4,6 +4,7 @@ how a graph becomes the two functions that the backends call for a step: ``forth
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,7 +31,10 @@ def _as(value: Any) -> Value:
 
 
 def _truth(graph: Graph, value: Any) -> Value:
-    return value if graph.is_boolean(value) else graph.add("ne", _as(value), 0.0)
+    if graph.is_boolean(value):
+        return value
+    counted = graph.counted(value)
+    return graph.add("ne", _as(value), 0.0) if counted is None else counted
 
 
 def _binary(op: str, neutral: float | None = None, swapped: bool = False) -> Callable[..., Value]:
@@ -60,7 +64,18 @@ def _unary(op: str) -> Callable[..., Value]:
 
 
 def _compared(op: str) -> Callable[..., Value]:
-    return lambda graph, out, a, b: graph.add(op, _number(graph, a), _number(graph, b))
+    """Of two numbers; of a 1 or 0 with a number, what the 1 or 0 was made of."""
+    function = getattr(operator, op)
+
+    def translate(graph: Graph, out: Any, a: Any, b: Any) -> Value:
+        truth = graph.counted(a)
+        if truth is not None and not isinstance(b, Ref):
+            one, none = function(1.0, b), function(0.0, b)
+            if one != none:
+                return truth if one else graph.add("not", truth)
+        return graph.add(op, _number(graph, a), _number(graph, b))
+
+    return translate
 
 
 def _joined(op: str) -> Callable[..., Value]:
@@ -273,6 +288,12 @@ OPERATIONS: dict[str, Written] = {
     "not": Written("~{0}", "{0} == 0", torch.logical_not),
 }  # fmt: skip
 """How a node's operation is written; {0} and {1} are what it is given."""
+
+LONG = frozenset(op for op, written in OPERATIONS.items() if "lane_by_lane" in written.cpp) | {
+    "exp",
+    "sigmoid",
+}
+"""Operations that take tens of cycles and more in C++."""
 
 
 def _of_surrogate(op: str, shape: str, z: str, cpp: bool) -> str:

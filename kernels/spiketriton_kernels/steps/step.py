@@ -18,7 +18,7 @@ from torch import Tensor
 from ..cache import cache_folder, write_once
 from ..surrogate import SHAPES, own_surrogate, unit_slope
 from .graph import Graph, Ref, Value
-from .printed import Writer, evaluate
+from .printed import LONG, Writer, evaluate
 from .record import Recorder, recorded
 
 Function = Callable[[Tensor, Sequence[Tensor], Mapping[str, Tensor]], Any]
@@ -96,6 +96,13 @@ class Step:
         return isinstance(self.spikes, Ref) and self.graph.nodes[self.spikes].op == "count"
 
     @property
+    def waits(self) -> bool:
+        """Whether from a state to the states after a step there is an operation that takes long."""
+        moving = self.graph.after(self.before)
+        needed = self.graph.needed(self.after)
+        return any(ref in moving and self.graph.nodes[ref].op in LONG for ref in needed)
+
+    @property
     def _back(self) -> list[Value]:
         wanted = [self.by_x, *self.by_states, *self.by_constants, self.jump, self.unit]
         return [*wanted, self.spikes]
@@ -139,11 +146,10 @@ class Step:
     def cpp(self) -> str:
         """The header that native.cpp is compiled with."""
         S, K, P = len(self.states), len(self.kept), len(self.constants)
-        read = [f"const V {name} = c[{i}];" for i, name in enumerate(self.constants)]
         names = {self.x: "x", **dict(zip(self.before, self.states, strict=True))}
-        constants = dict(zip(self.reads, self.constants, strict=True))
+        constants = {ref: f"c.{name}" for ref, name in zip(self.reads, self.constants, strict=True)}
         forth = Writer(self.graph, names | constants, cpp=True)
-        body = [f"const V {name} = states[{i}];" for i, name in enumerate(self.states)] + read
+        body = [f"const V {name} = states[{i}];" for i, name in enumerate(self.states)]
         body += forth.lines([self.spikes, *self.after, *self.kept])
         body += [f"states[{i}] = {forth.of(v)};" for i, v in enumerate(self.after)]
         body += [f"kept[{i}] = {forth.of(v)};" for i, v in enumerate(self.kept)]
@@ -156,7 +162,7 @@ class Step:
             **{g: f"by_{n}" for g, n in zip(self.grads, self.states, strict=True)},
         }
         back = Writer(self.graph, constants | names, cpp=True)
-        walk = [f"const V k{i} = kept[{i}];" for i in range(K)] + read
+        walk = [f"const V k{i} = kept[{i}];" for i in range(K)]
         walk += [f"const V by_{name} = by[{i}];" for i, name in enumerate(self.states)]
         walk += back.lines(self._back)
         walk += ["Walked w;"]
@@ -169,6 +175,9 @@ class Step:
         fields += [(f"states[{i}]", v) for i, v in enumerate(self.by_states)]
         fields += [(f"learnt[{i}]", v) for i, v in enumerate(self.by_constants)]
         walk += [f"w.{name} = {back.of(value)};" for name, value in fields] + ["return w;"]
+        declared = f"V {', '.join(self.constants)}; " if P else ""
+        zero = [v == 0.0 and not isinstance(v, Ref) for v in self.by_constants]
+        learns = ["false" if is_zero else "true" for is_zero in zero] or ["false"]
         return f"""\
 // {self.name}: what a step makes of its current x and the states before it, and the gradient's way back.
 // Printed from its step in PyTorch by spiketriton_kernels/steps; c: constants, kept: what the way back reads.
@@ -177,14 +186,21 @@ class Step:
 
 constexpr int OWN_STATES = {S}, OWN_KEPT = {K}, OWN_CONSTANTS = {P};
 constexpr double OWN_STARTS[OWN_STATES] = {{{", ".join(map(repr, self.starts))}}};
+constexpr bool OWN_LEARNS[OWN_CONSTANTS + 1] = {{{", ".join(learns)}}};  // the gradient of another is 0
+constexpr bool OWN_WAITS = {str(self.waits).lower()};  // whether a step waits long for the one before
 
-inline {"Mask" if self.is_binary else "V"} own_forth(const V *c, V x, V *states, V *kept) {{
+struct Own {{ {declared}}};
+
+template <class At>
+inline Own own_of(At at) {{ return {{{", ".join(f"at({i})" for i in range(P))}}}; }}
+
+inline {"Mask" if self.is_binary else "V"} own_forth(const Own &c, V x, V *states, V *kept) {{
     {_indented(body)}
 }}
 
 struct Walked {{ V x, states[{S}], learnt[{max(P, 1)}], jump, unit, spikes; }};
 
-inline Walked own_back(const V *c, const V *kept, V grad, const V *by) {{
+inline Walked own_back(const Own &c, const V *kept, V grad, const V *by) {{
     {_indented(walk)}
 }}
 """

@@ -10,7 +10,7 @@ from spiketriton_kernels.definition import normalised
 from spiketriton_kernels.neuron import Norm
 from spiketriton_kernels.nn import LIF, SpikingNeuron
 from spiketriton_kernels.steps.graph import Graph
-from tests.kernels.steps.neurons import Adaptive, Plain
+from tests.kernels.steps.neurons import Adaptive, Gated, Plain
 from tests.kernels.support import normal
 
 
@@ -204,7 +204,7 @@ def test_constants_that_fit_no_input():
 def test_source_is_what_runs():
     neuron = Adaptive(3)
     cpp, triton = neuron.source("cpp"), neuron.source("triton")
-    assert "inline Mask own_forth(const V *c, V x, V *states, V *kept)" in cpp
+    assert "inline Mask own_forth(const Own &c, V x, V *states, V *kept)" in cpp
     assert "def back(kept, c, grad, by):" in triton
     assert "surrogate" not in triton.split("def forth")[1].split("def back")[0]
     assert neuron.traced().name.startswith("Adaptive_")
@@ -213,6 +213,21 @@ def test_source_is_what_runs():
         neuron.source("ptx")
     with pytest.raises(TypeError, match="LIF has no step of its own"):
         LIF().source("cpp")
+
+
+def test_steps_that_wait_for_the_one_before():
+    """Where exp and its like lie between the states; not where they are of the current alone."""
+
+    class Feeds(_Of):
+        def step(self, x, v):
+            h = v + torch.exp(x)
+            return self.fire(h - 1), h
+
+    assert [neuron.traced().waits for neuron in (Plain(), Feeds(), Gated(3))] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_all_widths_are_one_step():

@@ -7,7 +7,7 @@ from torch import nn
 from spiketriton_kernels import PROBE_FIELDS, Surrogate, multistep_lif, pack_spikes, unpack_spikes
 from spiketriton_kernels.definition import normalised
 from spiketriton_kernels.neuron import Norm
-from spiketriton_kernels.nn import BatchNormLIF
+from spiketriton_kernels.nn import BatchNormLIF, SpikingNeuron
 from tests.kernels.steps.neurons import EXACT, NEURONS, Adaptive, Gated, Mixed, Plain, Ternary, made
 from tests.kernels.support import as_layout, dyadic, normal
 
@@ -206,6 +206,44 @@ def test_a_probe_counts_neurons_outside_the_surrogate(backend, device):
     neuron.probe = torch.zeros(1, len(PROBE_FIELDS), device=device, requires_grad=True)
     neuron(x).sum().backward()
     assert neuron.probe.grad[0, PROBE_FIELDS.index("outside")] == 3
+
+
+def test_outside_is_outside_of_all_surrogates_of_a_step(backend, device):
+    neuron = Ternary(surrogate=Surrogate("triangle", width=0.5)).to(device)
+    x = torch.tensor([1.0, -1.25, 1.75, 0.25, -3.0], device=device).view(1, 1, 5).requires_grad_()
+    neuron.probe = torch.zeros(1, len(PROBE_FIELDS), device=device, requires_grad=True)
+    neuron(x).sum().backward()
+    assert neuron.probe.grad[0, PROBE_FIELDS.index("outside")] == 3
+
+
+def test_under_vmap(backend, device):
+    neuron = Adaptive(C).to(device)
+    x = normal((3, 5, 2, C, 4), device=device, std=1.5).requires_grad_()
+    weights = normal(x.shape, device=device, seed=1)
+    found = torch.vmap(neuron)(x)
+    expected = torch.stack([neuron.define(one) for one in x])
+    assert torch.equal(found, expected)
+    assert_close(grads(neuron, found, x, weights), grads(neuron, expected, x, weights))
+
+
+def test_what_a_step_asks_of_its_spikes(backend, device):
+    """Comparisons of a 1 or 0 become those of the potential, where they say the same."""
+
+    class Asks(SpikingNeuron):
+        states = ("v",)
+
+        def step(self, x, v):
+            h = 0.5 * v + x
+            s, r = self.fire(h - 1.0), self.fire(x + 0.5)
+            v = torch.where(s > 0, 0.25, h) + 0.5 * (s == 0) + 0.125 * (r > -1) * (r < 0.5)
+            return s, v + 2.0 * ((r != 1) & (s >= 1)) + torch.where(s.bool(), r, -r)
+
+    neuron = Asks()
+    x = normal((4, 3, 50), device=device, std=1.5)
+    x[0, 0, 0] = float("nan")
+    assert torch.equal(neuron(x), neuron.define(x))
+    for language in ("cpp", "triton"):
+        assert neuron.source(language).split("back(")[0].count(">=") == 2
 
 
 @pytest.mark.parametrize("shape", ["fast_sigmoid", "atan", "sigmoid", "rectangle", "gaussian"])

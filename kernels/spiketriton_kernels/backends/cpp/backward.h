@@ -63,10 +63,11 @@ struct Kept {
         if (mode == OBSERVE && KIND != OWN) unit.resize(window);
         if (KIND != OWN && c.out_parameters && c.parameters[WIDTH]) turn.resize(window);
         for (int p = 0; c.out_parameters && p < c.rows; p++)
-            if (given_of(c, p)) learnt[p].resize(size);
+            if (KIND == OWN ? OWN_LEARNS[p] : given_of(c, p) != nullptr) learnt[p].resize(size);
     }
 };
 
+#ifndef SPIKETRITON_STEP
 // phi over a block's window, and what a width learns by.
 template <int SHAPE>
 void surrogates(const Block &b, const Back &s, Kept &kept) {
@@ -85,6 +86,7 @@ void surrogates(const Block &b, const Back &s, Kept &kept) {
             store(&kept.turn[here], turn - scaled * unit);
         }
 }
+#endif
 
 template <bool PART>
 inline V only(V v, int n) {  // the lanes that are neurons
@@ -152,7 +154,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
                 if (learnt[p]) store(learnt[p] + i, load(learnt[p] + i) + value);
             };
             if constexpr (KIND == OWN) {
-                const auto w = own_back(r.own, of_step, grad, by);
+                const auto w = own_back(r, of_step, grad, by);
                 dx = w.x;
                 for (int k = 0; k < STATES; k++) by[k] = w.states[k];
                 if constexpr (MODE == OBSERVE) {
@@ -279,7 +281,9 @@ void back_mode(const Block &b, const Back &s, Kept &kept) {
 void back(const Block &b, const Back &s, Kept &kept, int mode) {
     if (mode == WRITE) return back_mode<WRITE>(b, s, kept);
     if (mode == ACCUMULATE) return back_mode<ACCUMULATE>(b, s, kept);
-    if constexpr (KIND != ILIF && KIND != OWN) with_shape(b.c.shape, [&](auto shape) { surrogates<decltype(shape)::value>(b, s, kept); });
+#ifndef SPIKETRITON_STEP
+    if constexpr (KIND != ILIF) with_shape(b.c.shape, [&](auto shape) { surrogates<decltype(shape)::value>(b, s, kept); });
+#endif
     back_mode<OBSERVE>(b, s, kept);
 }
 

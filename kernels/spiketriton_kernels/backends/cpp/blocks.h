@@ -205,17 +205,14 @@ struct Values {
 template <bool ONE>
 struct Rules {
     const Block &b;
-    Rule first{};
+    const Own first;
 
-    explicit Rules(const Block &b_) : b(b_) {
-        for (int p = 0; ONE && p < CONSTANTS; p++) first.own[p] = load(b.parameters[p].data());
-    }
+    explicit Rules(const Block &b_) : b(b_), first(own_of([&](int p) { return ONE ? load(b_.parameters[p].data()) : V{}; })) {}
 
     template <int RESET>
-    Rule at(int i) const {
-        Rule r = first;
-        for (int p = 0; !ONE && p < CONSTANTS; p++) r.own[p] = load(b.parameters[p].data() + i);
-        return r;
+    Own at(int i) const {
+        if constexpr (ONE) return first;
+        else return own_of([&](int p) { return load(b.parameters[p].data() + i); });
     }
 };
 #else
@@ -230,7 +227,7 @@ struct Rules {
 
     template <int RESET>
     Rule at(int i) const {
-        Rule r{decay.at(i), {}, threshold.at(i), gain.at(i), {}, {}, {}, v_reset, levels, {}};
+        Rule r{decay.at(i), {}, threshold.at(i), gain.at(i), {}, {}, {}, v_reset, levels};
         if constexpr (KIND == CLIF || RESET == TO_RESET_LEAK) r.leak = leak.at(i);
         if constexpr (KIND == ALIF) r.rest = rest.at(i), r.beta = beta.at(i);
         if constexpr (HAS_RHO) r.rho = rho.at(i);

@@ -71,12 +71,12 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
 
 // Steps by twos or fours where spikes stay in the caches: rows lie about a power of two apart, so that few streams fit side
 // by side. What is written past the caches, or kept for the way back, goes row by row (profiling/LOG.md has the times); so
-// does CLIF, each of whose steps waits for the two sigmoids of the one before, while vectors side by side do not; and a
-// step of one's own, which may be as CLIF.
+// does CLIF, each of whose steps waits for the two sigmoids of the one before, while vectors side by side do not; and what
+// waits likewise of steps of one's own.
 template <int RESET, int NORM, int RESIDUAL, bool FIRE, bool ONE>
 void forth_block(const Block &b, const Forth &s) {
     int64_t t = 0;
-    if constexpr (FIRE && NORM != ASK && KIND != CLIF && KIND != OWN) {
+    if constexpr (FIRE && NORM != ASK && KIND != CLIF && !OWN_WAITS) {
         if (!s.past) {
             if constexpr (RESIDUAL == NO && sizeof(T) >= 4)
                 if (!s.spike_add && !s.current)

@@ -44,6 +44,8 @@ inline V counted(V spikes) { return spikes; }
 #else
 constexpr int OWN_STATES = 0, OWN_KEPT = 0, OWN_CONSTANTS = 0;
 constexpr double OWN_STARTS[] = {0};
+constexpr bool OWN_LEARNS[] = {false}, OWN_WAITS = false;
+struct Own {};
 #endif
 // What is carried from step to step, what a way back keeps of a step (h, and m before it), and what may learn.
 constexpr int STATES = KIND == OWN ? OWN_STATES : 1 + SECOND, KEPT = KIND == OWN ? OWN_KEPT : 1 + SECOND;
@@ -53,7 +55,6 @@ constexpr int CONSTANTS = KIND == OWN ? OWN_CONSTANTS : PARAMETERS;
 struct Rule {
     V decay, leak, threshold, gain, rho, rest, beta;
     Accumulator v_reset, levels;
-    V own[OWN_CONSTANTS + 1];
 };
 
 // The nearest of 0 to `levels`, ties to even; a NaN stays one.
@@ -120,7 +121,7 @@ inline auto settle(const Rule &r, V h, V &v, V &m) {
 template <int RESET, class R>
 inline auto forth_step(const R &r, V current, V *states, V *kept) {
     if constexpr (KIND == OWN) {
-        return own_forth(r.own, current, states, kept);
+        return own_forth(r, current, states, kept);
     } else {
         V m{};
         if constexpr (SECOND) kept[1] = m = states[1];

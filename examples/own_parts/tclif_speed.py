@@ -1,0 +1,93 @@
+"""TC-LIF forward and backward on a CPU: the kernels made of its step, the loop over that step, SpikingJelly's FlexSN.
+
+    pip install -e ".[peers]"
+    python examples/own_parts/tclif_speed.py          # T = 4
+    python examples/own_parts/tclif_speed.py 4 16
+
+One thread, contenders in turns, medians of milliseconds of processor time; MB is what a forward pass keeps for the
+backward. FlexSN compiles a step for NVIDIA GPUs; on a CPU it runs the step in a loop.
+"""
+
+import statistics
+import sys
+import time
+
+import torch
+from spikingjelly.activation_based.neuron.flexsn import FlexSN
+from tclif import TCLIF
+
+from spiketriton_kernels import Surrogate
+
+SHAPE, ROUNDS = (16, 64, 16, 16), 11
+
+
+class Fire(torch.autograd.Function):
+    """What ``TCLIF.fire`` is below, for FlexSN, whose step is a function."""
+
+    @staticmethod
+    def forward(ctx, u):
+        ctx.save_for_backward(u)
+        return (u >= 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (u,) = ctx.saved_tensors
+        return grad / (1 + u * u)
+
+
+def flexsn(neuron: TCLIF) -> FlexSN:
+    """The same step with the same parameters, as FlexSN wants it: what learns is an argument."""
+
+    def core(x, soma, dendrite, back, ahead):
+        dendrite = dendrite - torch.sigmoid(back) * soma + x
+        soma = soma + torch.sigmoid(ahead) * dendrite
+        s = Fire.apply(soma - 1.0)
+        return s, soma - s, dendrite - 0.5 * s
+
+    return FlexSN(core, num_states=2, static_inputs=(neuron.back, neuron.ahead))
+
+
+def kept(run, x) -> float:
+    """MB that autograd keeps between forward and backward, each memory once."""
+    memory = {}
+
+    def note(tensor):
+        memory[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        spikes = run(x)
+    memory.pop(x.untyped_storage().data_ptr(), None)  # which the layer in front keeps anyway
+    del spikes
+    return sum(memory.values()) / 2**20
+
+
+def compare(T: int) -> None:
+    torch.manual_seed(0)
+    neuron = TCLIF(Surrogate("atan", height=1.0, width=1.0))
+    jelly = flexsn(neuron)
+
+    def reset_and_run(x):
+        jelly.reset()
+        return jelly(x)
+
+    contenders = {"kernels": neuron, "loop": neuron.define, "FlexSN": reset_and_run}
+    x, grad = torch.randn(T, *SHAPE, requires_grad=True), torch.randn(T, *SHAPE)
+    spikes = [run(x).detach() for run in contenders.values()]
+    assert all(torch.equal(s, spikes[0]) for s in spikes)
+    times = {name: [] for name in contenders}
+    for turn in range(ROUNDS + 2):
+        for name, run in contenders.items():
+            started = time.thread_time()
+            run(x).backward(grad)
+            if turn > 1:
+                times[name].append(1e3 * (time.thread_time() - started))
+    for name, run in contenders.items():
+        median = statistics.median(times[name])
+        print(f"T = {T:2}  {name:8} {median:7.2f} ms {kept(run, x):8.1f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for word in sys.argv[1:] or ["4"]:
+        compare(int(word))
