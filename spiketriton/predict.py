@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
 
 def _files(given: str) -> list[str]:
     """The image files of a folder, and below; or the one that is given. UserError: a folder has none."""
-    from spiketriton.data.sources import IMAGE_ENDINGS
+    from spiketriton.data.photographs import IMAGE_ENDINGS
 
     if not Path(given).is_dir():
         return [given]

@@ -1,6 +1,7 @@
 """Images, or recordings of event cameras, for training and testing: `build_data(recipe)`.
 
-sources.py finds them, transforms.py makes tensors of them, stream.py batches.
+A data set has a file of its own (photographs.py, cifar.py, ...), which makes a `Source`; transforms.py makes tensors
+of it, stream.py batches.
 """
 
 import math
@@ -44,7 +45,14 @@ from spiketriton.system.errors import UserError
 __all__ = ["Data", "Facts", "TestSet", "TrainStream", "build_data", "given_images"]
 
 
-lies_in("spiketriton.events.recordings", "data", get_args(Events))
+for _home, _names in {
+    "data.photographs": ("imagenette", "imagefolder"),
+    "data.cifar": ("cifar10", "cifar100"),
+    "data.fashion_mnist": ("fashion_mnist", "cluttered_fashion_mnist"),
+    "data.digits": ("digits", "synthetic"),
+    "events.recordings": get_args(Events),
+}.items():
+    lies_in(f"spiketriton.{_home}", "data", _names)
 
 _VALIDATION = 3  # keeps these draws apart from those of stream.py
 

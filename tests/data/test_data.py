@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from spiketriton.config.parts import PARTS
-from spiketriton.data import build_data, sources
+from spiketriton.data import build_data
+from spiketriton.data.digits import digits
 from spiketriton.data.sources import Source
 from spiketriton.data.splits import ArraySplit
 from tests.small_data import all_of, data_recipe, make_class_tree, mentions, mistake, take
@@ -81,7 +82,7 @@ def test_subsets_are_fixed_and_need_no_seed():
 )
 def test_keys_without_effect_on_the_images_of_a_plugin_are_refused(monkeypatch, line, move):
     """No rule of recipes knows what it will make; here it stands in for the image folders."""
-    made = replace(sources.digits(data_recipe("digits", "x").data), move=move)
+    made = replace(digits(data_recipe("digits", "x").data), move=move)
     stand_in(monkeypatch, "imagefolder", lambda config: made)
     message = mistake(data_recipe("imagefolder", "x", data=f"augmentation.{line}"))
     mentions(message, f"data.augmentation.{line} has no effect", f'that move as "{move}"')

@@ -15,7 +15,7 @@ import pytest
 from torchvision import datasets
 from torchvision.datasets.utils import calculate_md5
 
-from spiketriton.data import build_data, download, sources
+from spiketriton.data import build_data, download, fashion_mnist, photographs
 from spiketriton.data.download import RemoteFile
 from spiketriton.system.errors import UserError
 from tests.small_data import (
@@ -40,7 +40,7 @@ from tests.small_data import (
     ],
 )
 def test_missing_and_not_to_be_downloaded(tmp_path, monkeypatch, name, archive, md5):
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FASHION_MNIST", tmp_path)
     root = tmp_path / "nowhere"
     split = 'split = "random90"' if name in ("cifar10_dvs", "n_caltech101") else ""
     message = mistake(data_recipe(name, root, data=f"download = false\n{split}"))
@@ -82,14 +82,14 @@ def unused_port() -> int:
 def address(monkeypatch, tmp_path):
     """`address(url_prefix)`: every data set is downloaded from there."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "no debian")
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FASHION_MNIST", tmp_path / "no debian")
 
     def point(prefix: str, md5: str | None = None) -> None:
         archives = {
             key: RemoteFile(prefix + file.name, md5 or file.md5)
-            for key, file in sources.IMAGENETTE_ARCHIVES.items()
+            for key, file in photographs.IMAGENETTE_ARCHIVES.items()
         }
-        monkeypatch.setattr(sources, "IMAGENETTE_ARCHIVES", archives)
+        monkeypatch.setattr(photographs, "IMAGENETTE_ARCHIVES", archives)
         for dataset in (datasets.CIFAR10, datasets.CIFAR100):
             monkeypatch.setattr(dataset, "url", prefix + dataset.filename)
         monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [prefix])

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from spiketriton.data import build_data, sources
-from spiketriton.data.sources import DEBIAN_FASHION_MNIST, IMAGENETTE_ARCHIVES
+from spiketriton.config.parts import chosen
+from spiketriton.data import build_data, cifar, digits, fashion_mnist, photographs
+from spiketriton.data.fashion_mnist import DEBIAN_FASHION_MNIST
+from spiketriton.data.photographs import IMAGENETTE_ARCHIVES
 from tests.small_data import (
     WNIDS,
     accept_checksums,
@@ -30,7 +32,7 @@ from tests.small_data import (
 def raw(images: torch.Tensor, name: str, recipe) -> torch.Tensor:
     """Normalisation undone: the network's images as levels 0..255."""
     mean, std = (
-        torch.tensor(v)[:, None, None] for v in getattr(sources, name)(recipe.data).statistics
+        torch.tensor(v)[:, None, None] for v in chosen("data", name).make(recipe.data).statistics
     )
     return (images * std + mean) * 255
 
@@ -61,7 +63,7 @@ def test_imagenette_from_any_folder_with_its_classes(tmp_path, place, test_name)
 
 def test_names_of_imagenettes_classes_are_torchvisions():
     known = {key: names[0] for key, names in datasets.Imagenette._WNID_TO_CLASS.items()}
-    assert known == sources._IMAGENETTE_CLASSES
+    assert known == photographs._IMAGENETTE_CLASSES
 
 
 def test_imagenette_archives_are_torchvisions():
@@ -71,12 +73,12 @@ def test_imagenette_archives_are_torchvisions():
 
 def test_images_are_normalised_by_these_numbers_for_ever():
     """Or a trained network would see other inputs."""
-    assert sources.IMAGENET_STATISTICS == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert sources.CIFAR10_STATISTICS == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-    assert sources.CIFAR100_STATISTICS == ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
-    assert sources.FASHION_STATISTICS == ((0.2860,), (0.3530,))
-    assert sources.DIGITS_STATISTICS == ((0.3054,), (0.3760,))
-    assert sources.SYNTHETIC_STATISTICS == ((0.5,) * 3, (0.2887,) * 3)
+    assert photographs.IMAGENET_STATISTICS == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert cifar.CIFAR10_STATISTICS == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    assert cifar.CIFAR100_STATISTICS == ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+    assert fashion_mnist.FASHION_STATISTICS == ((0.2860,), (0.3530,))
+    assert digits.DIGITS_STATISTICS == ((0.3054,), (0.3760,))
+    assert digits.SYNTHETIC_STATISTICS == ((0.5,) * 3, (0.2887,) * 3)
 
 
 @pytest.mark.parametrize("test_name", ["val", "test"])
@@ -94,7 +96,7 @@ def test_class_folders_alone_are_split_by_the_names_of_their_files(tmp_path):
     root = (tmp_path / "mine").rename(tmp_path / "moved")
 
     def split(folder):
-        source = sources.imagefolder(data_recipe("imagefolder", folder).data)
+        source = photographs.imagefolder(data_recipe("imagefolder", folder).data)
         return [
             sorted(str(part.path(i).relative_to(folder)) for i in range(len(part)))
             for part in (source.train, source.test)
@@ -228,7 +230,7 @@ def test_fashion_mnist_in_the_root_in_torchvisions_or_in_debians_place(
     tmp_path, monkeypatch, place, zipped
 ):
     debian = tmp_path / "debian"
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", debian)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FASHION_MNIST", debian)
     make_fashion_mnist(debian, n=20)  # data.root comes first
     make_fashion_mnist(tmp_path / place, n=30, zipped=zipped)
     data = build_data(data_recipe("fashion_mnist", tmp_path, data="download = false"))
