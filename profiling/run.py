@@ -64,8 +64,8 @@ examples:
   python profiling/run.py compiled --target sm_90
 
 RECIPE is a file, or a name in recipes/ (without a GPU fashion_mnist_r20, with one imagenette_r50), or
-spikingjelly_740: SEW-ResNet-18, T=4, bf16, batch 112, 224 pixels, SpikingJelly's issue 740.
-Ctrl-C keeps what has been measured. docs/performance.md explains how to read the results."""
+spikingjelly_740: SEW-ResNet-18, T=4, bf16, batch 112, 224 pixels, SpikingJelly's pull request 740.
+Ctrl-C keeps what has been measured. profiling/README.md says how it is measured."""
 
 WITH_RECIPE = ("step", "modes", "memory", "gradients", "data")
 ON_GPU = "cifar_r20", "imagenette_r18", "cifar100_r18", "imagenette_r50"
@@ -187,7 +187,7 @@ def work_of(args: argparse.Namespace, options: Options) -> list[tuple[str, Seque
     """The sections of a command with their cases, in order.
 
     `all` begins with the most important cases of the kernels, and ends with the rest of them. Between them are, on a
-    GPU, whole steps: their modes, and the setting of SpikingJelly's issue 740.
+    GPU, whole steps: their modes, and the setting of SpikingJelly's pull request 740.
     """
     of = partial(cases_of, args=args, options=options)
     if args.command != "all":

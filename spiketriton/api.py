@@ -150,7 +150,7 @@ def load_run(
 ) -> "Run":
     """Loads the run in a folder, which may be read-only. Its data are needed for `Run.evaluate` alone.
 
-    No code of the folder runs unless `plugins` says so: see docs/threats.md. It changes nothing else in this
+    No code of the folder runs unless `plugins` says so: see docs/trust.md. It changes nothing else in this
     process: neither threads nor algorithms nor random generators.
 
     Args:

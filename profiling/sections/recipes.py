@@ -40,8 +40,8 @@ NAMED = {
     ),
     "cifar_r20": ("cifar100_r18", "model.name=resnet20 time_steps=4 train.batch_size=128"),
 }
-"""Cases that are no recipes: a recipe and changes to it. spikingjelly_740 is the setting of SpikingJelly's issue 740:
-SEW-ResNet-18, T = 4, bf16, 112 images of 224 pixels of 1000 classes, SGD."""
+"""Cases that are no recipes: a recipe and changes to it. spikingjelly_740 is the setting of SpikingJelly's pull request
+740: SEW-ResNet-18, T = 4, bf16, 112 images of 224 pixels of 1000 classes, SGD."""
 
 
 def find_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:

@@ -224,7 +224,7 @@ asked_for: set[str] = set()
 def refuse_unasked(modules: Sequence[str], call: str, named: Sequence[str]) -> None:
     """Refuses code that the recipe of a run names, without consent; what ran in this process before needs none.
 
-    docs/threats.md says what is trusted. `modules`: the run's plugins. `call`: what makes its network, where that is
+    docs/trust.md says what is trusted. `modules`: the run's plugins. `call`: what makes its network, where that is
     a function of somebody else's, or "". `named`: modules to which the caller has consented.
     NotAskedFor: there is no consent.
     """

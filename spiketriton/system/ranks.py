@@ -1,4 +1,4 @@
-"""The ranks of a run: the processes that torchrun started together, or this one alone (docs/many_gpus.md).
+"""The ranks of a run: the processes that torchrun started together, or this one alone (docs/gpu.md).
 
 Whatever ranks decide together, sum up or report once goes through `Ranks`: nothing for a single process, which is
 here, collectives for several (`group.Group`).

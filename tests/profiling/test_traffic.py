@@ -141,6 +141,6 @@ def test_an_ms_bottleneck_moves_26_tensors_instead_of_32_and_few_launches_are_sm
         "bn_lif": [measured, [*walk, *join, *walk]],
         "bn_lif+residual": [measured, [*walk, *join, "norm_backward_kernel"]],
     }
-    page = " ".join((ROOT / "docs/performance.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "profiling/README.md").read_text(encoding="utf-8").split())
     for words in ("26 with one kernel, 32 one by one", "27 `plain`", "25 `sew`"):
         assert words in page

@@ -1,6 +1,6 @@
 """Every reader of a run folder and of data files, on damaged and hostile files: it reads, or refuses by a UserError.
 
-One line that names the file; no traceback, no hang, and no code of the file runs. docs/threats.md.
+One line that names the file; no traceback, no hang, and no code of the file runs. docs/trust.md.
 """
 
 import contextlib

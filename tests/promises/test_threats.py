@@ -1,4 +1,4 @@
-"""docs/threats.md: no code of a run folder runs that nobody asked for, and nothing is written outside of it."""
+"""docs/trust.md: no code of a run folder runs that nobody asked for, and nothing is written outside of it."""
 
 import contextlib
 import io

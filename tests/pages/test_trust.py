@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "trust.md").read_text("utf-8")
 NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)
 
 
@@ -19,6 +19,6 @@ def test_every_test_on_the_page_exists(file, name):
     assert re.search(rf"^def {name}\(", (ROOT / file).read_text("utf-8"), re.MULTILINE)
 
 
-@pytest.mark.parametrize("file", re.findall(r"\((img/[\w.]+|\w+\.md)\)", PAGE))
+@pytest.mark.parametrize("file", re.findall(r"\((img/[\w.]+|\w+\.md)(?:#[\w-]+)?\)", PAGE))
 def test_every_file_on_the_page_exists(file):
     assert (ROOT / "docs" / file).is_file()
