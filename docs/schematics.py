@@ -1,10 +1,11 @@
-"""Draws the schematics of docs/img: surrogate.png, blocks.png and traffic.png.
+"""Draws the schematics of docs/img: surrogate.png, blocks.png, traffic.png and rooms.png.
 
 python docs/schematics.py
 """
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import matplotlib
@@ -64,11 +65,18 @@ def box(axes: Axes, x: float, y: float, text: str, colour: str, ink: str, bold: 
     edge = {"ec": "black", "lw": 2.2} if bold else {"ec": GREY, "lw": 1}
     axes.add_patch(
         FancyBboxPatch(
-            (x - 0.75, y - 0.24), 1.5, 0.48, boxstyle="round,pad=0.04", fc=colour, **edge
+            (x - 0.75, y - 0.24),
+            1.5,
+            0.48,
+            boxstyle="round,pad=0.04",
+            fc=colour,
+            zorder=2.5,
+            **edge,
         )
     )
     weight = "bold" if bold else "normal"
-    axes.text(x, y, text, ha="center", va="center", fontsize=10.5, color=ink, fontweight=weight)
+    given = {"ha": "center", "va": "center", "fontsize": 10.5, "zorder": 3}
+    axes.text(x, y, text, color=ink, fontweight=weight, **given)
 
 
 def arrow(
@@ -81,6 +89,7 @@ def arrow(
         points[-1],
         points[-2],
         arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.5, "ls": style},
+        zorder=2,
     )
 
 
@@ -171,7 +180,66 @@ def traffic() -> Figure:
     return figure
 
 
+CODE = Path(__file__).parents[1] / "spiketriton"
+ROOMS = ("diagnose", "evaluate", "export", "convert", "sweep", "report", "doctor", "events")
+CORE = {  # the core's folders and where they stand; what is low is imported by what is above it
+    "training": (4.2, 4.0),
+    "show": (8.9, 3.5),
+    "gradients": (7.6, 2.65),
+    "models": (3.2, 2.0),
+    "runs": (8.9, 1.75),
+    "data": (1.0, 2.65),
+    "neurons": (5.2, 1.25),
+    "config": (3.2, 0.45),
+    "system": (3.2, -0.25),
+}
+
+
+def imported() -> set[tuple[str, str]]:
+    """Pairs of folders of the engine of which the first imports the second, anywhere in its files."""
+    found = set()
+    for file in CODE.rglob("*.py"):
+        above = file.relative_to(CODE).parts[0]
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if module and module.startswith("spiketriton."):
+                found.add((above, module.split(".")[1]))
+    return {(above, below) for above, below in found if above != below}
+
+
+def rooms() -> Figure:
+    """The folders of the engine: rooms above, the core below, an arrow for what a folder of the core imports."""
+    figure = new_figure(10, 6.2, "Rooms stand on the core, and training imports none of them")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 10), ylim=(-0.6, 6.2))
+    axes.axis("off")
+    pairs = imported()
+    assert not {pair for pair in pairs if pair[0] in CORE and pair[1] in ROOMS}, pairs
+    for i, name in enumerate(ROOMS):
+        place = (1.25 + 2.5 * (i % 4), 5.85 - 0.65 * (i // 4))
+        box(axes, *place, name, "white", "black", False)
+    axes.plot([0.1, 9.9], [4.5, 4.5], color=GREY, ls=":")
+    axes.text(0.1, 4.6, "rooms: a folder for each command", fontsize=10.5, color=GREY)
+    axes.text(0.1, 4.22, "core", fontsize=10.5, color=GREY)
+    for above, below in sorted(pairs):
+        if above in CORE and below in CORE and below not in ("config", "system"):
+            (x0, y0), (x1, y1) = CORE[above], CORE[below]
+            arrow(axes, (x0, y0 - 0.29), (x1, y1 + 0.29), colour=GREY)
+    for name, (x, y) in CORE.items():
+        box(
+            axes,
+            x,
+            y,
+            name,
+            BLUE if name == "training" else LIGHT,
+            "white" if name == "training" else "black",
+            False,
+        )
+    axes.text(4.2, 0.1, "imported by all of them", fontsize=10.5, color=GREY, va="center")
+    return figure
+
+
 if __name__ == "__main__":
     with matplotlib.rc_context(STYLE):
-        for draw in (surrogate, blocks, traffic):
+        for draw in (surrogate, blocks, traffic, rooms):
             write(draw(), IMAGES / f"{draw.__name__}.png")

@@ -1,0 +1,3 @@
+"""Gradients while a net trains: monitor.py hands probes to layers, measurement.py makes numbers of their sums,
+watch.py keeps the last ones, verdict.py judges them.
+"""

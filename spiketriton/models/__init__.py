@@ -1,4 +1,7 @@
-"""Networks from recipes: images [B, C, H, W] or frames [T, B, C, H, W] -> currents [T, B, K]."""
+"""Networks from recipes: images [B, C, H, W] or frames [T, B, C, H, W] -> currents [T, B, K].
+
+Read network.py, layers.py (norm and neuron in one call), blocks.py, resnet.py; foreign.py is any other network.
+"""
 
 from typing import TYPE_CHECKING, get_args
 
