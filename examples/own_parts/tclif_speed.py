@@ -5,7 +5,10 @@
     python examples/own_parts/tclif_speed.py 4 16
 
 One thread, contenders in turns, medians of milliseconds of processor time; MB is what a forward pass keeps for the
-backward. FlexSN compiles a step for NVIDIA GPUs; on a CPU it runs the step in a loop.
+backward. FlexSN compiles a step for NVIDIA GPUs; on a CPU it runs the step in a loop. On a busy AMD EPYC:
+
+    T =  4   kernels   4.75 ms, 0 MB   loop  19.76 ms, 12 MB   FlexSN  18.40 ms, 12 MB
+    T = 16   kernels  18.71 ms, 0 MB   loop 103.66 ms, 48 MB   FlexSN 128.63 ms, 48 MB
 """
 
 import statistics
