@@ -206,8 +206,12 @@ def draw(rows: Sequence[Row]) -> None:
             accuracy = [100 * test["test_accuracy"] for test in tests]
             label, colour = line_of(row)
             axes.plot(minutes, accuracy, "o-", color=colour)
-            text = f" {label}, {row['accuracy']} %"
-            axes.annotate(text, (minutes[-1], accuracy[-1]), color=colour, va="center", fontsize=9)
+            place = {
+                "xytext": (5, -11),
+                "textcoords": "offset points",
+            }  # below: no line ends falling
+            text, end = f"{label}, {row['accuracy']} %", (minutes[-1], accuracy[-1])
+            axes.annotate(text, end, color=colour, fontsize=9, **place)
         axes.set_title("Accuracy on CIFAR-10's test images after each epoch")
         axes.set_xlabel("minutes, tests included")
         axes.set_ylabel("test accuracy, %")

@@ -21,3 +21,12 @@ def test_every_file_that_a_workflow_names_is_there(path):
 def test_the_workflow_of_tests_names_files():
     text = (ROOT / ".github" / "workflows" / "tests.yml").read_text("utf-8")
     assert len(OURS.findall(text)) > 3
+
+
+def test_the_readme_opens_with_the_two_commands_that_set_up_and_run():
+    """`.ci/run` looks for the second one, at the start of a line."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    _, block, _ = text.split("```", 2)
+    main, tests = block.removeprefix("bash").strip().splitlines()
+    assert main == "pip install -e . && spiketriton train quickstart"
+    assert tests == 'pip install -e ".[dev]" && pytest'
