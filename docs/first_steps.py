@@ -1,0 +1,101 @@
+"""Runs docs/first_steps.md block by block, writes each output below its block and draws the page's pictures.
+
+python docs/first_steps.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, new_figure, save
+from spiketriton_kernels import Surrogate
+
+PAGE = Path(__file__).with_suffix(".md")
+BLOCK = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
+
+
+def run_page(text: str) -> tuple[dict[str, Any], list[str]]:
+    """The names that the blocks leave behind, and what each printed; files are made in the present folder."""
+    names: dict[str, Any] = {}
+    outputs = []
+    for block in BLOCK.finditer(text):
+        line = text[: block.start()].count("\n") + 1
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile("\n" * line + block[1], str(PAGE), "exec"), names)
+        outputs.append(printed.getvalue())
+    return names, outputs
+
+
+def membrane(names: dict[str, Any]) -> Figure:
+    figure = new_figure(9, 2.8)
+    axes = figure.subplots()
+    axes.step(range(60), names["membrane"][:, 0], where="mid", color=BLUE, label="membrane")
+    axes.step(range(60), names["current"][:, 0], where="mid", color=GREY, label="current")
+    fired = names["spikes"][:, 0].nonzero()[:, 0]
+    axes.plot(fired, [1.45] * len(fired), "|", color="black", markersize=10, label="spike")
+    axes.axhline(1.0, linestyle="--", color=ORANGE, label="threshold")
+    axes.set(xlabel="time step", ylim=(-0.05, 1.6), title="One neuron, three currents")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def surrogate(names: dict[str, Any]) -> Figure:
+    figure = new_figure(9, 3)
+    left, right = figure.subplots(1, 2)
+    u = torch.linspace(-2, 2, 4001)
+    for width, colour in zip(names["by_width"], (ORANGE, BLUE, GREY), strict=True):
+        left.plot(
+            u, Surrogate("atan", width=width).slope(u), color=colour, label=f"width {width:g}"
+        )
+    left.set(xlabel="membrane - threshold", ylim=(-0.05, 1.5), title="Surrogate gradient")
+    left.legend(loc="upper center", ncols=3, fontsize=8)
+    widths = [f"{width:g}" for width in names["by_width"]]
+    right.bar(widths, list(names["by_width"].values()), color=(ORANGE, BLUE, GREY), width=0.6)
+    right.set(xlabel="surrogate width", ylim=(0, 100), title="Test accuracy, %")
+    return figure
+
+
+def time(names: dict[str, Any]) -> Figure:
+    figure = new_figure(5, 2.8)
+    axes = figure.subplots()
+    axes.plot(list(names["by_steps"]), list(names["by_steps"].values()), "o-", color=BLUE)
+    axes.set_xticks(list(names["by_steps"]))
+    axes.set(xlabel="time steps, T", ylabel="test accuracy, %", title="Trained at T = 4")
+    return figure
+
+
+def depth(names: dict[str, Any]) -> Figure:
+    figure = new_figure(7, 3)
+    axes = figure.subplots()
+    for (name, signal), colour in zip(names["signal"].items(), (ORANGE, GREEN), strict=True):
+        axes.plot(range(1, 1 + len(signal)), signal, "o-", color=colour, label=name)
+    axes.set(xlabel="layer", ylim=(0, 1.05), title="Forward signal before training")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def main() -> None:
+    text = PAGE.read_text("utf-8")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        names, outputs = run_page(text)
+    after = iter(outputs)
+    filled = BLOCK.sub(lambda m: f"```python\n{m[1]}```\n\n```text\n{next(after)}```", text)
+    PAGE.write_text(filled, "utf-8")
+    pictures = (membrane, surrogate, time, depth)
+    draw = {f"first_steps_{p.__name__}.png": lambda p=p: p(names) for p in pictures}
+    save(PAGE.parent / "img", draw)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
