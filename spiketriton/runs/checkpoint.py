@@ -59,7 +59,7 @@ class Checkpoints:
         return self.save_as(self.folder / "best.pt", state)
 
     def save_as(self, path: Path, state: State, keep: int = 1) -> bool:
-        """Writes a state to a file, the `keep` - 1 earlier ones of last.pt renamed; also one that no run resumes from.
+        """Writes a state to a file, the `keep` - 1 earlier ones of last.pt renamed.
 
         Whether the file could be written; if not (disk full), all earlier ones are intact.
         """
@@ -79,7 +79,7 @@ class Checkpoints:
                 )
             self._failed = (path, state["step"])
             return False
-        if self._failed == (path, state["step"]):
+        if self._failed is not None and self._failed == (path, state["step"]):
             self.warn(f"{path} of step {state['step']} is written now, at the second attempt")
         self._failed = None
         return True
