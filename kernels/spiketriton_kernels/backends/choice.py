@@ -53,10 +53,10 @@ def use_backend(name: Backend) -> Iterator[None]:
         _forced = before
 
 
-def say_once(message: str) -> None:
+def say_once(message: str, level: int = logging.INFO) -> None:
     if message not in _said:
         _said.add(message)
-        log.info(message)
+        log.log(level, message)
 
 
 def backend_for(x: torch.Tensor, kind: str | None = None) -> str:
@@ -81,7 +81,10 @@ def backend_for(x: torch.Tensor, kind: str | None = None) -> str:
     if reason is None:
         say_once(_NATIVE)
         return "native"
-    say_once(f"spiketriton kernels on cpu: eager PyTorch, several times slower, because {reason}")
+    # a step of one's own, whose author would look for the slowness elsewhere
+    own = kind is not None and kind.partition(" ")[0] not in native.KINDS
+    said = f"spiketriton kernels on cpu: eager PyTorch, several times slower, because {reason}"
+    say_once(said, logging.WARNING if own else logging.INFO)
     return "torch"
 
 

@@ -102,6 +102,22 @@ def test_the_log_says_once_what_serves_the_cpu(monkeypatch, caplog):
     ]
 
 
+def test_a_step_of_ones_own_that_does_not_compile_is_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(choice, "_said", set())
+    monkeypatch.setattr(choice, "_forced", "auto")
+    monkeypatch.setattr(native, "failure", lambda _, kind: f"{kind} does not compile")
+    with caplog.at_level(logging.INFO, "spiketriton_kernels"):
+        for kind in ("mine-0123", "mine-0123", "lif 1 1"):
+            assert backend_for(torch.zeros(1), kind) == "torch"
+    assert [
+        (record.levelname, record.getMessage().rpartition("because ")[2])
+        for record in caplog.records
+    ] == [
+        ("WARNING", "mine-0123 does not compile"),
+        ("INFO", "lif 1 1 does not compile"),
+    ]
+
+
 def test_a_forced_native_backend_that_cannot_be_built_raises(monkeypatch):
     def library(dtype, kind):
         raise RuntimeError("no compiler")
