@@ -25,16 +25,9 @@ inline V exponential(V x) {
     const V y = x > 89.0f ? all(89.0f) : x < -104.0f ? all(-104.0f) : x;
     const V shifted = y * 1.44269504088896341f + 12582912.0f, n = shifted - 12582912.0f;
     const V r = y - n * 0.693359375f - n * -2.12194440e-4f;
-    V p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
     const Mask whole = (Mask)shifted - (Mask)all(12582912.0f), half = whole >> 1;
-    p = p * (V)((half + 127) << 23) * (V)((whole - half + 127) << 23);
-    return x == x ? p : x;
+    const V e = exp_of_rest(r) * (V)((half + 127) << 23) * (V)((whole - half + 127) << 23);
+    return x == x ? e : x;
 #endif
 }
 

@@ -238,7 +238,20 @@ inline void vectors(int n, Cell cell) {
 
 // ---- surrogate ----------------------------------------------------------------------------------------------------
 
-// exp for x <= 0; of floats written out (Cephes expf, about 1 ulp).
+#if SPIKETRITON_DTYPE != 1
+// exp of what is left of a float beside a whole number of ln 2 (Cephes expf, about 1 ulp).
+inline V exp_of_rest(V r) {
+    V p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return p * r * r + r + 1.0f;
+}
+#endif
+
+// exp for x <= 0; of floats written out.
 inline V exp_negative(V x) {
 #if SPIKETRITON_DTYPE == 1
     for (int i = 0; i < LANES; i++) x[i] = std::exp(x[i]);
@@ -248,14 +261,7 @@ inline V exp_negative(V x) {
     // A float of 1.5 * 2^23 has no room for a fraction: the sum rounds, and its last bits are the whole number.
     const V shifted = x * 1.44269504088896341f + 12582912.0f, n = shifted - 12582912.0f;
     const V r = x - n * 0.693359375f - n * -2.12194440e-4f;
-    V p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (V)(((Mask)shifted + 127) << 23);
+    return exp_of_rest(r) * (V)(((Mask)shifted + 127) << 23);
 #endif
 }
 
