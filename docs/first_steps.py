@@ -60,6 +60,8 @@ def surrogate(names: dict[str, Any]) -> Figure:
     left.legend(loc="upper center", ncols=3, fontsize=8)
     widths = [f"{width:g}" for width in names["by_width"]]
     right.bar(widths, list(names["by_width"].values()), color=(ORANGE, BLUE, GREY), width=0.6)
+    right.set_axisbelow(True)
+    right.grid(False, axis="x")
     right.set(xlabel="surrogate width", ylim=(0, 100), title="Test accuracy, %")
     return figure
 

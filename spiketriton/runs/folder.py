@@ -55,7 +55,7 @@ _LATER = (
 )
 """What a run writes once its recipe is in its folder: where there is none, they are somebody else's."""
 
-_FOLDERS = ("checkpoints", "evaluation", "hub", "tensorboard", "wandb")
+_FOLDERS = ("checkpoints", "evaluation", "tensorboard", "wandb")
 """Folders in that of a run in which commands write."""
 
 
