@@ -29,7 +29,6 @@ DIR. The same command continues a sweep that was stopped; finished runs are kept
 the table are means over seeds. With train.max_steps=1 nothing is learnt: the norms are those of the
 untrained net."""
 
-PICTURES = ("norms.png", "times.png", "accuracy.png", "depth.png")
 RESULTS = ("width", "mean", "spread", "accuracies")  # keys of results.json beside the swept ones
 HEAD = ("width used", "accuracy", "spread", "seeds", "time")
 
@@ -84,7 +83,7 @@ def train_cell(cell: Cell) -> Row | int:
 def refuse_other_sweep(path: Path, cells: Sequence[Cell]) -> None:
     """UserError: results of an earlier sweep are there that this one will not have, or files of somebody else's."""
     if not path.exists():
-        refuse_foreign((path.with_name(name) for name in PICTURES), lambda _: False)
+        refuse_foreign([path.with_name("norms.png")], lambda _: False)
         return
     known = [{k: v for k, v in cell.values.items() if k != "seed"} for cell in cells]
     for row in read_record(path, list[dict[str, Any]]):

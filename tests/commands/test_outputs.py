@@ -85,7 +85,7 @@ def test_files_of_somebody_else_are_no_results_of_a_sweep(tmp_path):
     words = ["quickstart", "seed=0,1", "train.max_steps=1", "--out", str(tmp_path)]
     for name, content, said in (
         ("results.json", '{"mine": 1}', "is damaged"),
-        ("accuracy.png", "mine", FOREIGN),
+        ("norms.png", "mine", FOREIGN),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(UserError, match=said):

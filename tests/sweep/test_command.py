@@ -47,7 +47,7 @@ def test_mistakes_are_refused_before_anything_is_trained(axes, said, recipe, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep_ends_in_means_spreads_and_pictures(recipe, tmp_path, capsys):
+def test_a_sweep_ends_in_means_spreads_and_a_picture(recipe, tmp_path, capsys):
     out = tmp_path / "out"
     axes = ("neuron.surrogate.width=0.5,2,4", "model.depth=2,3", "seed=0,1")
     assert run(recipe, *axes, out=out) == 0
@@ -61,9 +61,8 @@ def test_a_sweep_ends_in_means_spreads_and_pictures(recipe, tmp_path, capsys):
     assert (by_width["0.5"], by_width["2"]) == (0.5, 2)
     said = capsys.readouterr().out
     assert "12/12  neuron.surrogate.width=4 model.depth=3 seed=1" in said
-    for picture in ("norms.png", "times.png", "accuracy.png", "depth.png"):
-        assert (out / picture).read_bytes().startswith(b"\x89PNG")
-        assert str(out / picture) in said
+    assert (out / "norms.png").read_bytes().startswith(b"\x89PNG")
+    assert str(out / "norms.png") in said
 
 
 def test_finished_cells_are_kept(recipe, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: norms of the untrained nets, accuracies over seeds."""
+"""The picture of a sweep: norms of the untrained nets."""
 
 import math
 from pathlib import Path
@@ -9,13 +9,10 @@ import pytest
 from spiketriton.runs.folder import RunFolder
 from spiketriton.sweep import pictures as sweep_pictures
 from spiketriton.sweep.grid import Cell, Group
-from spiketriton.sweep.pictures import (
-    WIDTH,
-    accuracy,
-    norms,
-)
+from spiketriton.sweep.pictures import norms
 from tests.small_runs import small_recipe
 
+WIDTH = "neuron.surrogate.width"
 NORMS = np.array([[1.0, 3.0], [4.0, 4.0]])
 
 
@@ -42,48 +39,28 @@ def a_group(folder: Path, values: dict[str, str], *accuracies: float | None, wid
 def test_norms_are_those_of_the_first_step_geometric_over_seeds(tmp_path):
     swept = {"10": (0.5,), "2": (0.5, 0.5), "auto": (0.5,), "0.5": (0.5,)}
     groups = [a_group(tmp_path, {WIDTH: width}, *found) for width, found in swept.items()]
-    axes = norms(groups, WIDTH, "depth_profile", "").axes[0]
+    axes = norms(groups, WIDTH, "").axes[0]
     lines = axes.get_lines()
     assert [line.get_label() for line in lines] == ["0.5", "2", "10", "auto"]
     profile = np.array([math.sqrt(5), 4])  # RMS over time
     assert lines[0].get_ydata() == pytest.approx(profile)
     assert lines[1].get_ydata() == pytest.approx(profile * math.sqrt(10))  # of 1 and 10
     assert lines[0].get_xdata().tolist() == [0, 1]
-    axes = norms(groups, WIDTH, "time_profile", "").axes[0]
-    assert axes.get_lines()[0].get_xdata().tolist() == [0, 1]
-    assert axes.get_lines()[0].get_ydata() == pytest.approx([2, math.sqrt(12)])
 
 
 def test_a_panel_for_each_other_value_and_none_for_too_many(tmp_path, monkeypatch):
     groups = [
         a_group(tmp_path, {WIDTH: "1", "a.depth": d, "tau": t}, 0.5) for d in "234" for t in "56"
     ]
-    figure = norms(groups, WIDTH, "depth_profile", "")
+    figure = norms(groups, WIDTH, "")
     assert figure.axes[0].get_title() == "depth 2, tau 5"
     monkeypatch.setattr(sweep_pictures, "MOST_PANELS", 6)
-    assert norms(groups, WIDTH, "depth_profile", "") is not None
+    assert norms(groups, WIDTH, "") is not None
     monkeypatch.setattr(sweep_pictures, "MOST_PANELS", 5)
-    assert norms(groups, WIDTH, "depth_profile", "") is None
-
-
-def test_accuracy_is_a_mean_with_its_spread_and_auto_is_at_its_width(tmp_path):
-    groups = [
-        a_group(tmp_path, {WIDTH: "2"}, 0.5, 0.7, width=2.0),
-        a_group(tmp_path, {WIDTH: "1"}, 0.4, width=1.0),
-        a_group(tmp_path, {WIDTH: "auto"}, 0.8, width=1.5),
-        a_group(tmp_path, {WIDTH: "3"}, None, width=3.0),
-    ]
-    axes = accuracy(groups, WIDTH, "").axes[0]
-    (curve,) = (box.lines[0] for box in axes.containers)
-    assert curve.get_xydata() == pytest.approx(np.array([[1, 40], [1.5, 80], [2, 60]]))
-    bars = axes.containers[0].lines[2][0].get_segments()
-    assert bars[0][:, 1] == pytest.approx([40, 40])
-    assert bars[2][:, 1] == pytest.approx([60 - 100 * math.sqrt(0.02), 60 + 100 * math.sqrt(0.02)])
-    assert axes.get_xscale() == "log"
-    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"accuracy"}
+    assert norms(groups, WIDTH, "") is None
 
 
 def test_the_norms_of_an_ann_are_not_drawn(tmp_path):
     group = a_group(tmp_path, {"tau": "2"}, 0.5)
     group.cells[0] = Cell({}, small_recipe(), tmp_path / "nothing")
-    assert norms([group], "tau", "depth_profile", "") is None
+    assert norms([group], "tau", "") is None
