@@ -415,7 +415,7 @@ class TrainConfig(Table):
     """micro-batches per step, a divisor of batch_size"""
     micro_batch: int | Literal["auto"] = key(0, numbers=COUNT_OR_ZERO)
     """images of a micro-batch on one device, instead of `accumulate`; 0: use `accumulate`; `auto`: the largest that
-    fits in memory. Batch norm takes its statistics from one micro-batch"""
+    fits in a GPU's memory. Batch norm takes its statistics from one micro-batch"""
     max_steps: int = key(0, numbers=COUNT_OR_ZERO)
     """stop after this many steps; 0: no limit"""
     optimizer: Literal["sgd", "adamw"] = key("adamw")

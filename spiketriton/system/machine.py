@@ -123,18 +123,6 @@ def shared_memory() -> int | None:
     return 0 if read_only else room.f_bavail * room.f_frsize
 
 
-def limit_memory(free: int | None) -> None:
-    """Lets this process allocate `free` more bytes; None, or where /proc does not say what it has: no limit."""
-    used = _bytes("/proc/self/status", "VmData")
-    if free is None or used is None:
-        return
-    import resource  # missing on Windows, where neither is known
-
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    limit = used + free if hard == resource.RLIM_INFINITY else min(used + free, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-
-
 def _bytes(path: str, name: str) -> int | None:
     """What a file of /proc says in kB."""
     try:

@@ -1,20 +1,18 @@
 """Out of memory: what a step needed, the keys that lower it, and the largest micro-batch that fits.
 
-`train.micro_batch = "auto"` tries each divisor of a device's batch, the largest first, on a throw-away network: one
-optimizer step, then a second forward and backward pass, when memory peaks. What was found is kept in the run folder:
-batch norm sees micro-batches, so a resumed run must keep its size.
+On a GPU `train.micro_batch = "auto"` tries each divisor of a device's batch, the largest first, on a throw-away
+network: one optimizer step, then a second forward and backward pass, when memory peaks. What was found is kept in the
+run folder: batch norm sees micro-batches, so a resumed run must keep its size.
 
-On a CPU each trial is a process whose memory is limited to what is free. Without the limit Linux would kill the
-process, and oneDNN computes no new convolution in a process that was refused memory once.
+On a CPU nothing is tried: Linux kills a process that takes too much, and oneDNN computes no new convolution in one that
+was refused memory once.
 """
 
 import gc
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -25,7 +23,6 @@ from spiketriton.data import Data, Facts
 from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import read_json
-from spiketriton.system import machine
 from spiketriton.system.errors import UserError
 from spiketriton.system.ranks import Ranks
 from spiketriton.training import environment
@@ -36,6 +33,9 @@ from spiketriton.training.meters import is_out_of_memory, peak_memory_mib
 from spiketriton.training.optim import build_optimizer
 from spiketriton.training.placement import Placement
 from spiketriton.training.randomness import random_state, set_random_state
+
+
+TRIED = ("cuda",)  # kinds of devices on which sizes are tried
 
 
 class OutOfMemory(UserError):
@@ -51,7 +51,8 @@ def explained(
         memory = torch.cuda.get_device_properties(device).total_memory
         had, total = "the peak allocated before", f" of {memory / 2**20:.0f} MiB"
     half = environment.choose_precision(recipe.train.precision, device).value != torch.float32
-    remedies = _remedies(recipe.train, recipe.model, recipe.neuron.kind != "relu", images, half)
+    spiking, tried = recipe.neuron.kind != "relu", device.type in TRIED
+    remedies = _remedies(recipe.train, recipe.model, spiking, images, half, tried)
     return OutOfMemory(
         f"out of memory on {device.type}: {_asked(str(error)) or 'memory'} more was asked for, {had} was "
         f"{peak:.0f} MiB{total}; a micro-batch is {images} images (train.batch_size = "
@@ -77,13 +78,13 @@ def _asked(message: str) -> str:
 
 
 def _remedies(
-    train: TrainConfig, model: ModelConfig, spiking: bool, images: int, half: bool
+    train: TrainConfig, model: ModelConfig, spiking: bool, images: int, half: bool, tried: bool
 ) -> list[str]:
     """Changes to the recipe that need less memory and are not made yet; the cheapest first."""
     tips = []
     if images > 1:
         fewer = next(n for n in range(images // 2, 0, -1) if images % n == 0)
-        auto = "" if train.micro_batch == "auto" else " or auto"
+        auto = " or auto" if tried and train.micro_batch != "auto" else ""
         tips.append(f"train.micro_batch={fewer}{auto} (the same batch in more parts)")
     if model.memory == "standard" and spiking:
         tips.append("model.memory=packed (the same gradients)")
@@ -137,21 +138,10 @@ def trial(recipe: Recipe, facts: Facts, frames: int, share: int, ranks: int, ima
     del others, buckets  # until then they took their memory
 
 
-def apart(free: int | None, run: Callable[[int], None], images: int) -> None:
-    """`run` in a process of its own, which may allocate `free` bytes (None: no limit is known)."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(_limited, free, run, images).result()
-
-
-def _limited(free: int | None, run: Callable[[int], None], images: int) -> None:
-    machine.limit_memory(free)
-    run(images)
-
-
 def settle(
     recipe: Recipe, data: Data, folder: RunFolder, note: Callable[[str], None], ranks: Ranks
 ) -> Data:
-    """`data` with the largest micro-batches that fit, for `train.micro_batch = "auto"`.
+    """`data` with the largest micro-batches that fit, for `train.micro_batch = "auto"`; on a CPU with whole batches.
 
     All ranks use the smallest size found by any of them. OutOfMemory: not even one image fits.
     """
@@ -164,13 +154,15 @@ def settle(
         note(f"micro-batch: {size} of {share} images, as this run began")
     else:
         device = environment.choose_device(recipe.train.device).value
+        tried = device.type in TRIED
         run = partial(trial, recipe, data.facts, data.frames, share, train.world_size)
-        fits, failure = _largest_that_fits(sizes, run, device, ranks.ranks_here)
+        fits, failure = _largest_that_fits(sizes, run) if tried else (share, None)
         if failure is not None:
             raise explained(failure, recipe, device, fits)
         ranks.meet()  # their trials may differ by minutes
         size = -int(ranks.most(-fits))
-        note(f"micro-batch: {size} of {share} images, the largest that fits in memory")
+        why = "the largest that fits in memory" if tried else "as none is tried on a CPU"
+        note(f"micro-batch: {size} of {share} images, {why}")
         folder.write_micro_batch(size)
     return replace(
         data,
@@ -189,16 +181,10 @@ def _read(path: Path, sizes: Sequence[int]) -> int:
 
 
 def _largest_that_fits(
-    sizes: Sequence[int], run: Callable[[int], None], device: torch.device, ranks_here: int
+    sizes: Sequence[int], run: Callable[[int], None]
 ) -> tuple[int, Exception | None]:
-    """The first of some falling numbers of images for which there is memory; or the last, and its failure.
-
-    Ranks on this machine share what is free.
-    """
+    """The first of some falling numbers of images for which there is memory; or the last, and its failure."""
     before, failure = random_state(), None
-    if device.type == "cpu":
-        free = machine.available_memory()
-        run = partial(apart, free and free // ranks_here, run)
     try:
         for size in sizes:
             if (failure := _failure(run, size)) is None:

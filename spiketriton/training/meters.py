@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import torch
@@ -123,7 +122,6 @@ def peak_memory_mib(device: torch.device) -> float:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` means that a GPU or the host ran out of memory."""
-    # Linux killed a trial's process for its memory
-    if isinstance(error, torch.OutOfMemoryError | MemoryError | BrokenExecutor):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)

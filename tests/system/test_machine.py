@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,39 +113,16 @@ def test_the_processor(tmp_path, monkeypatch):
     assert (machine.cpu_name(), machine.cpu_flags()) == ("Fast: 9", {"sse", "amx_bf16"})
 
 
-@pytest.mark.parametrize(
-    ("free", "used", "hard", "limit"),
-    [
-        (300, 200, resource.RLIM_INFINITY, 500),
-        (300, 200, 450, 450),
-        (None, 200, 900, None),
-        (300, None, 900, None),
-    ],
-)
-def test_a_process_gets_what_is_free_and_never_more_than_allowed(
-    monkeypatch, free, used, hard, limit
-):
-    done: list[object] = []
-    monkeypatch.setattr(machine, "_bytes", lambda *_: used)
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (77, hard))
-    monkeypatch.setattr(resource, "setrlimit", lambda *given: done.append(given))
-    machine.limit_memory(free)
-    assert done == ([(resource.RLIMIT_DATA, (limit, hard))] if limit else [])
-
-
 def test_the_free_memory_of_a_container(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "Path", lambda path: tmp_path / path.lstrip("/"))
     assert machine.available_memory() is None
-    assert machine._bytes("/proc/self/status", "VmData") is None
     for path, text in (
         ("proc/meminfo", "MemTotal: 999 kB\nMemAvailable:   100 kB\n"),
-        ("proc/self/status", "VmData:\t  30 kB\n"),
         ("sys/fs/cgroup/memory.max", "max\n"),
         ("sys/fs/cgroup/memory.current", "2000\n"),
     ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
-    assert machine._bytes("/proc/self/status", "VmData") == 30 * 1024
     for limit, free in (("max", 102_400), ("50000", 48_000), ("1000", 0), ("900000", 102_400)):
         (tmp_path / "sys/fs/cgroup/memory.max").write_text(limit)
         assert machine.available_memory() == free

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from profiling.harness.memory import peak_bytes
 from spiketriton.data import Data, Facts, build_data
 from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
-from spiketriton.system import machine
 from spiketriton.system.errors import EXIT_USER, UserError
 from spiketriton.system.ranks import Ranks
 from spiketriton.training import memory_limit
@@ -30,6 +28,13 @@ CPU_ERROR = RuntimeError(
     "tried to allocate 1048576000 bytes. Error code 12 (Cannot allocate memory)"
 )
 
+
+@pytest.fixture
+def tried_here(monkeypatch):
+    """Sizes are tried on this CPU, as on a GPU."""
+    monkeypatch.setattr(memory_limit, "TRIED", ("cpu",))
+
+
 # ---- the one line
 
 
@@ -40,6 +45,7 @@ def test_what_counts_as_out_of_memory():
         assert not is_out_of_memory(other)
 
 
+@pytest.mark.usefixtures("tried_here")
 @pytest.mark.parametrize(("error", "asked"), [(GPU_ERROR, "2.50 GiB"), (CPU_ERROR, "1000.0 MiB")])
 def test_the_line_says_what_was_asked_and_what_lowers_it(error, asked):
     line = str(explained(error, small_recipe(), CPU, 16))
@@ -56,6 +62,7 @@ def test_the_line_says_what_was_asked_and_what_lowers_it(error, asked):
     assert places == sorted(places)
 
 
+@pytest.mark.usefixtures("tried_here")
 @pytest.mark.parametrize(
     ("changes", "images", "gone"),
     [
@@ -79,11 +86,13 @@ def test_a_run_that_is_too_large_says_so_in_one_line(recipe):
     """Really: 252 MB for one tensor, of the 150 MB that the system gives to that process."""
     small_trainer(Path("warm")).fit(until=1)  # a compiler would not live on so little
     code = (
+        "import pathlib, re, resource\n"
         "from spiketriton.train import main\n"
-        "from spiketriton.system import machine\n"
         "from spiketriton.training import session\n"
         "from spiketriton.system.errors import run_command\n"
-        "machine.limit_memory(150 * 2**20)\n"
+        "status = pathlib.Path('/proc/self/status').read_text()\n"
+        "limit = 1024 * int(re.search(r'VmData:\\s+(\\d+)', status)[1]) + 150 * 2**20\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))\n"
         "run_command(main)"
     )
     large = ["time_steps=8", "model.width=64", "data.image_size=32", "train.batch_size=120"]
@@ -109,10 +118,12 @@ def test_wherever_a_run_meets_it(tmp_path, monkeypatch, error, place):
 # ---- the micro-batch that fits
 
 
-def trial_of(limit: int, tried: list[int]) -> Callable[[int | None, object, int], None]:
+def trial_of(limit: int, tried: list[int]) -> Callable[..., None]:
     """Fits so many images and no more; draws random numbers, as a real one does."""
 
-    def trial(free: int | None, run: object, images: int) -> None:
+    def trial(
+        recipe: object, facts: object, frames: int, share: int, ranks: int, images: int
+    ) -> None:
         tried.append(images)
         torch.rand(3)
         if images > limit:
@@ -128,6 +139,7 @@ def settled(path: Path, *overrides: str, ranks: Ranks | None = None) -> tuple[Da
     return settle(recipe, data, RunFolder.create(path, "small"), notes.append, ranks), notes
 
 
+@pytest.mark.usefixtures("tried_here")
 @pytest.mark.parametrize(
     ("batch", "limit", "tries", "more"),
     [
@@ -139,7 +151,7 @@ def settled(path: Path, *overrides: str, ranks: Ranks | None = None) -> tuple[Da
 )
 def test_the_largest_divisor_that_fits(tmp_path, monkeypatch, batch, limit, tries, more):
     tried: list[int] = []
-    monkeypatch.setattr(memory_limit, "apart", trial_of(limit, tried))
+    monkeypatch.setattr(memory_limit, "trial", trial_of(limit, tried))
     seed_everything(5)
     before = random_state()
     found, notes = settled(tmp_path, f"train.batch_size={batch}", *more)
@@ -156,8 +168,19 @@ def test_the_largest_divisor_that_fits(tmp_path, monkeypatch, batch, limit, trie
     assert notes == [f"micro-batch: {size} of {batch} images, as this run began"]
 
 
+def test_on_a_cpu_nothing_is_tried(tmp_path, monkeypatch):
+    tried: list[int] = []
+    monkeypatch.setattr(memory_limit, "trial", trial_of(0, tried))
+    assert "or auto" not in str(explained(CPU_ERROR, small_recipe(), CPU, 16))
+    found, notes = settled(tmp_path)
+    assert (tried, found.train.accumulate) == ([], 1)
+    assert notes == ["micro-batch: 16 of 16 images, as none is tried on a CPU"]
+    assert json.loads((tmp_path / "micro_batch.json").read_text()) == {"micro_batch": 16}
+
+
+@pytest.mark.usefixtures("tried_here")
 def test_not_even_one_image_fits(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_limit, "apart", trial_of(0, []))
+    monkeypatch.setattr(memory_limit, "trial", trial_of(0, []))
     with pytest.raises(OutOfMemory, match="a micro-batch is 1 images"):
         settled(tmp_path)
     assert not (tmp_path / "micro_batch.json").exists()
@@ -170,14 +193,15 @@ def test_a_damaged_result_is_named(tmp_path, content):
         settled(tmp_path)
 
 
+@pytest.mark.usefixtures("tried_here")
 def test_an_automatic_run_is_the_run_of_its_number_and_resumes(tmp_path, monkeypatch):
     """It trains as the number that was found says, and goes on so where more would fit."""
     auto, steps = "train.micro_batch=auto", "train.max_steps=9"
-    monkeypatch.setattr(memory_limit, "apart", trial_of(4, []))
+    monkeypatch.setattr(memory_limit, "trial", trial_of(4, []))
     small_trainer(tmp_path / "auto", auto, steps).fit(until=5)
     found = json.loads((tmp_path / "auto" / "micro_batch.json").read_text())
     assert found == {"micro_batch": 4}
-    monkeypatch.setattr(memory_limit, "apart", trial_of(99, []))
+    monkeypatch.setattr(memory_limit, "trial", trial_of(99, []))
     small_trainer(tmp_path / "auto", auto, steps, resume=True).fit()
     small_trainer(tmp_path / "number", "train.micro_batch=4", steps).fit()
     small_trainer(tmp_path / "parts", "train.accumulate=4", steps).fit()
@@ -187,7 +211,8 @@ def test_an_automatic_run_is_the_run_of_its_number_and_resumes(tmp_path, monkeyp
         assert_equal(state, states[0])
 
 
-def test_ranks_share_the_memory_and_wait_for_each_other(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("tried_here")
+def test_ranks_agree_and_wait_for_each_other(tmp_path, monkeypatch):
     """The smaller one of what fits is taken by all, after they have met: tries take minutes."""
     said: list[str] = []
 
@@ -201,24 +226,12 @@ def test_ranks_share_the_memory_and_wait_for_each_other(tmp_path, monkeypatch):
             said.append("agreed")
             return max(value, -2.0)  # the other one has room for two
 
-    given: list[tuple[int | None, int]] = []
-    monkeypatch.setattr(machine, "available_memory", lambda: 1000)
-    monkeypatch.setattr(
-        memory_limit, "apart", lambda free, run, images: given.append((free, images))
-    )
+    tried: list[int] = []
+    monkeypatch.setattr(memory_limit, "trial", trial_of(99, tried))
     found, _ = settled(tmp_path, ranks=Two())
-    assert given == [(500, 8)]  # of 16 images on two ranks
+    assert tried == [8]  # of 16 images on two ranks
     assert found.train.accumulate == 4
     assert said == ["met", "agreed"]
-
-
-def test_a_trial_apart_trains_in_a_process_that_is_limited(monkeypatch):
-    done: list[object] = []
-    monkeypatch.setattr(machine, "limit_memory", done.append)
-    threads = lambda workers, mp_context: ThreadPoolExecutor(workers)  # noqa: E731
-    monkeypatch.setattr(memory_limit, "ProcessPoolExecutor", threads)
-    memory_limit.apart(500, done.append, 4)
-    assert done == [500, 4]
 
 
 @pytest.mark.parametrize("compiles", [False, True])
