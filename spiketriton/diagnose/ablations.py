@@ -4,26 +4,23 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import get_args
 
 import numpy as np
 from torch import nn
 
-from spiketriton.config import PlainNet
 from spiketriton.config import replace as change
 from spiketriton.config.rules import BLOCK_NETS, PARALLEL
 from spiketriton.data import build_data
 from spiketriton.diagnose.diagnosed import Subject
-from spiketriton.diagnose.mean_field import MeanField
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import CLOSED, starts_closed
 from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import BlockNetwork
-from spiketriton.neurons import Norm, build_neuron
+from spiketriton.neurons import Norm
 from spiketriton.system.errors import UserError, one_line
 from spiketriton.training.losses import build_loss
 from spiketriton.training.placement import Placement
-from spiketriton.training.probing import NOISE, Prober, cut_time, probe_batches
+from spiketriton.training.probing import Prober, cut_time, probe_batches
 from spiketriton.training.randomness import seed_everything
 
 
@@ -66,18 +63,6 @@ class Ablation:
     override: str
     measured: Measurement
     overlap: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the mean field says of a net before training.
-
-    gain: of the gradient, from layer to layer.
-    overlap: what each layer keeps of an image, [layers].
-    """
-
-    gain: float
-    overlap: np.ndarray
 
 
 class Experiment:
@@ -151,24 +136,6 @@ class Experiment:
         finally:
             for norm, gain in zip(norms, gains, strict=True):
                 norm.weight.data.copy_(gain)
-
-    def predicted(self) -> Prediction | None:
-        """What the mean field says; None where it says nothing: trained weights, skips, other norms."""
-        model, neuron = self.recipe.model, self.recipe.neuron
-        if (
-            self.subject.state is not None
-            or model.name not in get_args(PlainNet)
-            or model.norm not in ("bn", "tdbn")
-            or model.start != "kaiming"
-            or self.data.frames
-        ):
-            return None
-        scale = neuron.v_threshold if model.norm == "tdbn" else 1.0
-        # before training all channels are alike
-        alike = replace(neuron, threshold_learnt=False, tau_learnt="layer")
-        steps, similar = self.recipe.time_steps, 1 / math.sqrt(1 + NOISE**2)
-        field = MeanField(build_neuron(alike, steps), steps, gamma=model.norm_gain * scale)
-        return Prediction(field.gain(model.depth), field.overlap(model.depth, similar))
 
     def ablations(self) -> list[Ablation]:
         """All of them, one change each."""

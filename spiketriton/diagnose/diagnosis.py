@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from spiketriton.diagnose.ablations import Ablation, Experiment, Prediction
+from spiketriton.diagnose.ablations import Ablation, Experiment
 from spiketriton.diagnose.cures import cures
 from spiketriton.diagnose.diagnosed import Subject
 from spiketriton.diagnose.trials import Trials, try_changes
@@ -19,7 +19,6 @@ class Diagnosis:
     measured, opened: what is shown, and whether residual blocks that start closed were opened for it
         (`Experiment.measure`).
     width: the surrogates' geometric mean over layers; None: I-LIF has none.
-    predicted: what the mean field says; None where it does not apply.
     trials: of changes; None where there was nothing to try, or it was not asked for.
     """
 
@@ -31,7 +30,6 @@ class Diagnosis:
     ablations: list[Ablation]
     signal: Signal
     width: float | None
-    predicted: Prediction | None
     trials: Trials | None
     images: int
     synthetic: bool
@@ -72,7 +70,6 @@ def diagnose(subject: Subject, batches: int = 1, tries: int = 0) -> Diagnosis:
         ablations=experiment.ablations(),
         signal=signal,
         width=experiment.width if experiment.has_surrogate else None,
-        predicted=experiment.predicted(),
         trials=tried,
         images=experiment.images,
         synthetic=experiment.data.synthetic,

@@ -37,9 +37,8 @@ def show(found: Diagnosis, console: Console) -> None:
     say(console, line, style=f"bold {COLOURS[verdict.word]}", indent="  ")
     for sentence in words.sentences(verdict):
         say(console, f"  {sentence}", indent="  ")
-    for sentence in (opening(found), prediction(found)):
-        if sentence:
-            say(console, f"  {sentence}", indent="  ")
+    if sentence := opening(found):
+        say(console, f"  {sentence}", indent="  ")
     console.print()
     heat_map(measured, console)
     console.print()
@@ -88,18 +87,6 @@ def opening(found: Diagnosis) -> str:
     )
 
 
-def prediction(found: Diagnosis) -> str:
-    """What the mean field says beside what was measured; "" where it says nothing."""
-    if found.predicted is None:
-        return ""
-    kept = two_digits(found.predicted.overlap[-1])
-    image = f"the forward signal at the last layer is {kept} (measured: {two_digits(found.signal.overlap[-1])})"
-    return (
-        f"predicted without data and weights (gradients/mean_field.py): from layer to layer the gradient grows by "
-        f"{found.predicted.gain:.3g} (measured: {found.measured.depth_gain:.3g}), {image}"
-    )
-
-
 def conclusion(found: Diagnosis) -> str:
     """What all of it comes to, in one sentence; `diagnose.words` says what to change."""
     verdict = found.verdict
@@ -131,7 +118,6 @@ def causes(found: Diagnosis) -> str:
 def as_json(found: Diagnosis) -> dict[str, Any]:
     """All of it, for `json_text`, which writes null for what is not finite."""
     verdict, measured = found.verdict, found.measured
-    predicted = found.predicted
     return {
         "subject": found.subject.title,
         "recipe": found.subject.recipe.name,
@@ -156,8 +142,6 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
         "width": found.width,
         "overlap": found.signal.overlap.tolist(),
         "arrives": found.signal.arrives,
-        "predicted_gain": None if predicted is None else predicted.gain,
-        "predicted_overlap": None if predicted is None else predicted.overlap.tolist(),
         "depth_profile": measured.depth_profile.tolist(),
         "time_profile": measured.time_profile.tolist(),
         "causes": causes(found),

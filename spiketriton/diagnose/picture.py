@@ -35,10 +35,6 @@ def draw(found: Diagnosis, path: Path) -> None:
             depth.plot(profile, range(len(profile)), **style)
             time.plot(positive(shown.time_profile), **style)
         image.plot(found.signal.overlap, range(len(found.signal.overlap)), color=BLUE, marker="o")
-        if found.predicted is not None:
-            predicted = found.predicted.overlap
-            image.plot(predicted, range(len(predicted)), color=GREY, ls="--", label="predicted")
-            figures.legend_below(image)
         image.set_title(f"Forward signal: {found.signal.overlap[-1]:.2f}")
         image.set_xlabel("similarity (1: same)")
         image.set_xlim(-0.05, 1.05)

@@ -1,4 +1,4 @@
-"""spiketriton evaluate RUN [--steps 1,2,4] [--against RUN ...] [--neurobench] [--json]"""
+"""spiketriton evaluate RUN [--steps 1,2,4] [--against RUN ...] [--json]"""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from spiketriton.runs.folder import RunFolder, refuse_unusable
 from spiketriton.runs.outputs import marked, output_folder, refuse_foreign
 from spiketriton.runs.rows import json_text, replace_file, write_json
 from spiketriton.system.commandline import Parser, number
-from spiketriton.system.errors import UserError, importing, need, run_command
+from spiketriton.system.errors import UserError, importing, run_command
 
 if TYPE_CHECKING:
     from spiketriton.training.trained import TrainedRun
@@ -23,8 +23,7 @@ examples:
 
 Writes evaluation.json and pictures to DIR (RUN/evaluation); files of another run there are not
 overwritten but named. The prediction after t steps is that of the mean logits of the first t, for every t from
-one pass. --neurobench also writes neurobench.json (pip install 'spiketriton[suites]').
-docs/evaluation.md explains what is counted and how."""
+one pass. docs/evaluation.md explains what is counted and how."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -39,9 +38,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="time steps to show, also beyond T",
     )
     parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
-    parser.add_argument(
-        "--neurobench", action="store_true", help="also run NeuroBench's harness on RUN"
-    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--out", metavar="DIR", help="output folder (RUN/evaluation)")
     parser.add_argument(
@@ -60,16 +56,13 @@ def main(arguments: list[str]) -> None:
         refuse_unusable(path, args.overrides)
     with importing():
         from spiketriton.evaluate.evaluation import evaluate
-        from spiketriton.evaluate.neurobench import neurobench
         from spiketriton.evaluate.pictures import draw_evaluations
-        from spiketriton.evaluate.tables import neurobench_line, show
-        from spiketriton.show.screen import console_of, say, show_whole
+        from spiketriton.evaluate.tables import show
+        from spiketriton.show.screen import console_of, show_whole
         from spiketriton.training.trained import load_run
         from spiketriton.training.weights import as_run
 
     args.run, *args.against = map(as_run, (args.run, *args.against))
-    if args.neurobench:
-        need("neurobench.benchmarks", "suites", "--neurobench")  # fails before data are loaded
     own = Path(args.run) / "evaluation"
     if args.out and Path(args.out).resolve() != own.resolve():
         refuse_foreign_results(Path(args.out), args.run)
@@ -87,17 +80,11 @@ def main(arguments: list[str]) -> None:
         written.append(folder / "comparison.json")
         write_json(written[1], [asdict(one) for one in evaluations], indent=1)
     written += draw_evaluations(folder, evaluations)
-    if args.neurobench:
-        harness = neurobench(runs[0])
-        written.append(folder / "neurobench.json")
-        write_json(written[-1], harness, indent=1)
     if args.json:
         print(json_text([asdict(one) for one in evaluations], indent=1), end="")
         return
     console = console_of()
     show(console, evaluations, args.steps)
-    if args.neurobench:
-        say(console, neurobench_line(harness))
     for path in written:
         show_whole(console, f"  {path}")
 
@@ -109,7 +96,7 @@ def refuse_foreign_results(folder: Path, run: str) -> None:
     numbers, path = folder / "evaluation.json", json.dumps(str(RunFolder.find(run).path))
     refuse_foreign([numbers], marked(f'"run": {path},'))
     if not numbers.exists():
-        others = ("comparison.json", "neurobench.json", *PICTURES)
+        others = ("comparison.json", *PICTURES)
         refuse_foreign((folder / name for name in others), lambda _: False)
 
 

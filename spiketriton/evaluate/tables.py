@@ -1,8 +1,8 @@
 """Evaluations as tables and sentences: cost by time step, activity by layer, comparisons."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -141,26 +141,6 @@ def verdict(one: Evaluation, evaluations: list[Evaluation]) -> str:
     first = evaluations[0]
     others = [e for e in evaluations if e is not one and (first in (one, e) or e.kind == "ann")]
     return " ".join([text, *(overtakes(one, other) for other in others)])
-
-
-def neurobench_line(found: Mapping[str, Any]) -> str:
-    metrics, ours = found["metrics"], found["ours"]
-    operations = metrics["SynapticOperations"]
-    text = (
-        f"NeuroBench {found['version']}: accuracy {100 * metrics['ClassificationAccuracy']:.2f} %, activation sparsity "
-        f"{metrics['ActivationSparsity']:.4f}, {operations['Effective_ACs']:,.0f} effective AC and "
-        f"{operations['Effective_MACs']:,.0f} effective MAC an image, footprint {metrics['Footprint']:,} bytes."
-    )
-    if ours is None:
-        return text
-    reasons = {
-        "shortcuts": "at shortcuts without weights, which it does not count",
-        "pools": "behind a mean, which it counts as MAC",
-        "sums": "at weights that read sums of spikes, which it counts as MAC where a sum is 2",
-    }
-    others = "".join(f", {ours[by]:,.0f} {why}" for by, why in reasons.items() if ours[by])
-    weights = f"{ours['weights']:,.0f} are at weights that read spikes"
-    return f"{text} Of our {sum(ours.values()):,.0f} AC, {weights}{others}."
 
 
 def replayed(found: "Comparison") -> list[str]:

@@ -34,7 +34,6 @@ from spiketriton.training.optim import build_optimizer
 from spiketriton.training.placement import Placement
 from spiketriton.training.randomness import random_state, set_random_state
 
-
 TRIED = ("cuda",)  # kinds of devices on which sizes are tried
 
 

@@ -238,8 +238,7 @@ def test_every_option_is_in_the_table(command, monkeypatch):
     with pytest.raises(Known) as found:
         import_module(home_of(command)).parse([])
     tried = {word for name in CALLS if name.split()[0] == command for word in CALLS[name][0]}
-    # a harness of others: tests/suites/test_neurobench.py
-    assert {*found.value.args[0]} <= tried | {"-h", "--help", "--neurobench"}
+    assert {*found.value.args[0]} <= tried | {"-h", "--help"}
 
 
 @pytest.mark.parametrize(("command", "amiss"), list(cells()))

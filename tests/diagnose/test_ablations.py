@@ -117,23 +117,3 @@ def test_weights_that_do_not_fit_are_the_users_mistake(tmp_path):
     small_trainer(tmp_path / "run", "train.max_steps=1").fit()
     with pytest.raises(UserError, match="do not fit this recipe"):
         Experiment(find_subject(str(tmp_path / "run"), ["model.width=6"], nothing))
-
-
-WIDE = ("model.name=mlp", "model.depth=6", "model.width=256", "time_steps=4")
-
-
-def test_what_the_mean_field_predicts_stands_beside_what_is_measured():
-    usual = (*WIDE, "model.start=kaiming")
-    experiment = Experiment(subject(*usual))
-    predicted = experiment.predicted()
-    assert predicted.gain == pytest.approx(experiment.prober().measure().depth_gain, rel=0.15)
-    assert len(predicted.overlap) == 6
-    alike = ("neuron.threshold_learnt=channel", "neuron.kind=plif", "neuron.tau_learnt=channel")
-    assert Experiment(subject(*usual, *alike)).predicted().gain == predicted.gain
-
-
-@pytest.mark.parametrize(
-    "changes", [WIDE, (*WIDE, "model.start=kaiming", "model.norm=none"), ("model.name=resnet8",)]
-)
-def test_the_mean_field_says_nothing_of_other_starts_norms_and_skips(changes):
-    assert Experiment(subject(*changes)).predicted() is None

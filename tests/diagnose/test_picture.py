@@ -25,7 +25,6 @@ def found(measured: Measurement, synthetic: bool = False):
         synthetic=synthetic,
         subject=SimpleNamespace(recipe=SimpleNamespace(name="small")),
         verdict=judge(measurement(np.ones((2, 2)), firing=np.ones((2, 2)))),
-        predicted=None,
         ablations=ablations,
         signal=Signal(np.array([0.75, 0.5]), True),
         opened=False,

@@ -1,14 +1,11 @@
 """NeuroBench's harness over trained runs: its accumulates are ours at weights that read spikes, to the spike."""
 
-import json
-
 import pytest
 
-from spiketriton.evaluate.__main__ import main
 from spiketriton.evaluate.evaluation import evaluate
-from spiketriton.evaluate.neurobench import neurobench
 from spiketriton.training.trained import load_run
 from tests.small_runs import small_trainer
+from tests.suites.harness import neurobench
 
 pytest.importorskip("neurobench", reason="the extra suites is not installed")
 
@@ -36,12 +33,8 @@ def test_the_harness_counts_as_we_do(name, tmp_path):
     assert 1 - metrics["ActivationSparsity"] == pytest.approx(own.mean_rate, rel=1e-9)
 
 
-def test_sums_of_spikes_are_named(tmp_path, capsys):
+def test_weights_that_read_sums_of_spikes_are_counted_by_themselves(tmp_path):
     small_trainer(tmp_path / "run", "train.max_steps=3", "model.block=sew").fit()
-    main([str(tmp_path / "run"), "--neurobench", "--images", "20"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "NeuroBench 2." in said
-    assert "at weights that read sums of spikes" in said
-    written = json.loads((tmp_path / "run" / "evaluation" / "neurobench.json").read_text())
-    assert written["images"] == 20
-    assert written["ours"]["sums"] > 0
+    found = neurobench(load_run(tmp_path / "run", test_images=20))
+    assert found["images"] == 20
+    assert found["ours"]["sums"] > 0

@@ -9,7 +9,7 @@ that read spikes themselves both counts are the same number.
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from spiketriton.evaluate.evaluation import first_images
 from spiketriton.models.agreement import counted_graph
 from spiketriton.models.graph import shapes_of
 from spiketriton.neurons import SpikingNeuron, one_by_one
-from spiketriton.system.errors import UserError, need
+from spiketriton.system.errors import UserError
 from spiketriton.training.trained import TrainedRun
 
 STATIC = ("Footprint", "ConnectionSparsity", "ParameterCount")
@@ -52,11 +52,10 @@ class _Batches:
 def neurobench(run: TrainedRun) -> dict[str, Any]:
     """Metrics of NeuroBench's harness on all test images, and our accumulates of one image by what reads the spikes.
 
-    ours: see `fan_out_by_reader`, or None where the network has no graph. UserError: neurobench or the data are
-    missing.
+    ours: see `fan_out_by_reader`, or None where the network has no graph.
     """
     benchmarks, models, static, of_data = (
-        need(f"neurobench.{name}", "suites", "--neurobench")
+        import_module(f"neurobench.{name}")
         for name in ("benchmarks", "models", "metrics.static", "metrics.workload")
     )
     data, test = run.data, run.data.test
@@ -95,14 +94,7 @@ def neurobench(run: TrainedRun) -> dict[str, Any]:
         kind: counter.operations_within()[-1] / test.images if counter.sources else 0.0
         for kind, counter in counters.items()
     }
-    return {
-        "run": str(run.folder.path),
-        "version": version("neurobench"),
-        "images": test.images,
-        "time_steps": steps,
-        "metrics": metrics,
-        "ours": ours or None,
-    }
+    return {"images": test.images, "metrics": metrics, "ours": ours or None}
 
 
 def _shown(run: TrainedRun, images: Tensor) -> Tensor:
