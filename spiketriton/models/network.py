@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from spiketriton.models.graph import Graph
@@ -141,8 +142,8 @@ class Network(nn.Module):
             neuron.stateful = stateful
         self.reset()
 
-    def set_synchronised(self, synchronised: bool = True) -> None:
-        """Whether batch norm takes its training statistics over all ranks, or over this one."""
+    def set_synchronised(self, synchronised: bool | dist.ProcessGroup = True) -> None:
+        """Whether batch norm takes its training statistics over all ranks, or those of a group, or over this one."""
         for norm in self._norms():
             norm.synchronised = synchronised
 

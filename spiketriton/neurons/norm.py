@@ -49,7 +49,8 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         self.fused = fused and not each_step
         self.first_step = 0  # of the next call, when a window is streamed in chunks
         self.tracks = True  # false while a batch that was already counted is recomputed
-        self.synchronised = False  # whether training statistics are taken over all ranks
+        # over which ranks training statistics are taken: a group, all (True), or this rank alone
+        self.synchronised: bool | dist.ProcessGroup = False
         self.step_gain = nn.Parameter(torch.ones(steps)) if steps else None
 
     def forward(self, y: Tensor) -> Tensor:
@@ -75,8 +76,10 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         self.count_batch(y)
         weight = self.weight if self.scale == 1 else self.weight * self.scale
         tensors = (y.flatten(0, 1), *self.statistics(), weight, self.bias)
-        batch_norm = F.batch_norm if self.process_group is None else _batch_norm_over_ranks
-        return batch_norm(*tensors, self.training, momentum, self.eps).unflatten(0, y.shape[:2])
+        group, rest = self.process_group, (self.training, momentum, self.eps)
+        if group is None:
+            return F.batch_norm(*tensors, *rest).unflatten(0, y.shape[:2])
+        return _batch_norm_over_ranks(group, *tensors, *rest).unflatten(0, y.shape[:2])
 
     def _apply_gains(self, current: Tensor, steps: int) -> Tensor:
         gains = self.gains(steps)
@@ -131,7 +134,9 @@ class Norm(nn.modules.batchnorm._BatchNorm):
     @property
     def process_group(self) -> dist.ProcessGroup | None:
         """The ranks over which this call takes its statistics; None: this rank alone."""
-        return dist.group.WORLD if self.synchronised and self.training else None
+        if not (self.synchronised and self.training):
+            return None
+        return dist.group.WORLD if self.synchronised is True else self.synchronised
 
     def extra_repr(self) -> str:
         steps = 0 if self.step_gain is None else len(self.step_gain)
@@ -147,24 +152,24 @@ def _batch_norm_over_ranks(*arguments: Any) -> Tensor:
 
 
 class _OverRanks(torch.autograd.Function):
-    """`F.batch_norm` in training, with statistics of x [N, C, ...] over all ranks; torch has this for GPUs only.
+    """`F.batch_norm` in training, with statistics of x [N, C, ...] over a group; torch has this for GPUs only.
 
     As in DistributedDataParallel: by x the gradient is that of the sum of the losses, by weight and bias this rank's
     share.
     """
 
     @staticmethod
-    def forward(ctx, x, running_mean, running_var, weight, bias, training, momentum, eps):
+    def forward(ctx, group, x, running_mean, running_var, weight, bias, training, momentum, eps):
         assert training
-        count = dist.get_world_size() * x.numel() // x.shape[1]
+        count = dist.get_world_size(group) * x.numel() // x.shape[1]
         dims = [0, *range(2, x.ndim)]
         own_var, own_mean = torch.var_mean(x.to(running_mean.dtype), dims, correction=0)
-        mean = _mean_over_ranks(own_mean)
-        var = _mean_over_ranks(own_var + (own_mean - mean).square())  # Chan et al. 1979
+        mean = _mean_over_ranks(own_mean, group)
+        var = _mean_over_ranks(own_var + (own_mean - mean).square(), group)  # Chan et al. 1979
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(var * (count / (count - 1)), momentum)
         ctx.save_for_backward(x, mean, var, weight)
-        ctx.eps = eps
+        ctx.eps, ctx.group = eps, group
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
@@ -176,15 +181,16 @@ class _OverRanks(torch.autograd.Function):
         xhat = (x.to(mean.dtype) - mean.view(by_channel)) * rstd.view(by_channel)
         sums = torch.stack([wide.sum(dims), (wide * xhat).sum(dims)])
         grad_bias, grad_weight = sums.unbind()
-        shift, slope = _mean_over_ranks(sums).div(x.numel() // x.shape[1]).view(2, *by_channel)
+        means = _mean_over_ranks(sums, ctx.group).div(x.numel() // x.shape[1])
+        shift, slope = means.view(2, *by_channel)
         grad_x = (wide - shift - xhat * slope) * (weight * rstd).view(by_channel)
-        return grad_x.to(x.dtype), None, None, grad_weight, grad_bias, None, None, None
+        return None, grad_x.to(x.dtype), None, None, grad_weight, grad_bias, None, None, None
 
 
-def _mean_over_ranks(x: Tensor) -> Tensor:
+def _mean_over_ranks(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     x = x.clone()
-    dist.all_reduce(x)
-    return x / dist.get_world_size()
+    dist.all_reduce(x, group=group)
+    return x / dist.get_world_size(group)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
@@ -155,6 +155,14 @@ class Group(Ranks):
 
     def averages(self, module: DistributedDataParallel, when: bool) -> AbstractContextManager[None]:
         return contextlib.nullcontext() if when else module.no_sync()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[dist.ProcessGroup]:
+        group = dist.new_group([self.rank], timeout=TIMEOUT, use_local_synchronization=True)
+        try:
+            yield group
+        finally:
+            dist.destroy_process_group(group)
 
     def explain(self, error: Exception) -> None:
         if isinstance(error, RuntimeError) and _TRANSPORT.search(str(error)):

@@ -67,5 +67,9 @@ class Ranks:
         """Inside, the backward of `module` averages gradients if `when` is true, else a later one does."""
         return contextlib.nullcontext()
 
+    def alone(self) -> AbstractContextManager[Any]:
+        """A process group of this rank, for what is computed with the others later; None where there are none."""
+        return contextlib.nullcontext()
+
     def explain(self, error: Exception) -> None:
         """Ends the process if `error` was caused by another rank."""

@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -114,7 +115,8 @@ class Session:
 def compile_kernels(trainer: Trainer) -> None:
     """The kernels that the trainer's steps launch, where a GPU runs them.
 
-    A machine's first rank compiles them, and its others find them compiled.
+    A machine's first rank compiles them, and its others find them compiled. Norms that ranks share
+    launch others than those of one rank, by themselves meanwhile: the other ranks wait.
     """
     data, monitor, ranks = trainer.data, trainer.monitor, trainer.ranks
     if not monitor.layers or not compiles(trainer.device):
@@ -128,7 +130,10 @@ def compile_kernels(trainer: Trainer) -> None:
     first_here = ranks.rank % ranks.ranks_here == 0  # torchrun numbers a machine's ranks in a row
     if not first_here:
         ranks.meet()
-    precompile(trainer.model, shape, monitor.probes, monitor.watch, trainer.placement, note)
+    with ranks.alone() if trainer.shares_statistics else nullcontext() as group:
+        trainer.model.set_synchronised(group or False)
+        precompile(trainer.model, shape, monitor.probes, monitor.watch, trainer.placement, note)
+        trainer.model.set_synchronised(False)
     if first_here:
         ranks.meet()
 

@@ -176,7 +176,7 @@ class Trainer:
         end = self.plan.steps if until is None else min(until, self.plan.steps)
         with self.stop, self.session():
             forget_peak_memory(self.device)  # of trials
-            self.model.set_synchronised(self.recipe.train.sync_bn and self.ranks.world_size > 1)
+            self.model.set_synchronised(self.shares_statistics)
             self.judge()
             while True:
                 if self.plan.tests(self.step) and self.progress.tested_at < self.step:
@@ -191,6 +191,11 @@ class Trainer:
                     self.log()
             self.save()
         return self.outcome()
+
+    @property
+    def shares_statistics(self) -> bool:
+        """Whether norms take their statistics over all ranks."""
+        return self.recipe.train.sync_bn and self.ranks.world_size > 1
 
     @property
     def accumulate(self) -> int:

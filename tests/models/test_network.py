@@ -48,7 +48,7 @@ def test_the_width_of_a_layer_that_is_not_there_is_refused(kind):
 
 def test_set_synchronised_reaches_every_norm():
     model = build()
-    for wanted in (True, False):
+    for wanted in (True, "a group", False):
         model.set_synchronised(wanted)
         assert [norm.synchronised for norm in norms_of(model).values()] == [wanted] * 9
 

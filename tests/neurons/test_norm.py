@@ -130,7 +130,8 @@ def two_ranks(monkeypatch):
     """torch.distributed as two threads see it that call it in step."""
     barrier, parts = threading.Barrier(2, timeout=60), []
 
-    def all_reduce(x):
+    def all_reduce(x, group):
+        assert group == "both"
         parts.append(x.clone())
         barrier.wait()
         total = parts[-1] + parts[-2]
@@ -138,7 +139,7 @@ def two_ranks(monkeypatch):
         x.copy_(total)
 
     group = SimpleNamespace(WORLD="both")
-    fake = SimpleNamespace(group=group, get_world_size=lambda: 2, all_reduce=all_reduce)
+    fake = SimpleNamespace(group=group, get_world_size=lambda group: 2, all_reduce=all_reduce)
     monkeypatch.setattr(module, "dist", fake)
 
 
@@ -169,6 +170,8 @@ def test_ranks_together_are_one_batch_norm_of_all_their_currents(two_ranks, spac
         for name, buffer in norm.named_buffers():
             torch.testing.assert_close(ours.get_buffer(name), buffer, rtol=1e-5, atol=1e-6)
     assert one[0].process_group == "both"
+    one[0].synchronised = "another"
+    assert one[0].process_group == "another"
     assert one[0].eval().process_group is None
     for name, parameter in norm.named_parameters():  # each rank has its share
         joined = one[0].get_parameter(name).grad + two[0].get_parameter(name).grad

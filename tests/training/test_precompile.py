@@ -4,6 +4,7 @@ In a process of its own, where Triton compiles and nothing is interpreted: a dri
 that only takes notes for Triton's; what the kernels compute comes from the compiled C++.
 """
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,9 @@ from spiketriton.system.ranks import Ranks
 from spiketriton.training import precompile, session
 from tests.child import said_by
 from tests.conftest import need_native
+from tests.processes import start_ranks
 
-TRAINING = """
+BEGIN = """
 import copy, json, sys
 from pathlib import Path
 import torch
@@ -48,11 +50,14 @@ class Both:
 passes._NEURON["triton"] = Both(triton_neuron, native)
 passes._STATISTICS["triton"] = Both(triton_norm, native)
 torch.set_num_threads(1)
+precompile.compiles = session.compiles = lambda device: True
+"""
+
+TRAINING = """
 changes = ["model.name=resnet20", "model.width=16", "data.test_images=16", "train.max_steps=2", "train.log_every=2"]
 trainer = small_trainer(Path(sys.argv[1]), *changes, display=Lines())
 with without_gpu(Driver()):
     stub_compiler(Noted)
-    precompile.compiles = session.compiles = lambda device: True
     before = copy.deepcopy((trainer.state_dict(), random_state()))
     session.compile_kernels(trainer)
     assert_equal((trainer.state_dict(), random_state()), before)
@@ -72,9 +77,40 @@ print(json.dumps([compiled, trainer.display.text]))
 """
 
 
+SHARED = """
+from spiketriton.system.torchrun import ranks_of_torchrun
+
+with ranks_of_torchrun() as ranks, without_gpu(Driver()):
+    changes = ["model.block=" + sys.argv[2], "train.sync_bn=true", "data.test_images=16", "train.max_steps=2"]
+    changes.append("train.log_every=2")
+    trainer = small_trainer(Path(sys.argv[1]), *changes, display=Lines(), ranks=ranks)
+    stub_compiler(Noted)
+    before = copy.deepcopy(trainer.state_dict())
+    session.compile_kernels(trainer)
+    assert_equal(trainer.state_dict(), before)
+    when[0] = "later"
+    trainer.fit()
+    print(json.dumps([compiled, trainer.display.text]))
+"""
+
+
+@pytest.mark.parametrize("block", ["plain", "ms"])
+def test_what_norms_launch_that_ranks_share_is_compiled_before_the_first_step_too(tmp_path, block):
+    """Each rank by itself: meanwhile the others wait for it, and could exchange nothing."""
+    need_native()
+    ranks = start_ranks("-c", BEGIN + SHARED, str(tmp_path / "run"), block, folder=tmp_path)
+    outputs = [rank.communicate()[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    for output in outputs:
+        compiled, said = json.loads(output.splitlines()[-1])
+        assert not [name for when, name in compiled if when == "later"]
+        assert {"walk_kernel", "statistics_kernel"} <= {name for _, name in compiled}
+        assert "kernels are compiled when" not in said
+
+
 def test_a_training_compiles_at_most_30_kernels_all_of_them_before_its_first_step(tmp_path):
     need_native()
-    compiled, said = said_by(TRAINING, str(tmp_path / "run"))
+    compiled, said = said_by(BEGIN + TRAINING, str(tmp_path / "run"))
     assert not [name for when, name in compiled if when == "later"]
     assert {"fire_kernel", "walk_kernel", "statistics_kernel"} <= {name for _, name in compiled}
     assert sum(when == "before the first step" for when, _ in compiled) <= 30
@@ -111,10 +147,11 @@ def test_a_machines_first_rank_compiles_for_its_others(monkeypatch, rank, here, 
     trainer = SimpleNamespace(
         data=data,
         ranks=ranks,
+        shares_statistics=False,
         device=torch.device("cpu"),
         monitor=SimpleNamespace(layers=["one"], probes=[], watch=None),
         display=SimpleNamespace(note=None),
-        model=None,
+        model=SimpleNamespace(set_synchronised=lambda wanted: None),
         placement=None,
     )
     session.compile_kernels(trainer)
