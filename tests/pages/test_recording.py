@@ -1,0 +1,37 @@
+"""docs/recording.py and the picture that it made: what `spiketriton train quickstart` prints."""
+
+import re
+import runpy
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[2]
+TEXT = "{http://www.w3.org/2000/svg}text"
+
+
+def test_each_line_appears_when_it_came_and_the_last_ones_stay():
+    script = runpy.run_path(str(ROOT / "docs" / "recording.py"))
+    rows, line = script["ROWS"], script["LINE"]
+    lines = [(float(second), f"line {second} <of> & more") for second in range(1, rows + 3)]
+    svg = script["drawn"](lines)
+    root = ElementTree.fromstring(svg)
+    texts = [text.text.replace("\N{NO-BREAK SPACE}", " ") for text in root.iter(TEXT)]
+    assert texts == ["$ spiketriton train quickstart", *(text for _, text in lines)]
+    appear = [float(at) for at in re.findall(r"@keyframes l\d+\{0%\{opacity:0\}([\d.]+)%", svg)]
+    film = 100 * script["FILM"] / (script["FILM"] + script["STILL"])
+    wanted = [0.0, *(film * seconds / lines[-1][0] for seconds, _ in lines)]
+    assert [round(at, 2) for at in wanted] == appear
+    assert (
+        f"translate(0 {-line * (len(texts) - rows)})" in svg
+    )  # what a picture that stands still shows
+
+
+def test_the_recording_ends_as_the_front_page_says():
+    """README.md, first row of the results: the accuracy of `quickstart`; and that its verdict is healthy."""
+    root = ElementTree.parse(ROOT / "docs" / "img" / "quickstart.svg").getroot()
+    lines = [(text.text or "").replace("\N{NO-BREAK SPACE}", " ") for text in root.iter(TEXT)]
+    last = [line for line in lines if line.startswith("test accuracy")]
+    measured = re.fullmatch(r"test accuracy\s+([\d.]+) %", last[-1])
+    shown = re.search(r"\| `quickstart`: .*?\| ([\d.]+) %", (ROOT / "README.md").read_text("utf-8"))
+    assert f"{float(measured[1]):.1f}" == shown[1]
+    assert any(line.startswith("healthy: ") for line in lines)
