@@ -13,6 +13,7 @@ from spiketriton.models.layers import Parts
 from spiketriton.models.memory import PackedSpikes
 from spiketriton.neurons import Norm, SpikingNeuron, told_of_spikes
 from spiketriton.system.errors import UserError
+from spiketriton_kernels.nn.draws import undrawn
 
 
 class Network(nn.Module):
@@ -183,7 +184,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode within the block; afterwards the mode and the random state are as before."""
-    with in_eval_mode(model), torch.random.fork_rng(devices=[]):
+    with in_eval_mode(model), undrawn(devices=[]):
         yield
 
 

@@ -214,6 +214,12 @@ def test_norms_are_fused_where_a_copy_answers_alike_in_both_modes():
     assert build(f"{HERE}:FrozenNorm", "model.fused=false").differs == ""
 
 
+def test_a_membrane_is_kept_where_the_network_reads_it():
+    assert not any(neuron.stateful for _, neuron in build(f"{HERE}:LongSkip").spiking_layers())
+    model = build("tests.models.public_nets:ThresholdNorm")
+    assert all(neuron.stateful for _, neuron in model.spiking_layers())
+
+
 def test_norms_of_others_are_not_joined_over_devices_and_the_refusal_says_why():
     with pytest.raises(
         UserError, match=r"sync_bn = true has no effect because .*batch norms are its own"

@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from .calls import on_kernel
+from .draws import drawn, undrawn
 from .handed import NormHandedOn
 from .neurons import SpikingNeuron
 
@@ -76,10 +77,16 @@ def _graphs(part: nn.Module) -> dict[str, fx.Graph]:
         modes["the mode that it is in"] = own
     graphs, held = {}, _held(part)
     for mode, flags in modes.items():
+        began = drawn()
         try:
             for module, training in zip(modules, flags, strict=True):
                 module.training = training
-            graphs[mode] = _Tracer().trace(part)
+            with undrawn(devices=[]):
+                graphs[mode] = _Tracer().trace(part)
+                if drawn() != began:
+                    raise ValueError(
+                        f"in {mode} it draws random numbers, and others may give another graph"
+                    )
         finally:  # forward has run on proxies, and may have kept one
             for container, content in held:
                 container.clear()
@@ -256,6 +263,12 @@ def _ending_norm(
 def _has_hooks(module: nn.Module) -> bool:
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name) for name in names)
+
+
+def join(net: nn.Module, copied: nn.Module, fused: dict[str, str]) -> None:
+    """Joins in a network what ``fuse`` joined in a copy of it."""
+    for norm_name in fused.values():
+        _join(net, norm_name, copied.get_submodule(norm_name).folded)  # type: ignore[arg-type]
 
 
 def _join(net: nn.Module, norm_name: str, folded: bool) -> None:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .draws import seeded
 from .fuse import fuse as fuse_norms
+from .fuse import join
 from .neurons import SpikingNeuron
 from .peers import is_neuron, translate
 
@@ -215,7 +217,8 @@ def fuse_compared(net: nn.Module, report: SwapReport, inputs: tuple, call: Call)
         why = f"a copy with norms in the neurons' kernels answers otherwise: {' '.join(str(error).split())}"
         report.unfused = dict.fromkeys(names, why)
         return why
-    report.fused, _ = fuse_norms(net, {n: net.get_submodule(n) for n in names})  # type: ignore[misc]
+    join(net, after, fused)
+    report.fused = fused
     return ""
 
 
@@ -294,8 +297,7 @@ def _cast(inputs: tuple, dtype: torch.dtype) -> tuple:
 
 def _run(net: nn.Module, inputs: tuple, call: Call) -> dict[str, dict[str, Tensor]]:
     """Outputs, gradients of a fixed random sum of them by parameters and inputs, and buffers, by name."""
-    with torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(0)
+    with seeded(), torch.enable_grad():
         outputs = [o for o in pytree.tree_leaves(call(net, *inputs)) if isinstance(o, Tensor)]
         for parameter in net.parameters():
             parameter.grad = None

@@ -2,13 +2,16 @@
 
 import copy
 import pickle
+import random
 
+import numpy as np
 import pytest
 import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn as torch_nn
 
 from spiketriton_kernels.nn import swap
+from spiketriton_kernels.nn.draws import drawn
 from spiketriton_kernels.nn.handed import Handed, NormHandedOn
 from tests.kernels.support import normal
 
@@ -121,6 +124,19 @@ def test_norms_are_fused_where_nothing_else_reads_between(case):
         functional.reset_net(before)
     for name, buffer in before.named_buffers():
         torch.testing.assert_close(net.get_buffer(name), buffer)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: float(torch.rand(()))])
+def test_what_a_draw_leads_to_is_not_fused_and_is_checked_with_the_same_draws(draw):
+    net = Between(lambda m, x: m.node(m.norm(x) * (1.0 if m.training and draw() < 0.5 else 0.9)))
+    x = normal((T, B, C, 6), mean=0.5)
+    for state in range(4):
+        random.seed(state), np.random.seed(state), torch.manual_seed(state)  # noqa: NPY002
+        before = drawn()
+        report = swap(torch_nn.Sequential(copy.deepcopy(net)), fuse=True, check=x)
+        assert report.fused == {}
+        assert "in training mode it draws random numbers" in report.unfused["0.node"]
+        assert drawn() == before
 
 
 CHANGING = [
