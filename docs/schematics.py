@@ -101,7 +101,7 @@ def plus(axes: Axes, y: float) -> None:
 ZERO = "norm, weight 0"
 BLOCKS = {
     "plain": (["conv", "norm", "neuron", "conv", ZERO, "+", "neuron"], "shortcut: spikes"),
-    "SEW": (["conv", "norm", "neuron", "conv", ZERO, "neuron", "+"], "shortcut: spikes"),
+    "SEW": (["conv", "norm", "neuron", "conv", "norm", "neuron", "+"], "shortcut: spikes"),
     "MS": (["neuron", "conv", "norm", "neuron", "conv", ZERO, "+"], "shortcut: currents"),
 }
 
@@ -109,7 +109,7 @@ BLOCKS = {
 def blocks() -> Figure:
     """Three residual blocks from the input (bottom) to the output (top)."""
     figure = new_figure(
-        10, 6.2, "Residual branches start at zero, so each block starts as its shortcut"
+        10, 6.2, "Branches of plain and MS blocks start at zero: each block starts as its shortcut"
     )
     for axes, (name, (parts, shortcut)) in zip(figure.subplots(1, 3), BLOCKS.items(), strict=True):
         axes.set(xlim=(-1.3, 2.5), ylim=(-0.9, 7.5))

@@ -269,7 +269,7 @@ class ModelConfig(TableOfPart):
     residual_gain: float | Literal["auto"] = key("auto", numbers=RATE)
     """initial weight of the last norm of every `plain`, `sew` and `ms` block; 0 (zero-initialised): each block starts
     as its shortcut, and the forward signal reaches the last layer at any depth; `auto`: 0, but 1 / sqrt(number of
-    blocks) for `ilif`"""
+    blocks) for `ilif`, and else 1 for `sew`"""
     residual_bias: float | Literal["auto"] = key("auto", numbers=Range(-1e3, 1e3))
     """initial bias of the last norm of a `plain` block: how far a spike of the shortcut lifts the current above the
     threshold; `auto`: as far as a silent neuron is below it at the last step"""

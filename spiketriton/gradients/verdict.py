@@ -328,7 +328,9 @@ def lost_at(overlap: np.ndarray, limit: float) -> int | None:
 def starts_closed(model: ModelConfig) -> bool:
     """Whether the net has residual blocks that start with little or no gain."""
     blocks = model.name in BLOCK_NETS and model.block != "preact" and model.norm != "none"
-    return blocks and (model.residual_gain == "auto" or model.residual_gain < CLOSED)
+    if model.residual_gain == "auto":
+        return blocks and model.block != "sew"
+    return blocks and model.residual_gain < CLOSED
 
 
 def _compared(measured: Measurement, model: ModelConfig) -> Sequence[int]:

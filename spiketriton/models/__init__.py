@@ -73,10 +73,15 @@ def _start(net: "BlockNetwork", parts: Parts) -> None:
 
 
 def _block_gain(model: ModelConfig, neuron: NeuronConfig, blocks: int) -> float:
-    """Weight of the last norm of a block. The signal of I-LIF survives open blocks, and they learn sooner."""
+    """Weight of the last norm of a block. The signal of I-LIF survives open blocks, and they learn sooner.
+
+    SEW blocks start as those of their authors: from zero they were no better (docs/gradient_flow.md).
+    """
     if model.residual_gain != "auto":
         return model.residual_gain
-    return blocks**-0.5 if neuron.kind == "ilif" else 0.0
+    if neuron.kind == "ilif":
+        return blocks**-0.5
+    return 1.0 if model.block == "sew" else 0.0
 
 
 def _block_bias(model: ModelConfig, weight: float, neuron: NeuronConfig, steps: int) -> float:

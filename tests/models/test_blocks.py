@@ -116,9 +116,15 @@ def test_blocks_start_at_the_gain_and_bias_of_the_recipe(name):
 
 @pytest.mark.parametrize(
     ("kind", "block", "weight"),
-    [("ilif", "ms", 3**-0.5), ("ilif", "plain", 3**-0.5), ("lif", "ms", 0)],
+    [
+        ("ilif", "ms", 3**-0.5),
+        ("ilif", "plain", 3**-0.5),
+        ("ilif", "sew", 3**-0.5),
+        ("lif", "ms", 0),
+        ("lif", "sew", 1),
+    ],
 )
-def test_without_a_key_blocks_of_ilif_start_open(kind, block, weight):
+def test_without_a_key_blocks_of_ilif_and_sew_start_open(kind, block, weight):
     net = build("resnet8", neuron={"kind": kind}, block=block, residual_gain="auto")
     (gain,) = {gain for gain, _ in starts(net).values()}
     assert gain == pytest.approx(weight)
