@@ -20,6 +20,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from spiketriton.config import Recipe
 from spiketriton.export.weights import export_safetensors
 from spiketriton.models import count_parameters
 from spiketriton.runs.rows import Rows, read_json, replace_file
@@ -39,6 +40,7 @@ COLUMNS = (
 )
 # what a stranger has elsewhere, or what changes no weight
 ELSEWHERE = ("data.root=", "data.workers=", "data.cache=", "train.device=")
+NAMES = {"cifar10": "CIFAR-10", "imagenette": "Imagenette", "ilif": "I-LIF"}
 Row = dict[str, str]
 
 
@@ -70,7 +72,7 @@ def row_of(run: TrainedRun, name: str, weights: str) -> Row:
         "data": run.recipe.data.label + (" (JPEG)" if "JPEG" in run.data.note else ""),
         "command": command(first["command"]),
         "neuron": "relu (ANN)" if neuron == "relu" else neuron,
-        "T": "-" if neuron == "relu" else str(run.recipe.time_steps),
+        "T": steps_of(run.recipe),
         "parameters": str(count_parameters(run.model)),
         "epochs": f"{run.recipe.train.epochs:g}",
         "seed": str(run.recipe.seed),
@@ -84,6 +86,14 @@ def row_of(run: TrainedRun, name: str, weights: str) -> Row:
         "commit": str(first["commit"])[:9],
         "weights": weights,
     }
+
+
+def steps_of(recipe: Recipe) -> str:
+    """T; "T x D" of neurons with up to D spikes a step, which are D steps of binary ones; "-" of an ANN."""
+    kind, steps = recipe.neuron.kind, str(recipe.time_steps)
+    if kind == "relu":
+        return "-"
+    return f"{steps} x {recipe.neuron.levels}" if kind == "ilif" else steps
 
 
 def row_of_peer(folder: Path, name: str) -> Row:
@@ -197,9 +207,15 @@ def draw(rows: Sequence[Row]) -> None:
 
     What begins with the weights of another row begins where that ends.
     """
+    sets = {row["data"].partition(" ")[0]: None for row in rows}
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+        size = (5.5 * len(sets) + 1.5, 4)
+        figure, places = plt.subplots(
+            1, len(sets), figsize=size, layout="constrained", squeeze=False
+        )
+        panels = dict(zip(sets, places[0], strict=True))
         for row in rows:
+            axes = panels[row["data"].partition(" ")[0]]
             tests = Rows(CURVES / f"{row['name']}.jsonl").read()
             before = minutes_before(row, rows)
             minutes = [before + test["seconds"] / 60 for test in tests]
@@ -210,11 +226,12 @@ def draw(rows: Sequence[Row]) -> None:
             place = {"xytext": (5, -11) if others else (2, 5), "ha": "left" if others else "right"}
             text, end = f"{label}, {row['accuracy']} %", (minutes[-1], accuracy[-1])
             axes.annotate(text, end, color=colour, fontsize=9, textcoords="offset points", **place)
-        axes.set_title("Accuracy on CIFAR-10's test images after each epoch")
-        axes.set_xlabel("minutes, tests included")
-        axes.set_ylabel("test accuracy, %")
-        axes.margins(x=0.35)
-        axes.set_xlim(left=0)
+        for name, axes in panels.items():
+            axes.set_title(f"{NAMES.get(name, name)}: accuracy of all test images after each epoch")
+            axes.set_xlabel("minutes, tests included")
+            axes.set_ylabel("test accuracy, %")
+            axes.margins(x=0.35)
+            axes.set_xlim(left=0)
         figure.savefig(PICTURE, dpi=150)
         plt.close(figure)
 
@@ -224,7 +241,7 @@ def line_of(row: Row) -> tuple[str, str]:
     if row["T"] == "-":
         return "ANN twin", GREEN
     kind, _, library = row["neuron"].partition(" (")
-    label = f"{kind.upper()}, T = {row['T']}"
+    label = f"{NAMES.get(kind, kind.upper())}, T = {row['T']}"
     return (f"{library.rstrip(')')}, {label}", ORANGE) if library else (label, BLUE)
 
 
@@ -250,7 +267,7 @@ def main() -> None:
         add(given.add, given.name)
     rows = read()
     replace_file(PAGE, page(PAGE.read_text("utf-8"), rows))
-    draw([row for row in rows if row["data"].startswith("cifar10")])
+    draw(rows)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spiketriton.config import load_recipe
 from spiketriton.runs.rows import Rows
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import load_run
@@ -48,6 +49,14 @@ def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
     stranger = {"weights": "", "minutes": "5", "command": start.format("../theirs.safetensors")}
     found = [SCRIPT["minutes_before"](row, [*rows, stranger]) for row in (*rows, stranger)]
     assert found == pytest.approx([0, 47.1, 57.1, 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [([], "4"), (["neuron.kind=relu"], "-"), (["neuron.kind=ilif", "neuron.levels=3"], "4 x 3")],
+)
+def test_steps_are_said_as_binary_ones(changes, said):
+    assert SCRIPT["steps_of"](load_recipe("cifar10_r20", changes)) == said
 
 
 def test_a_command_loses_its_places_alone():
