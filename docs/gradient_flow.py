@@ -35,7 +35,7 @@ from spiketriton.models.blocks import Block
 from spiketriton.neurons import SpikingNeuron
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from spiketriton.system import machine
-from spiketriton.training.losses import Loss, build_loss
+from spiketriton.tasks import Loss, build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule
 from spiketriton.training.probing import Prober
 

@@ -26,7 +26,7 @@ from spiketriton.models import build_model
 from spiketriton.runs.rows import replace_file
 from spiketriton.show.figures import BLUE, GREEN, ORANGE, STYLE
 from spiketriton.system.errors import UserError
-from spiketriton.training.losses import build_loss
+from spiketriton.tasks import build_loss
 from spiketriton.training.probing import Prober
 
 HERE = Path(__file__).parent

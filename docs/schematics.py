@@ -189,6 +189,7 @@ CORE = {  # the core's folders and where they stand; what is low is imported by 
     "models": (3.2, 2.0),
     "runs": (8.9, 1.75),
     "data": (1.0, 2.65),
+    "tasks": (7.0, 1.0),
     "neurons": (5.2, 1.25),
     "config": (3.2, 0.45),
     "system": (3.2, -0.25),

@@ -12,8 +12,8 @@ from spiketriton.diagnose.ablations import Experiment
 from spiketriton.diagnose.diagnosed import Subject
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import UserError
+from spiketriton.tasks import build_loss
 from spiketriton.train import main
-from spiketriton.training.losses import build_loss
 from spiketriton.training.probing import Prober, cut_time
 from tests.models.test_foreign import HERE, SMALL_ONES, build, recipe_of
 from tests.small_runs import assert_equal, last_state, small_recipe
@@ -53,7 +53,7 @@ def test_a_recipe_trains_it_resumes_it_and_keeps_what_became_of_it(
     assert run.predict(torch.rand(2, 1, 8, 8)).shape == (2, 10)
     found = run.evaluate()
     assert "has no graph" in found.uncounted
-    assert found.accuracy[-1] == last_state(Path("whole"))["test_accuracy"]
+    assert found.accuracy[-1] == last_state(Path("whole"))["test_score"]
     assert [len(layer.rate) for layer in found.layers] == [3] * len(run.model.spiking_layers())
     assert main(["r.toml", "train.max_steps=3", "--run-dir", "part"]) == 0
 

@@ -180,7 +180,7 @@ def test_a_run_is_loaded_without_its_data(tmp_path, monkeypatch):
     """And it answers as it did in the test at the end of its training."""
     run, data = tmp_path / "run", build_data(small_recipe())
     trainer = small_trainer(run)
-    accuracy = trainer.fit().progress.test_accuracy
+    accuracy = trainer.fit().progress.test_score
     monkeypatch.setattr("spiketriton.training.trained.build_data", lambda _: pytest.fail("data"))
     loaded = spiketriton.load_run(run)
     raw = data.test.dataset.split.read(data.test.members)

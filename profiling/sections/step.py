@@ -48,9 +48,9 @@ from spiketriton.models.blocks import Block
 from spiketriton.models.feedforward import Layer
 from spiketriton.neurons import Norm, SpikingNeuron
 from spiketriton.system.errors import UserError
+from spiketriton.tasks import build_loss
 from spiketriton.training.environment import choose_precision, name_of
 from spiketriton.training.graphs import WARM_UP, CudaGraphs, Steps, obstacle_of
-from spiketriton.training.losses import build_loss
 from spiketriton.training.optim import build_optimizer, tensors_of
 from spiketriton.training.placement import Placement
 from spiketriton.training.precompile import precompile

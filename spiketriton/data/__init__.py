@@ -41,6 +41,7 @@ from spiketriton.data.transforms import (
     Transform,
 )
 from spiketriton.system.errors import UserError
+from spiketriton.tasks import Task, task_of
 
 __all__ = ["Data", "Facts", "TestSet", "TrainStream", "build_data", "given_images"]
 
@@ -62,6 +63,7 @@ class Data:
     """A data set ready to train on: images float32 [b, C, S, S], or recordings, time first, [T, b, C, S, S]."""
 
     facts: Facts
+    task: Task
     train: TrainStream
     test: TestSet
     validation: TestSet | None = None  # images held out of training, to choose weights by
@@ -148,6 +150,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
             raise UserError(f'data.name = "{config.name}": {answer}')
     return Data(
         facts=facts,
+        task=task_of(recipe.loss, facts.class_counts),
         train=TrainStream(
             dataset=batches,
             members=training,

@@ -18,7 +18,7 @@ from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import BlockNetwork
 from spiketriton.neurons import Norm
 from spiketriton.system.errors import UserError, one_line
-from spiketriton.training.losses import build_loss
+from spiketriton.tasks import build_loss
 from spiketriton.training.placement import Placement
 from spiketriton.training.probing import Prober, cut_time, probe_batches
 from spiketriton.training.randomness import seed_everything

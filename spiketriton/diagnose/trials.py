@@ -18,7 +18,7 @@ from spiketriton.diagnose.cures import Cure, change_neurons
 from spiketriton.gradients.verdict import LIMITS
 from spiketriton.models import Network, build_model
 from spiketriton.system.errors import UserError
-from spiketriton.training.losses import build_loss
+from spiketriton.tasks import build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule, clipped_norm
 from spiketriton.training.placement import Placement
 from spiketriton.training.probing import MOST

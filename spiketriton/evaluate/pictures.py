@@ -16,7 +16,8 @@ from spiketriton.evaluate.results import Evaluation
 from spiketriton.runs.rows import METRICS, Rows, replace_file
 from spiketriton.show import figures
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, heat_map, layer_figure, new_figure
-from spiketriton.show.words import synthetic_note
+from spiketriton.show.words import in_unit, synthetic_note
+from spiketriton.tasks import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,7 +111,8 @@ def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
     for one, colour in coloured(evaluations):
         rows = Rows(Path(one.run) / "metrics.jsonl", METRICS).read()
         tests = [row for row in rows if row["kind"] == "eval"]
-        if points := [(row["epoch"], 100 * row["test_accuracy"]) for row in tests]:
+        scores = ((row["epoch"], Score.of_row(row)) for row in tests)
+        if points := [(epoch, in_unit(found)) for epoch, found in scores if found]:
             axes.plot(*zip(*points, strict=True), color=colour, marker="o", label=one.label)
             ends[one.label] = points[-1][1]
     if len(ends) < 2:

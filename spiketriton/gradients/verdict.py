@@ -23,6 +23,7 @@ import numpy as np
 from spiketriton.config import LossConfig, ModelConfig, Recipe, TrainConfig
 from spiketriton.config.rules import BLOCK_NETS, PlainNet
 from spiketriton.gradients.measurement import Measurement, Signal
+from spiketriton.tasks import Score, task_of
 
 
 class Word(StrEnum):
@@ -64,7 +65,7 @@ class LIMITS:
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
     steps = 50  # ... the mean over as many steps, ...
     since = 100  # ... from this step on, and after the warm-up
-    deviations = 3.0  # of a test's accuracy from that of the largest class, in standard deviations
+    deviations = 3.0  # of a test's score from that of guessing, in standard deviations
 
 
 DEAD_SHARE = 0.9  # of a layer's neurons, outside the surrogate's reach: worth a sentence
@@ -90,17 +91,15 @@ def planned_steps(train: TrainConfig, images: int) -> int:
 class Learned:
     """What a training knows of what the net can do.
 
-    loss: in training; None where it says nothing, as that of a loss whose value for guessing is not known.
-    accuracy, images: of the last test; None and 0 before it.
-    guess_loss, guess_accuracy: of always answering with the shares of the classes, and of the images that were
-        tested with the largest class; None before a test.
+    loss, guess_loss: in training, and that of guessing; None where it says nothing, as that of a loss whose value for
+        guessing is not known.
+    score, images: of the last test, with the score of guessing; None and 0 before it.
     """
 
     loss: float | None
-    accuracy: float | None
-    images: int
-    guess_loss: float
-    guess_accuracy: float | None
+    guess_loss: float | None
+    score: Score | None = None
+    images: int = 0
 
     @classmethod
     def of(
@@ -111,29 +110,21 @@ class Learned:
         test: Mapping[str, Any] | None = None,
     ) -> "Learned | None":
         """`counts`: training images of each class; `test`: a row of metrics.jsonl. None where nothing is known."""
-        # a teacher's loss is mixed with its own, and has no known value for guessing
-        known = config.kind == "cross_entropy" and config.teacher == "-" and sum(counts) > 0
-        loss = loss if known else None
-        largest = None if test is None else test.get("test_largest_class")
-        if loss is None and largest is None:
-            return None
-        shares = np.array(counts, float) / max(sum(counts), 1)
-        shares = shares[shares > 0]
-        entropy = float(-(shares * np.log(shares)).sum())
-        if config.class_weights == "balanced":
-            entropy = math.log(len(counts))
-        if test is None or largest is None:
-            return cls(loss, None, 0, entropy, None)
-        return cls(loss, test["test_accuracy"], test["test_images"], entropy, largest)
+        guess = task_of(config).guess_loss(tuple(counts))
+        loss = loss if guess is not None else None
+        score = None if test is None else Score.of_row(test)
+        if test is None or score is None or score.chance is None:
+            return None if loss is None else cls(loss, guess)
+        return cls(loss, guess, score, test["test_images"])
 
     @property
     def at_chance(self) -> bool:
         """Whether it does no better than guessing; the test counts for more than the loss."""
-        if self.accuracy is not None and self.guess_accuracy is not None:
-            share = self.guess_accuracy
-            noise = math.sqrt(share * (1 - share) / self.images)
-            return self.accuracy <= share + LIMITS.deviations * noise
-        return self.loss is not None and not self.loss < LIMITS.loss * self.guess_loss
+        if (found := self.score) is not None and found.chance is not None:
+            return not found.beats(found.chance, LIMITS.deviations * found.spread)
+        if self.loss is None or self.guess_loss is None:
+            return False
+        return not self.loss < LIMITS.loss * self.guess_loss
 
 
 def learned_by(

@@ -57,7 +57,7 @@ Kinds = Mapping[str, Mapping[str, type]]
 _ALL: dict[str, type] = {"step": int, "epoch": float, "seconds": float}
 METRICS: Kinds = {
     "train": _ALL | dict.fromkeys(("loss", "lr", "grad_norm"), object),
-    "eval": _ALL | dict.fromkeys(("test_accuracy", "test_loss"), object),
+    "eval": _ALL | dict.fromkeys(("test_loss",), object),  # and the score, see `tasks.Score`
 }
 """What each row of metrics.jsonl has, by its kind; numbers where it says `object` may be null."""
 GRADIENTS: Kinds = {"": {"step": int, "layer": str, "index": int, "time_step": int}}

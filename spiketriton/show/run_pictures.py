@@ -13,7 +13,8 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show import figures
 from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, layer_figure, positive
-from spiketriton.show.words import percent
+from spiketriton.show.words import in_unit, in_words, scored, unit
+from spiketriton.tasks import Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,31 +33,35 @@ def draw_run(folder: RunFolder, title: str) -> list[Path]:
 
 
 def curves(rows: list[Row], title: str) -> Figure | None:
-    """Loss, learning rate and test accuracy against epochs; None without rows."""
+    """Loss, learning rate and test score against epochs; None without rows."""
     train = [row for row in rows if row["kind"] == "train"]
     tests = [row for row in rows if row["kind"] == "eval"]
     if not train:
         return None
     figure = figures.new_figure(10, 7, title)
-    loss, accuracy, rate, norm = figure.subplots(2, 2, sharex=True).flat
+    loss, score, rate, norm = figure.subplots(2, 2, sharex=True).flat
 
     loss.plot(*_xy(train, "loss"), color=BLUE, label="training")
     loss.plot(*_xy(tests, "test_loss"), color=ORANGE, marker="o", label="test")
     loss.set(title="Loss", ylabel="loss (nats)")
     loss.legend()
 
-    x, y = _xy(tests, "test_accuracy")
-    accuracy.plot(x, 100 * y, color=ORANGE, marker="o", label="test")
-    last = f", last {percent(y[-1])}" if len(y) else ""
-    for key, name, colour in (
-        ("ema_accuracy", "test, averaged weights", GREY),
-        ("validation_accuracy", "validation", BLUE),
+    last, kind = "", Score(value=0.0)
+    for of, label, colour, marker in (
+        ("test", "test", ORANGE, "o"),
+        ("ema", "test, averaged weights", GREY, "."),
+        ("validation", "validation", BLUE, "."),
     ):
-        if with_it := [row for row in tests if key in row]:
-            x, share = _xy(with_it, key)
-            accuracy.plot(x, 100 * share, color=colour, marker=".", label=name)
-            accuracy.legend()
-    accuracy.set(title=f"Test accuracy{last}", ylabel="accuracy (%)")
+        found = [(row["epoch"], one) for row in tests if (one := Score.of_row(row, of))]
+        if not found:
+            continue
+        kind = found[-1][1]
+        x, y = zip(*((epoch, in_unit(one)) for epoch, one in found), strict=True)
+        score.plot(x, y, color=colour, marker=marker, label=label)
+        last = last or f", last {scored(kind)}"
+        if of != "test":
+            score.legend()
+    score.set(title=f"Test {in_words(kind)}{last}", ylabel=unit(kind))
 
     rate.plot(*_xy(train, "lr"), color=GREY)
     rate.set(title="Learning rate", ylabel="learning rate", xlabel="epoch")

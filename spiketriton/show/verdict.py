@@ -13,7 +13,7 @@ from spiketriton.gradients.verdict import (
     Verdict,
     Word,
 )
-from spiketriton.show.words import in_percent, percent, times
+from spiketriton.show.words import in_percent, in_words, scored, times
 
 EARLY = f"{Word.EARLY}: known after the warm-up, and not before step {LIMITS.since}"
 
@@ -112,10 +112,10 @@ def backward(verdict: Verdict) -> str:
 
 
 def learned(known: Learned) -> str:
-    if known.accuracy is not None and known.guess_accuracy is not None:
+    if (found := known.score) is not None and found.chance is not None:
         numbers = (
-            f"{percent(known.accuracy)} of {known.images:,} test images, "
-            f"{percent(known.guess_accuracy)} of which are in the largest class"
+            f"test {in_words(found)} {scored(found)} on {known.images:,} images, guessing has "
+            f"{scored(found, found.chance)}"
         )
     else:
         numbers = f"loss {known.loss:.4g}, guessing has {known.guess_loss:.4g}"

@@ -3,6 +3,7 @@
 import math
 
 from spiketriton.gradients.verdict import Word
+from spiketriton.tasks import Score
 
 COLOURS = {
     Word.HEALTHY: "green",
@@ -43,6 +44,27 @@ def in_percent(share: float) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.2f} %"
+
+
+def in_words(score: Score) -> str:
+    """The name of a score."""
+    return score.name.replace("_", " ")
+
+
+def scored(score: Score, value: float | None = None) -> str:
+    """A score, or another value of it: `93.12 %` of a share, else four digits."""
+    shown = score.value if value is None else value
+    return percent(shown) if score.share else f"{shown:.4g}"
+
+
+def in_unit(score: Score, value: float | None = None) -> float:
+    """A score, or another value of it, as pictures draw it: a share in percent."""
+    return (100 if score.share else 1) * (score.value if value is None else value)
+
+
+def unit(score: Score) -> str:
+    """The label of its axis: `accuracy (%)`."""
+    return in_words(score) + (" (%)" if score.share else "")
 
 
 def speed(images_per_s: float) -> str:

@@ -11,7 +11,7 @@ from spiketriton.runs.folder import RunFolder, refuse_links_out
 from spiketriton.runs.outputs import refuse_foreign
 from spiketriton.runs.rows import Row, read_record, write_json
 from spiketriton.show.screen import Table, console_of, show_table
-from spiketriton.sweep.grid import Cell, Group, grid, grouped
+from spiketriton.sweep.grid import Cell, Group, grid, grouped, kind_of
 from spiketriton.system.commandline import KEYS_PAGE, RECIPE_HELP, Parser, spelled
 from spiketriton.system.errors import EXIT_DONE, UserError, importing, one_line, run_command
 
@@ -29,8 +29,8 @@ DIR. The same command continues a sweep that was stopped; finished runs are kept
 the table are means over seeds. With train.max_steps=1 nothing is learnt: the norms are those of the
 untrained net."""
 
-RESULTS = ("width", "mean", "spread", "accuracies")  # keys of results.json beside the swept ones
-HEAD = ("width used", "accuracy", "spread", "seeds", "time")
+# keys of results.json beside the swept ones
+RESULTS = ("width", "mean", "spread", "scores", "score", "score_is_share", "higher_is_better")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -68,11 +68,12 @@ def train_cell(cell: Cell) -> Row | int:
         if not (outcome.finished and outcome.saved):
             return outcome.exit_code
         done = outcome.progress
-        result: Row = {"accuracy": done.test_accuracy, "test_loss": done.test_loss}
+        found = done.named(math.nan if done.test_score is None else done.test_score)
+        result: Row = {**found.row("test"), **found.kind, "test_loss": done.test_loss}
         result["seconds"] = done.seconds
     except Diverged as error:
         seconds = max((row["seconds"] for row in folder.metrics.read()), default=0.0)
-        result = {"accuracy": None, "diverged": str(error), "seconds": seconds}
+        result = {"diverged": str(error), "seconds": seconds}
     result["synthetic"] = any(row.get("synthetic", False) for row in folder.metrics.read())
     result["width"] = cell.recipe.neuron.surrogate.width
     result = {"values": cell.values, **result}
@@ -98,20 +99,23 @@ def refuse_other_sweep(path: Path, cells: Sequence[Cell]) -> None:
 
 def table(console: "Console", groups: Sequence[Group], synthetic: bool) -> None:
     """Prints mean and spread over seeds, a row per combination of values."""
-    from spiketriton.show.words import duration, percent, synthetic_note
+    from spiketriton.show.words import duration, in_unit, in_words, scored, synthetic_note
 
-    keys = list(groups[0].values)
+    keys, kind = list(groups[0].values), kind_of(groups)
     rows = []
     for group in groups:
-        lost = len(group.results) - len(group.accuracies)
-        accuracy = percent(group.mean) if group.accuracies else "diverged"
-        spread = "" if math.isnan(group.spread) else f"± {100 * group.spread:.2f}"
+        lost = len(group.results) - len(group.scores)
+        mean = scored(kind, group.mean) if group.scores else "diverged"
+        spread = "" if math.isnan(group.spread) else f"± {in_unit(kind, group.spread):.3g}"
+        if kind.share and spread:
+            spread = f"± {in_unit(kind, group.spread):.2f}"
         seeds = f"{len(group.results)}" + (f" ({lost} diverged)" if lost else "")
         time = duration(sum(result["seconds"] for result in group.results))
-        rows.append([*group.values.values(), f"{group.width:.4g}", accuracy, spread, seeds, time])
-    head = [*(key.rpartition(".")[2] for key in keys), *HEAD]
+        rows.append([*group.values.values(), f"{group.width:.4g}", mean, spread, seeds, time])
+    names = [key.rpartition(".")[2] for key in keys]
+    head = [*names, "width used", in_words(kind), "spread", "seeds", "time"]
     legend = "spread: standard deviation over the seeds"
-    title = f"test accuracy{synthetic_note(synthetic)}"
+    title = f"test {in_words(kind)}{synthetic_note(synthetic)}"
     show_table(console, title, Table(head, rows, keys=len(keys), legend=legend))
 
 
@@ -123,8 +127,9 @@ def main(arguments: list[str]) -> int:
     print(f"{len(cells)} cells in {out}", flush=True)
     refuse_other_sweep(out / "results.json", cells)
     with importing():
-        from spiketriton.show.words import percent
+        from spiketriton.show.words import scored
         from spiketriton.sweep.pictures import draw_sweep
+        from spiketriton.tasks import Score
 
     results = []
     for number, cell in enumerate(cells, 1):
@@ -135,14 +140,15 @@ def main(arguments: list[str]) -> int:
             print("  " + shlex.join([*spelled("sweep"), *arguments]))
             return result
         results.append(result)
-        accuracy = result["accuracy"]
-        end = percent(accuracy) if accuracy is not None else one_line(result["diverged"])
+        found = Score.of_row(result)
+        end = one_line(result.get("diverged", "")) if found is None else scored(found)
         print(f"{number:4}/{len(cells)}  {cell.label}  {end}{kept}", flush=True)
     groups = grouped(cells, results)
     synthetic = any(result["synthetic"] for result in results)
     rows = [
         {**group.values, "width": group.width, "mean": group.mean, "spread": group.spread}
-        | {"accuracies": [result["accuracy"] for result in group.results]}
+        | {"scores": [found and found.value for found in map(Score.of_row, group.results)]}
+        | kind_of(groups).kind
         for group in groups
     ]
     write_json(out / "results.json", rows)

@@ -12,6 +12,7 @@ from typing import Any
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.runs.rows import Row, read_record
 from spiketriton.system.errors import UserError
+from spiketriton.tasks import Score
 
 
 @dataclass(frozen=True)
@@ -70,23 +71,32 @@ class Group:
     cells: list[Cell]
 
     @property
-    def accuracies(self) -> list[float]:
-        return [r["accuracy"] for r in self.results if r["accuracy"] is not None]
+    def scores(self) -> list[Score]:
+        return [found for row in self.results if (found := Score.of_row(row)) is not None]
+
+    @property
+    def values_of_scores(self) -> list[float]:
+        return [one.value for one in self.scores]
 
     @property
     def mean(self) -> float:
-        return statistics.fmean(self.accuracies) if self.accuracies else math.nan
+        return statistics.fmean(self.values_of_scores) if self.scores else math.nan
 
     @property
     def spread(self) -> float:
         """Standard deviation over seeds (n - 1); nan for fewer than two."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else math.nan
+        return statistics.stdev(self.values_of_scores) if len(self.scores) > 1 else math.nan
 
     @property
     def width(self) -> float:
         """The width that was trained with, the geometric mean over seeds."""
         width = statistics.geometric_mean(result["width"] for result in self.results)
         return float(f"{width:.12g}")  # of equal ones it is that one
+
+
+def kind_of(groups: Sequence[Group]) -> Score:
+    """What the scores of a sweep are."""
+    return next((one for group in groups for one in group.scores), Score(value=math.nan))
 
 
 def grouped(cells: Sequence[Cell], results: Sequence[Row]) -> list[Group]:

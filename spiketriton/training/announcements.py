@@ -15,7 +15,7 @@ from spiketriton.data import Data
 from spiketriton.models import Network, count_parameters
 from spiketriton.runs.checkpoint import Checkpoints
 from spiketriton.runs.folder import RunFolder
-from spiketriton.show.words import duration, percent, speed, synthetic_note
+from spiketriton.show.words import duration, in_words, scored, speed, synthetic_note
 from spiketriton.system.commandline import spelled
 from spiketriton.system.errors import UserError, one_line
 from spiketriton.system.ranks import Ranks
@@ -119,8 +119,8 @@ class Announcements:
             self.display.warn(
                 f"no training {what} of {some(empty, 5)}: the network cannot learn what they look like"
             )
-        tested = set(data.test.dataset.split.labels.tolist())
-        if untested := [name for at, name in enumerate(data.classes) if at not in tested]:
+        tested = data.task.count(data.test.dataset.split.labels, len(data.classes))
+        if untested := [n for n, count in zip(data.classes, tested, strict=False) if not count]:
             self.display.warn(
                 f"no test {what} of {some(untested, 5)}: tests say nothing of how well they are told apart"
             )
@@ -132,13 +132,16 @@ class Announcements:
     def summary(self, outcome: Outcome, pictures: Iterable[Path]) -> None:
         plan, done, suffix = outcome.plan, outcome.progress, self.display.suffix
         rows = {"steps": f"{done.step} of {plan.steps}"}
-        if done.test_accuracy is not None:
-            rows["test accuracy"] = percent(done.test_accuracy) + suffix
-        if done.best_accuracy is not None and done.best_test_accuracy is not None:
-            best = f"{percent(done.best_accuracy)} (after epoch {plan.epoch(done.best_step):g})"
-            rows["test accuracy, last"] = rows.pop("test accuracy")
-            rows["validation accuracy, best"] = best + suffix
-            rows["test accuracy there"] = percent(done.best_test_accuracy) + suffix
+        if done.test_score is not None:
+            last = done.named(done.test_score)
+            name = in_words(last)
+            rows[f"test {name}"] = scored(last) + suffix
+            if done.best_score is not None and done.best_test_score is not None:
+                best = scored(last, done.best_score)
+                rows[f"test {name}, last"] = rows.pop(f"test {name}")
+                when = f" (after epoch {plan.epoch(done.best_step):g})"
+                rows[f"validation {name}, best"] = best + when + suffix
+                rows[f"test {name} there"] = scored(last, done.best_test_score) + suffix
         rows["time"] = duration(done.seconds)
         if outcome.images_per_s is not None:
             rows["training speed"] = speed(outcome.images_per_s)
@@ -193,7 +196,7 @@ class Announcements:
         changes = {"neuron.kind=relu": "its ANN twin: the same network without spikes or time"}
         if self.recipe.neuron.kind == "relu":
             changes = {"neuron.kind=lif": "its spiking twin"}
-        if done.best_accuracy is not None and done.best_step == done.step:
+        if done.best_score is not None and done.best_step == done.step:
             longer = f"train.epochs={2 * train.epochs}"
             if train.max_steps:  # epochs have no effect beside it
                 longer = f"train.max_steps={2 * train.max_steps}"

@@ -19,8 +19,9 @@ from spiketriton.gradients.verdict import Verdict
 from spiketriton.runs.rows import Lines, Row
 from spiketriton.show.screen import GAP, console_of, fill, say, show_whole
 from spiketriton.show.verdict import brief
-from spiketriton.show.words import COLOURS, duration, percent, speed
+from spiketriton.show.words import COLOURS, duration, in_words, scored, speed
 from spiketriton.system.errors import one_line, warn
+from spiketriton.tasks import Score
 from spiketriton.training.plan import Plan
 
 COST_SECONDS, COST_STEPS = 2.0, 3  # measured before the time that the run will take is reported
@@ -179,11 +180,11 @@ class Display:
 
     def test_fields(self, row: Row) -> list[str]:
         fields = self.position(row)
-        if "validation_accuracy" in row:
-            fields.append(f"validation accuracy {percent(row['validation_accuracy'])}")
-        fields.append(f"test accuracy {percent(row['test_accuracy'])}")
-        if "ema_accuracy" in row:
-            fields.append(f"averaged {percent(row['ema_accuracy'])}")
+        for of in ("validation", "test"):
+            if found := Score.of_row(row, of):
+                fields.append(f"{of} {in_words(found)} {scored(found)}")
+        if found := Score.of_row(row, "ema"):
+            fields.append(f"averaged {scored(found)}")
         return [*fields, f"test loss {row['test_loss']:.4f}{self.suffix}"]
 
     def time_left(self, row: Row) -> str:
@@ -221,7 +222,7 @@ class LiveDisplay(Display):
         super().__init__(stream)
         self.live: Live | None = None
         self.numbers: dict[str, list[str]] = {"train": [], "eval": []}  # of the last row of each
-        self.best = 0.0
+        self.best: float | None = None
         self.left = ""
         self.shown: Verdict | None = None
 
@@ -272,11 +273,13 @@ class LiveDisplay(Display):
             self.update_bars(row["step"])
             self.tell_verdict(verdict)
             return
-        self.numbers["eval"] = [f"test accuracy {percent(row['test_accuracy'])}"]
-        if (accuracy := row.get("validation_accuracy")) is not None:
-            self.best = max(self.best, accuracy)
-            held_out = f"validation accuracy {percent(accuracy)}, best {percent(self.best)}"
-            self.numbers["eval"].append(held_out)
+        test, held_out = Score.of_row(row), Score.of_row(row, "validation")
+        self.numbers["eval"] = [f"test {in_words(test)} {scored(test)}"] if test else []
+        if held_out is not None:
+            if self.best is None or held_out.beats(self.best):
+                self.best = held_out.value
+            words = f"validation {in_words(held_out)} {scored(held_out)}"
+            self.numbers["eval"].append(f"{words}, best {scored(held_out, self.best)}")
         super().row(row, verdict)
 
     def render(self) -> Group:

@@ -25,10 +25,10 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import read_json
 from spiketriton.system.errors import UserError
 from spiketriton.system.ranks import Ranks
+from spiketriton.tasks import build_loss
 from spiketriton.training import environment
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.graphs import obstacle_of
-from spiketriton.training.losses import build_loss
 from spiketriton.training.meters import is_out_of_memory, peak_memory_mib
 from spiketriton.training.optim import build_optimizer
 from spiketriton.training.placement import Placement

@@ -21,8 +21,8 @@ from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one
 from spiketriton.runs.rows import write_json
 from spiketriton.system.errors import UserError
+from spiketriton.tasks import Batch, Loss
 from spiketriton.training.guard import Counts, Diverged
-from spiketriton.training.losses import Batch, Loss
 from spiketriton.training.meters import is_out_of_memory
 from spiketriton.training.placement import Placement
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from spiketriton.config import TrainConfig
 from spiketriton.system.errors import warn_once
+from spiketriton.tasks import Batch
 from spiketriton.training import environment
-from spiketriton.training.losses import Batch
 from spiketriton_kernels.triton_import import HAVE_TRITON
 
 Net = TypeVar("Net", bound=nn.Module)

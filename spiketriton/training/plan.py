@@ -5,6 +5,7 @@ from typing import Any
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
+from spiketriton.tasks import Score
 from spiketriton.training.testing import Results
 
 
@@ -79,19 +80,22 @@ class Progress:
     step: int = 0  # optimizer steps done
     seconds: float = 0.0  # in `fit`, over all sessions
     tested_at: int = -1  # step of the last test
-    test_accuracy: float | None = None
+    score: str = "accuracy"  # what a test measures, see `tasks.Score`
+    share: bool = True
+    higher_is_better: bool = True
+    test_score: float | None = None
     test_loss: float | None = None
-    validation_accuracy: float | None = None  # these three only with data.validation
-    best_accuracy: float | None = None  # the best of them
+    validation_score: float | None = None  # these three only with data.validation
+    best_score: float | None = None  # the best of them
     best_step: int = 0
-    best_test_accuracy: float | None = None  # of the weights with the best validation accuracy
+    best_test_score: float | None = None  # of the weights with the best validation score
 
     @classmethod
     def of_state(cls, state: dict[str, Any], validated: bool) -> "Progress":
         """That of a checkpoint."""
         known = (field.name for field in fields(cls) if field.name in state)
         found = cls(**{name: state[name] for name in known})
-        found.best_accuracy = found.best_accuracy if validated else None
+        found.best_score = found.best_score if validated else None
         return found
 
     def tested(self, results: Results) -> bool:
@@ -99,16 +103,23 @@ class Progress:
 
         The best are chosen by the images held out of training alone, never by the test images.
         """
-        self.tested_at = self.step
-        self.test_accuracy, self.test_loss = results.test
+        test, self.test_loss = results.test
+        self.tested_at, self.test_score = self.step, test.value
+        self.score, self.share, self.higher_is_better = test.name, test.share, test.higher_is_better
         if results.validation is None:
             return False
-        self.validation_accuracy = results.validation.accuracy
-        best = self.best_accuracy is None or self.validation_accuracy > self.best_accuracy
+        found = results.validation.score
+        self.validation_score = found.value
+        best = self.best_score is None or found.beats(self.best_score)
         if best:
-            self.best_accuracy, self.best_step = self.validation_accuracy, self.step
-            self.best_test_accuracy = self.test_accuracy
+            self.best_score, self.best_step = found.value, self.step
+            self.best_test_score = self.test_score
         return best
+
+    def named(self, value: float) -> Score:
+        """One of its scores, with what it is."""
+        higher = self.higher_is_better
+        return Score(value=value, name=self.score, share=self.share, higher_is_better=higher)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +147,10 @@ class Outcome:
             "steps": self.plan.steps,
             "epoch": self.plan.epoch(self.progress.step),
         }
-        return {**asdict(self.progress), **done, **numbers}
+        found = asdict(self.progress)
+        del found["score"], found["share"], found["higher_is_better"]
+        named = {key.replace("_score", f"_{self.progress.score}"): v for key, v in found.items()}
+        return {**named, **self.progress.named(0.0).kind, **done, **numbers}
 
     @property
     def saved(self) -> bool:

@@ -19,7 +19,7 @@ from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one, told_of_spikes
 from spiketriton.neurons.base import normalised
 from spiketriton.system.errors import UserError
-from spiketriton.training.losses import Batch
+from spiketriton.tasks import Batch
 from spiketriton_kernels import PROBE_FIELDS
 from spiketriton_kernels import nn as kernels
 

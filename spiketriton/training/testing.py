@@ -1,24 +1,24 @@
-"""Accuracy and loss on the images that are not trained on, by all ranks together."""
+"""Score and loss on the images that are not trained on, by all ranks together."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from spiketriton.data import Data, TestSet
+from spiketriton.tasks import Score, Task
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.interrupts import StopSignals
-from spiketriton.training.losses import Loss
 from spiketriton.training.placement import Placement
 
 
-class Score(NamedTuple):
-    """accuracy: 0 to 1."""
+class Measured(NamedTuple):
+    """On one set of images."""
 
-    accuracy: float
+    score: Score
     loss: float
 
 
@@ -26,63 +26,66 @@ class Score(NamedTuple):
 class Results:
     """What a test of a network found."""
 
-    test: Score
-    validation: Score | None  # on the images held out of training
-    averaged: Score | None  # of the averaged weights, on the test images
+    test: Measured
+    validation: Measured | None  # on the images held out of training
+    averaged: Measured | None  # of the averaged weights, on the test images
     seconds: float
 
-    def row(self, data: Data) -> dict[str, float]:
+    def row(self, data: Data) -> dict[str, Any]:
         """As a row of metrics.jsonl."""
-        row = {
-            "test_accuracy": self.test.accuracy,
+        score = self.test.score
+        row = score.row("test") | {
             "test_loss": self.test.loss,
             "test_images": data.test.images,
-            "test_largest_class": data.test.largest_class,
             "test_seconds": self.seconds,
         }
+        if score.chance is not None:
+            row |= {"test_chance": score.chance, "test_chance_spread": score.spread}
         if self.averaged is not None:
-            row |= {"ema_accuracy": self.averaged.accuracy, "ema_loss": self.averaged.loss}
+            row |= self.averaged.score.row("ema") | {"ema_loss": self.averaged.loss}
         if self.validation is not None and data.validation is not None:
-            row |= {
-                "validation_accuracy": self.validation.accuracy,
+            row |= self.validation.score.row("validation") | {
                 "validation_loss": self.validation.loss,
                 "validation_images": data.validation.images,
             }
-        return row
+        return row | score.kind
 
 
 @dataclass(frozen=True)
 class Tester:
     """Tests `model`, whose forward pass is `forward`; a signal breaks a test off.
 
+    sums: how many the task's `measure` gives. chance: the score of guessing on the test images, where it is known.
     tell: called after each batch with its number and how many there are.
     """
 
     model: nn.Module
     forward: nn.Module
-    loss: Loss
+    task: Task
     placement: Placement
     stop: StopSignals
     tell: Callable[[int, int], None]
+    sums: int = 1
+    chance: float | None = None
 
     def results(self, data: Data, average: MovingAverage | None) -> Results | None:
         """Of the test images, of those held out, and of the averaged weights; None if a signal came."""
         start, averaged = time.perf_counter(), None
-        if (test := self.score(data.test)) is None:
+        if (test := self.tested(data.test, self.chance)) is None:
             return None
-        validation = None if data.validation is None else self.score(data.validation)
+        validation = None if data.validation is None else self.tested(data.validation, None)
         if average is not None:
             with average.applied():
-                averaged = self.score(data.test)
+                averaged = self.tested(data.test, None)
         if self.stop.anywhere():
             return None
         return Results(test, validation, averaged, time.perf_counter() - start)
 
     @torch.no_grad()
-    def score(self, images_of: TestSet) -> Score | None:
+    def tested(self, images_of: TestSet, chance: float | None) -> Measured | None:
         """On one set of images; None if a signal came meanwhile."""
-        device = self.placement.device
-        correct = torch.zeros((), device=device, dtype=torch.int64)
+        device, task = self.placement.device, self.task
+        sums = torch.zeros(self.sums, device=device, dtype=torch.float64)
         loss = torch.zeros((), device=device, dtype=torch.float64)
         batches = len(images_of)
         self.model.eval()
@@ -91,14 +94,15 @@ class Tester:
                 break
             if batch is None:
                 continue
-            images, labels = map(self.placement.to_device, batch)
+            images, targets = map(self.placement.to_device, batch)
             with self.placement.autocast():
                 currents = self.forward(images)
-                loss += self.loss(currents, labels) * len(labels)
-            correct += (currents.mean(0).argmax(1) == labels).sum()
+                loss += task.loss(currents, targets) * len(targets)
+            sums += task.summed(currents.mean(0), targets)
             self.tell(done, batches)
         self.model.train()
         if self.stop.anywhere():
             return None
-        sums = self.stop.ranks.total(torch.stack([correct.double(), loss]))
-        return Score(*(sums / images_of.images).tolist())
+        total = self.stop.ranks.total(torch.cat([sums, loss.view(1)])).cpu()
+        many = images_of.images
+        return Measured(task.scored(total[:-1], many, chance), float(total[-1] / many))

@@ -22,12 +22,12 @@ from spiketriton.runs.same_recipe import extension
 from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR, UserError
 from spiketriton.system.ranks import Ranks
 from spiketriton.system.version import __version__
+from spiketriton.tasks import Batch
 from spiketriton.training import environment, randomness
 from spiketriton.training.display import Display
 from spiketriton.training.guard import Counts, Diverged
 from spiketriton.training.hooks import Hooks
 from spiketriton.training.interrupts import StopSignals
-from spiketriton.training.losses import Batch, build_loss
 from spiketriton.training.meters import (
     Meters,
     forget_peak_memory,
@@ -89,7 +89,7 @@ class Trainer:
             from spiketriton.training.teacher import find_teacher
 
             self.teacher = find_teacher(recipe.loss, data.facts, self.placement)
-        self.loss = build_loss(recipe.loss, data.facts.class_counts)
+        self.loss = data.task.loss
         self.update = Update(
             cfg, recipe.peak_lr, recipe.clipping, model, self.placement, ranks, self.plan.steps
         )
@@ -111,7 +111,13 @@ class Trainer:
         self.checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
         self.saved_at: int | None = None  # step of the newest last.pt
         self.tester = Tester(
-            model, self.forward, self.loss, self.placement, self.stop, display.testing
+            model,
+            self.forward,
+            data.task,
+            self.placement,
+            self.stop,
+            display.testing,
+            chance=data.task.chance(data.test.targets),
         )
         self.run = (
             self.work if self.device.type == "cpu" and cfg.graph is not True else self.steps()

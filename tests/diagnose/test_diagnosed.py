@@ -30,10 +30,10 @@ def test_a_run_has_its_weights_and_what_its_last_test_showed(tmp_path):
     assert found.state is not None
     test = [row for row in RunFolder(run).metrics.read() if row["kind"] == "eval"][-1]
     assert found.learned is not None
-    assert (found.learned.accuracy, found.learned.images) == (test["test_accuracy"], 50)
+    assert (found.learned.score.value, found.learned.images) == (test["test_accuracy"], 50)
     labels = load_run(run).data.test.dataset.split.labels[load_run(run).data.test.members]
-    assert found.learned.guess_accuracy == test["test_largest_class"]
-    assert test["test_largest_class"] == pytest.approx(float(labels.bincount().max()) / 50)
+    assert found.learned.score.chance == test["test_chance"]
+    assert test["test_chance"] == pytest.approx(float(labels.bincount().max()) / 50)
     assert found.begun
     other = find_subject(str(run), ["neuron.surrogate.width=2"], nothing)
     assert (other.learned, other.begun) == (None, False)  # of another net

@@ -37,7 +37,7 @@ def test_every_step_is_the_answer_of_a_window_of_its_length(runs, evaluation):
     state = read_checkpoint(runs / "lif" / "checkpoints" / "last.pt")
     counts = torch.tensor(evaluation.confusion)
     assert counts.sum() == 50
-    assert state["test_accuracy"] == evaluation.accuracy[2] == float(counts.diagonal().sum()) / 50
+    assert state["test_score"] == evaluation.accuracy[2] == float(counts.diagonal().sum()) / 50
     with torch.inference_mode():
         for t, accuracy in enumerate(evaluation.accuracy, 1):
             answers = (

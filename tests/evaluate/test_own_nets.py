@@ -35,7 +35,7 @@ def test_without_a_graph_of_its_own_all_but_operations_is_measured(tmp_path, net
     run = trained(tmp_path / "run", net, f"neuron.kind={kind}")
     found = evaluate(run)
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")
-    assert found.accuracy[-1] == state["test_accuracy"]
+    assert found.accuracy[-1] == state["test_score"]
     assert sum(map(sum, found.confusion)) == found.images == 50
     assert found.images_per_s > 0
     assert "does not give its answers" in found.uncounted

@@ -280,7 +280,8 @@ def row_of_test(
     accuracy: float, images: int, step: int = 200, largest: float = 0.5
 ) -> dict[str, object]:
     row = {"kind": "eval", "step": step, "test_accuracy": accuracy, "test_images": images}
-    return row | {"test_largest_class": largest}
+    spread = (largest * (1 - largest) / images) ** 0.5
+    return row | {"test_chance": largest, "test_chance_spread": spread}
 
 
 def trained(step: int, loss: float) -> dict[str, object]:
@@ -367,9 +368,9 @@ def test_the_newest_of_test_and_loss_decides():
     recipe = small_recipe()
     rows = [trained(150, 0.2), row_of_test(0.5, 100, 200), trained(249, 0.2)]
     found = learned_by(rows, recipe, COUNTS, 400)
-    assert (found.accuracy, found.at_chance) == (0.5, True)
+    assert (found.score.value, found.at_chance) == (0.5, True)
     found = learned_by([*rows, trained(250, 0.2)], recipe, COUNTS, 400)
-    assert (found.accuracy, found.at_chance) == (None, False)
+    assert (found.score, found.at_chance) == (None, False)
     old = [trained(150, 0.2), {"kind": "eval", "step": 200, "test_accuracy": 0.5, "test_images": 9}]
     assert (
         learned_by(old, recipe, COUNTS, 400) is None
@@ -399,7 +400,7 @@ def test_a_watch_hears_what_the_rows_of_the_run_say():
 
 def test_what_a_run_at_chance_says():
     assert nothing_learnt(known(test=row_of_test(0.5, 100)), "spiketriton diagnose x") == (
-        "nothing was learnt: 50.00 % of 100 test images, 50.00 % of which are in the largest class. "
+        "nothing was learnt: test accuracy 50.00 % on 100 images, guessing has 50.00 %. "
         "spiketriton diagnose x tries changes, and names those that help"
     )
 

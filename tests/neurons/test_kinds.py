@@ -23,7 +23,7 @@ from spiketriton.neurons import (
     build_neuron,
 )
 from spiketriton.system.errors import UserError
-from spiketriton.training.losses import build_loss
+from spiketriton.tasks import build_loss
 from spiketriton.training.probing import Prober, cut_time
 from spiketriton.training.trained import load_run
 from tests.covering import each

@@ -185,10 +185,11 @@ def test_without_synchronised_statistics_ranks_hold_their_means(played, tmp_path
     alone = small_trainer(tmp_path / "alone", *SHORT)
     alone.model.load_state_dict(zero)
     silent = replace(alone.tester, tell=lambda *_: None)
-    accuracy, loss = silent.score(alone.data.test) or (0.0, 0.0)
+    found = silent.tested(alone.data.test, None)
+    assert found is not None
     last = rows(played / "apart", "metrics.jsonl")[-1]
-    assert last["test_accuracy"] == pytest.approx(accuracy)
-    assert last["test_loss"] == pytest.approx(loss, rel=1e-5)
+    assert last["test_accuracy"] == pytest.approx(found.score.value)
+    assert last["test_loss"] == pytest.approx(found.loss, rel=1e-5)
     assert last["test_images"] == 51
 
 

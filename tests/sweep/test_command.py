@@ -54,9 +54,9 @@ def test_a_sweep_ends_in_means_spreads_and_a_picture(recipe, tmp_path, capsys):
     rows = results(out)
     assert len(rows) == 6
     for row in rows:
-        assert len(row["accuracies"]) == 2
-        assert row["mean"] == pytest.approx(np.mean(row["accuracies"]))
-        assert row["spread"] == pytest.approx(np.std(row["accuracies"], ddof=1))
+        assert len(row["scores"]) == 2
+        assert row["mean"] == pytest.approx(np.mean(row["scores"]))
+        assert row["spread"] == pytest.approx(np.std(row["scores"], ddof=1))
     by_width = {row["neuron.surrogate.width"]: row["width"] for row in rows}
     assert (by_width["0.5"], by_width["2"]) == (0.5, 2)
     said = capsys.readouterr().out
@@ -78,7 +78,7 @@ def test_finished_cells_are_kept(recipe, tmp_path, monkeypatch):
     assert trained == [2]
     with pytest.raises(UserError, match="another sweep; accepted: a new folder, given with --out"):
         run(recipe, "seed=0,1", "time_steps=2", out=out)
-    assert results(out)[0]["accuracies"][:2] == before[0]["accuracies"]
+    assert results(out)[0]["scores"][:2] == before[0]["scores"]
 
 
 def test_a_stopped_cell_ends_as_if_it_never_stopped(recipe, tmp_path, monkeypatch, capsys):
@@ -118,6 +118,6 @@ def test_a_cell_that_diverges_is_told_and_the_sweep_goes_on(recipe, tmp_path, mo
     said = capsys.readouterr().out
     assert "the loss is nan at step 1" in said
     assert re.search(r"^2 +0\.3 +[\d.]+ % +2 \(1 diverged\)", said, re.M)  # no spread of one
-    assert results(out)[0]["accuracies"][0] is None
-    assert results(out)[0]["mean"] == results(out)[0]["accuracies"][1]
+    assert results(out)[0]["scores"][0] is None
+    assert results(out)[0]["mean"] == results(out)[0]["scores"][1]
     assert results(out)[0]["spread"] is None

@@ -30,7 +30,7 @@ def test_the_grid_is_the_product_and_single_values_are_set_everywhere(recipe, tm
 
 def a_group(*accuracies: float | None) -> Group:
     cell = Cell({}, small_recipe(), Path())
-    made = [{"accuracy": a, "width": 0.3 * 4**seed} for seed, a in enumerate(accuracies)]
+    made = [{"test_accuracy": a, "width": 0.3 * 4**seed} for seed, a in enumerate(accuracies)]
     return Group({"model.depth": "2"}, made, [cell] * len(made))
 
 
@@ -48,10 +48,10 @@ def test_groups_differ_in_more_than_the_seed():
     values = [{"time_steps": t, "seed": s} for t in "23" for s in "01"]
     recipe: Recipe = small_recipe()
     cells = [Cell(v, recipe, Path()) for v in values]
-    made = [{"accuracy": n / 10, "seconds": 1.0, "width": 1.0} for n in range(4)]
+    made = [{"test_accuracy": n / 10, "seconds": 1.0, "width": 1.0} for n in range(4)]
     first, second = grouped(cells, made)
-    assert (first.values, first.accuracies) == ({"time_steps": "2"}, [0.0, 0.1])
-    assert (second.values, second.accuracies) == ({"time_steps": "3"}, [0.2, 0.3])
+    assert (first.values, first.values_of_scores) == ({"time_steps": "2"}, [0.0, 0.1])
+    assert (second.values, second.values_of_scores) == ({"time_steps": "3"}, [0.2, 0.3])
 
 
 def test_names_of_cells_and_their_results(recipe, tmp_path):

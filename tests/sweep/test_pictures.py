@@ -32,7 +32,7 @@ def a_group(folder: Path, values: dict[str, str], *accuracies: float | None, wid
                 for t in range(2)
             )  # fmt: skip
         cells.append(Cell(values, small_recipe(), path))
-        results.append({"accuracy": reached, "seconds": 1.0, "width": width})
+        results.append({"test_accuracy": reached, "seconds": 1.0, "width": width})
     return Group(values, results, cells)
 
 

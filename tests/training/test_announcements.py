@@ -82,7 +82,7 @@ def file(tmp_path, monkeypatch) -> str:
     return "small.toml"
 
 
-BEST_IS_LAST = Progress(step=100, best_accuracy=0.9, best_step=100, tested_at=100)
+BEST_IS_LAST = Progress(step=100, best_score=0.9, best_step=100, tested_at=100)
 TWIN, SNN = (f"spiketriton train {{}} neuron.kind={kind}" for kind in ("relu", "lif"))
 DIAGNOSE = "spiketriton diagnose runs/x"
 REPORT = "spiketriton report runs/x"

@@ -4,8 +4,9 @@ import dataclasses
 
 from spiketriton.config import replace
 from spiketriton.data import build_data
+from spiketriton.tasks import Score
 from spiketriton.training.plan import Plan, Progress
-from spiketriton.training.testing import Results, Score
+from spiketriton.training.testing import Measured, Results
 from tests.small_runs import small_recipe
 
 PLAN = Plan(
@@ -54,7 +55,10 @@ def test_the_plan_of_a_recipe():
 
 
 def test_an_accuracy_that_is_only_as_good_is_not_the_best():
-    progress, results = Progress(step=4), Results(Score(0.5, 1.0), Score(0.6, 1.0), None, 0.0)
+    progress, results = (
+        Progress(step=4),
+        Results(*(Measured(Score(value=a), 1.0) for a in (0.5, 0.6)), None, 0.0),
+    )
     assert progress.tested(results)
     progress.step = 8
     assert not progress.tested(results)
@@ -62,6 +66,6 @@ def test_an_accuracy_that_is_only_as_good_is_not_the_best():
 
 
 def test_a_best_that_the_test_images_chose_counts_for_nothing():
-    state = {"step": 3, "best_accuracy": 0.9, "of another version": 1}
-    assert Progress.of_state(state, validated=True) == Progress(step=3, best_accuracy=0.9)
+    state = {"step": 3, "best_score": 0.9, "of another version": 1}
+    assert Progress.of_state(state, validated=True) == Progress(step=3, best_score=0.9)
     assert Progress.of_state(state, validated=False) == Progress(step=3)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spiketriton.models import Network, build_model
 from spiketriton.system.errors import UserError
-from spiketriton.training.losses import Batch, build_loss
+from spiketriton.tasks import Batch, build_loss
 from spiketriton.training.probing import Prober, overlap_of
 from tests.small_runs import assert_equal, small_recipe
 

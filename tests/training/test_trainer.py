@@ -44,7 +44,7 @@ TRAIN_KEYS = {
 }  # fmt: skip
 EVAL_KEYS = {
     "kind", "step", "epoch", "seconds", "test_accuracy", "test_loss", "test_images",
-    "test_largest_class",
+    "test_chance", "test_chance_spread",
     "test_seconds",
 }  # fmt: skip
 
@@ -88,7 +88,7 @@ def test_the_accuracy_is_that_of_the_whole_test_set(tmp_path):
     with torch.no_grad():
         currents = trainer.model(images).mean(0)
     right = (currents.argmax(1) == labels).sum().item()
-    assert outcome.progress.test_accuracy == right / 50
+    assert outcome.progress.test_score == right / 50
     assert 0 < right < 50
     loss = nn.functional.cross_entropy(currents, labels).item()
     assert outcome.progress.test_loss == pytest.approx(loss, rel=1e-4)
@@ -220,7 +220,7 @@ def test_max_steps_ends_within_an_epoch_with_a_test_and_a_checkpoint(tmp_path):
     assert outcome.finished
     assert last_state(tmp_path / "run")["step"] == 10
     # without images held out nothing is called the best
-    assert outcome.progress.best_accuracy is None
+    assert outcome.progress.best_score is None
     assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
 
 
@@ -234,9 +234,9 @@ def test_the_best_is_chosen_by_validation_and_the_last_is_kept(tmp_path):
     saved = checkpoint.read_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
     assert saved["step"] == outcome.progress.best_step == best["step"]
     found = outcome.progress
-    assert saved["best_accuracy"] == found.best_accuracy
-    assert found.best_accuracy == pytest.approx(best["validation_accuracy"], rel=1e-6)
-    assert found.best_test_accuracy == best["test_accuracy"]
+    assert saved["best_score"] == found.best_score
+    assert found.best_score == pytest.approx(best["validation_accuracy"], rel=1e-6)
+    assert found.best_test_score == best["test_accuracy"]
     assert last_state(tmp_path / "run")["step"] == 35
 
 

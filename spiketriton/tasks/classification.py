@@ -1,0 +1,148 @@
+"""Classification, the built-in task: losses on the currents of each time step o[t], labels y, the cross-entropy CE:
+
+    cross_entropy   CE(mean_t o[t], y)
+    tet             (1 - lambda) * mean_t CE(o[t], y) + lambda * mean (o - 1)^2
+
+TET is Deng et al., "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting" (ICLR 2022,
+arXiv 2202.11946); the target 1.0 is the default `means=1.0` of the authors' `TET_loss`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spiketriton import plugins
+from spiketriton.config import LossConfig
+from spiketriton.config.parts import chosen
+from spiketriton.config.rules import NONE
+from spiketriton.system.errors import UserError
+from spiketriton.tasks.task import Loss, Task
+
+TET_TARGET = 1.0
+
+
+def task_of(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Task:
+    """The task of a recipe. `class_counts`: the training images of each class, for weights that balance them."""
+    return Classification(cfg, class_counts)
+
+
+def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
+    """The loss of a recipe: (currents `[T, B, ...]` of any float, targets `[B, ...]`) -> scalar in float32 or wider."""
+    return task_of(cfg, class_counts).loss
+
+
+class Classification(Task):
+    """One class for each image. The score is the accuracy."""
+
+    score = "accuracy"
+    share = of_images = classifies = True
+
+    def __init__(self, cfg: LossConfig, class_counts: Sequence[int] = ()) -> None:
+        self.cfg, self.class_counts = cfg, class_counts
+
+    @cached_property
+    def loss(self) -> Loss:
+        """(currents `[T, B, K]` of any float, labels `[B]` int64) -> scalar in float32 or wider.
+
+        The built-in ones also take labels `[B, K]`, the probabilities of the classes, in which they are linear. Class
+        weights multiply an image's cross-entropy; balanced they are N / (K n[k]), n[k] the `class_counts` of the N
+        training images. The mean is taken over images, not over weights, so that parts of a batch add up.
+        ValueError: other shapes.
+        """
+        cfg, part = self.cfg, chosen("losses", self.cfg.kind)
+        fit = CrossEntropy(cfg.label_smoothing, self._weights())
+        loss = part.make(cfg, fit) if part.built_in else part.make(cfg)
+
+        def checked(currents: Tensor, labels: Tensor) -> Tensor:
+            of_images = currents.shape[1:] if labels.is_floating_point() else currents.shape[1:2]
+            if currents.dim() != 3 or labels.shape != of_images:
+                raise ValueError(
+                    f"currents {list(currents.shape)} and labels {list(labels.shape)} of {labels.dtype}: "
+                    "accepted: [T, B, K] and [B], or probabilities [B, K]"
+                )
+            if currents.dtype in (torch.float16, torch.bfloat16):
+                currents = currents.float()
+            return loss(currents, labels)
+
+        return checked
+
+    def _weights(self) -> Tensor | None:
+        given, counts = self.cfg.class_weights, self.class_counts
+        if given == "none":
+            return None
+        if given == "balanced":
+            if not any(counts):
+                raise ValueError(
+                    "balanced class weights need the number of training images of each class"
+                )
+            n = torch.tensor(counts, dtype=torch.float64)
+            # 0 for a class without images
+            return torch.where(n > 0, n.sum() / (n.count_nonzero() * n.clamp(min=1)), 0.0)
+        if counts and len(given) != len(counts):
+            raise UserError(
+                f"loss.class_weights has {len(given)} weights for {len(counts)} classes; accepted: one for each"
+            )
+        return torch.tensor(given, dtype=torch.float64)
+
+    def measure(self, answers: Tensor, targets: Tensor) -> Tensor:
+        return (answers.argmax(1) == targets).sum()
+
+    def chance(self, targets: Tensor) -> float:
+        """The share of the class with most of the images."""
+        return float(np.bincount(targets.numpy()).max() / len(targets))
+
+    def guess_loss(self, counts: tuple[int, ...]) -> float | None:
+        """The entropy of the shares of the classes; a teacher's loss has no known value for guessing."""
+        cfg = self.cfg
+        if cfg.kind != "cross_entropy" or cfg.teacher != NONE or sum(counts) == 0:
+            return None
+        if cfg.class_weights == "balanced":
+            return math.log(len(counts))
+        shares = np.array(counts, float) / sum(counts)
+        shares = shares[shares > 0]
+        return float(-(shares * np.log(shares)).sum())
+
+    def count(self, targets: Tensor, outputs: int) -> tuple[int, ...]:
+        return tuple(targets.bincount(minlength=outputs).tolist())
+
+
+@dataclass
+class CrossEntropy:
+    """Cross-entropy of currents [B, K] and labels [B] or [B, K], the mean over images."""
+
+    smoothing: float
+    weights: Tensor | None  # of the classes
+
+    def __call__(self, currents: Tensor, labels: Tensor) -> Tensor:
+        if labels.is_floating_point():
+            labels = labels.to(currents)
+        if self.weights is None:
+            return F.cross_entropy(currents, labels, label_smoothing=self.smoothing)
+        self.weights = self.weights.to(currents.device)  # once: a copy to the device waits for it
+        weights = self.weights.to(currents.dtype)
+        each = F.cross_entropy(
+            currents, labels, weights, label_smoothing=self.smoothing, reduction="none"
+        )
+        return each.mean()
+
+
+@plugins.loss("cross_entropy")
+def _cross_entropy(cfg: LossConfig, fit: CrossEntropy) -> Loss:
+    return lambda currents, labels: fit(currents.mean(0), labels)
+
+
+@plugins.loss("tet")
+def _tet(cfg: LossConfig, fit: CrossEntropy) -> Loss:
+    def loss(currents: Tensor, labels: Tensor) -> Tensor:
+        # every step has as many images, so the mean over steps and images is the mean of the means
+        each_step = labels.expand(currents.shape[0], *labels.shape).flatten(0, 1)
+        pull = (currents - TET_TARGET).square().mean()
+        return (1 - cfg.tet_lambda) * fit(currents.flatten(0, 1), each_step) + cfg.tet_lambda * pull
+
+    return loss
