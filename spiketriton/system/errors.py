@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from spiketriton.system import machine, streams
+from spiketriton.system.version import other_kernels
 
 EXIT_DONE = 0
 EXIT_ERROR = 1
@@ -133,6 +134,8 @@ def run_command(
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if wrong := other_kernels():
+            raise UserError(wrong)
         code = main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

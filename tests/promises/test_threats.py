@@ -42,11 +42,16 @@ def called(command: str, *words: str) -> object:
     return import_module(home_of(command)).main([*words])
 
 
+def taught(run: str) -> None:
+    small_trainer(Path("pupil"), f"loss.teacher={run}", "train.max_steps=1").fit()
+
+
 READERS = {
     **{command: lambda c=command: called(c, *CALLS[c]) for command in CALLS},
     "load_run": lambda: spiketriton.load_run("hostile"),
     "resume": lambda: spiketriton.train(resume="hostile", quiet=True),
     "override": lambda: called("evaluate", "hostile", "train.device=cpu"),
+    "teacher": lambda: taught("hostile"),
     "against": lambda: called("evaluate", "honest", "--against", "hostile"),
 }
 
@@ -219,6 +224,7 @@ WRITERS = {
     "diagnose": lambda: called("diagnose", "run"),
     "sweep": lambda: called("sweep", "quickstart", "seed=0,1", "train.max_steps=1", "--out", "run"),
     "init_from": lambda: find_weights("run"),
+    "teacher": lambda: taught("run"),
     "new run": lambda: spiketriton.train("quickstart", run_dir="run", max_steps=1),
 }
 
@@ -240,6 +246,21 @@ def test_nobody_writes_through_a_link(linked, writer):
                 path.unlink()
     with pytest.raises(UserError, match=r"is a link that leads out of run, to "):
         WRITERS[writer]()
+
+
+@pytest.mark.parametrize("key", ["loss.teacher", "train.init_from"])
+def test_a_run_that_another_learns_from_stays_as_it_was(linked, key):
+    """Neither the folder itself nor what its links name."""
+    linked("code.py")
+    linked("photographs/")
+    before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
+    small_trainer(Path("pupil"), f"{key}=run", "train.max_steps=1").fit()
+    assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == before
+
+
+def test_weights_of_a_hostile_run_are_read_without_its_code(folder):
+    assert find_weights("hostile")
+    assert not Path("marker").exists()
 
 
 def test_links_that_nothing_is_written_to_are_accepted(linked):

@@ -5,6 +5,7 @@ The network of the quickstart is trained there, and looks at images without its 
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,28 @@ def test_the_wheel_says_of_which_commit_it_is(machine):
     tagged = not changed and run(["git", "tag", "--points-at", "HEAD", "--list", "v[0-9]*"], ROOT)
     behind = "" if tagged else f"+g{head[:7]}{'.dirty' if changed else ''}"
     assert f"\nVersion: {spiketriton.__version__}{behind}\n" in metadata.read_text()
+
+
+def test_kernels_of_another_commit_are_refused(machine):
+    """As `pip install spiketriton-kernels` of another day puts them over those that the wheel has."""
+    if not (machine.packages / "spiketriton/commit.txt").exists():
+        pytest.skip("this is no checkout")
+    file = machine.packages / "spiketriton_kernels/commit.txt"
+    said = file.read_text()
+    file.write_text("0123456789\n")
+    try:
+        for words in (
+            ["spiketriton", "doctor"],
+            ["python", "-m", "spiketriton.train", "quickstart"],
+            ["python", "-c", "from spiketriton import train"],
+        ):
+            with pytest.raises(AssertionError) as failed:
+                machine.do(*words)
+            (line,) = re.findall(r"^(?:\S*[eE]rror): spiketriton is.*", str(failed.value), re.M)
+            assert f" of commit {said[:7]}, and the spiketriton_kernels in" in line
+            assert "are of 0123456; accepted: both of one commit" in line
+    finally:
+        file.write_text(said)
 
 
 def test_a_commit_with_a_tag_makes_wheels_of_that_version_or_none(tmp_path):

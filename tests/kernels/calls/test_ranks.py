@@ -1,10 +1,15 @@
 """process_group: statistics and gradients of two ranks equal those of the whole batch on one."""
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
 
 from spiketriton_kernels import multistep_bn_lif, use_backend
+from spiketriton_kernels.nn import LIF
+from spiketriton_kernels.nn.fuse import fuse
 from tests.conftest import START
 from tests.kernels.support import normal
 
@@ -66,3 +71,66 @@ def test_two_ranks_equal_one(tmp_path):
                 given = first[name]
                 assert torch.equal(given, second[name]), f"{name} differs between ranks"
             torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+class Folded(nn.Module):
+    """A batch norm of [T*B, C, ...] and a neuron, called as a network of torch's and SpikingJelly's modules is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.neuron = nn.BatchNorm2d(C), LIF(reset="soft", detach_reset=False)
+        self.norm.weight.data.fill_(1.2)
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        return self.neuron(self.norm(y.flatten(0, 1)).unflatten(0, y.shape[:2]))
+
+
+def over_ranks(norm: nn.SyncBatchNorm, y: torch.Tensor) -> torch.Tensor:
+    """What torch's SyncBatchNorm does on GPUs, the only place where it works."""
+    norm.num_batches_tracked.add_(1)
+    shares = torch.stack([y.mean((0, 2, 3)), y.square().mean((0, 2, 3))])
+    mean, square = all_reduce(shares) / dist.get_world_size()
+    var = square - mean.square()
+    number = dist.get_world_size() * y.numel() / C
+    for own, new in ((norm.running_mean, mean), (norm.running_var, var * number / (number - 1))):
+        own.lerp_(new.detach(), norm.momentum)
+    hat = (y - mean[:, None, None]) / (var[:, None, None] + norm.eps).sqrt()
+    return hat * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+def trained(net: nn.Module, y: torch.Tensor, upstream: torch.Tensor) -> list[torch.Tensor]:
+    """Spikes, and what there is of the norm after a step."""
+    spikes = net(y)
+    spikes.backward(upstream)
+    norm = net.norm
+    for gradient in (norm.weight.grad, norm.bias.grad):
+        if dist.is_initialized():
+            dist.all_reduce(gradient)
+    return [spikes.detach(), norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+
+
+def converted_main(rank: int, address: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    own = slice(rank * B // 2, (rank + 1) * B // 2)
+    y, _, upstream = (value[:, own].contiguous() for value in inputs())
+    net = Folded()
+    assert len(fuse(net, {"neuron": net.neuron})[0]) == 1
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    with pytest.raises(ValueError, match="SyncBatchNorm expected input tensor to be on GPU"):
+        net(y)
+    nn.SyncBatchNorm.forward = over_ranks
+    torch.save(trained(net, y, upstream), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_fused_norm_that_is_converted_is_synchronised_by_torch(tmp_path):
+    """convert_sync_batchnorm after fuse: statistics of both ranks, and not of one in silence."""
+    address = f"file://{tmp_path}/meet"
+    mp.start_processes(converted_main, (address, str(tmp_path)), nprocs=2, start_method=START)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    y, _, upstream = inputs()
+    spikes, *rest = trained(Folded(), y, upstream)
+    assert torch.equal(torch.cat([r[0] for r in ranks], 1), spikes)
+    for one, other, whole in zip(ranks[0][1:], ranks[1][1:], rest, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, whole, rtol=1e-4, atol=1e-5)
