@@ -135,7 +135,9 @@ def test_kernels_of_another_commit_are_refused(machine):
         ):
             with pytest.raises(AssertionError) as failed:
                 machine.do(*words)
-            (line,) = re.findall(r"^(?:\S*[eE]rror): spiketriton is.*", str(failed.value), re.M)
+            (line,) = re.findall(
+                r"[eE]rror: (spiketriton is.*?--force-reinstall\))", str(failed.value)
+            )
             assert f" of commit {said[:7]}, and the spiketriton_kernels in" in line
             assert "are of 0123456; accepted: both of one commit" in line
     finally:
