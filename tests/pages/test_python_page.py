@@ -50,9 +50,6 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     names = run_page(PAGE)
     assert logged[-1][0] == 20
     assert logged[-1][1]["eval/test_accuracy"] > 0
-    losses, rates = zip(*names["losses"], strict=True)
-    assert list(rates) == sorted(rates)
-    assert len(losses) == 40 or losses[-1] > 2 * min(losses)
     shown = capsys.readouterr().out
     assert "runs/first resnet8 ('0', '1'," in shown
     assert "torch.Size([4, 2, 10])" in shown
