@@ -20,9 +20,9 @@ def test_the_table_and_the_sentences_are_those_of_the_rows():
     text = PAGE.read_text("utf-8")
     assert SCRIPT["page"](text, ROWS) == text
     cells = dict(re.findall(r"^\| ([^|]+) \| ([^|]*) \|", SCRIPT["table"](ROWS), re.M))
-    sentences = re.findall(r"^\| \([bc]\) .*$", text, re.M)
-    assert len(sentences) == 2
-    widths, time = sentences
+    items = re.findall(r"^\* \*\*\([bc]\)(?:.|\n  )*", text, re.M)
+    assert len(items) == 2
+    widths, time = (" ".join(item.split()) for item in items)
     for cell in ("width 0.1", "width 1"):
         assert f"{cells[cell]} times" in widths
     assert f"{float(cells['width 0.3']):.1f} times" in widths
