@@ -1,7 +1,8 @@
-"""spiketriton predict RUN IMAGE ... [--top N] [--json]"""
+"""spiketriton predict RUN [key=value ...] IMAGE ... [--top N] [--json]"""
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
 
     from spiketriton.api import Run
 
+_KEY = re.compile(r"\w+(\.\w+)+=")
+
 EPILOG = """\
 examples:
   spiketriton predict runs/flowers rose.jpg tulip.png
   spiketriton predict runs/flowers *.jpg --json > answers.json
   spiketriton predict runs/flowers holidays/
+  spiketriton predict runs/flowers plugins.modules=moved/my_net.py rose.jpg
 
 Of a folder, all image files in it and below are answered. A file that cannot be read is named, the others are
 answered, and the exit code is 2.
@@ -34,7 +38,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_trust()
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="image files, or folders of them"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, folders of them, or a key=value that moves the run",
     )
     count = number(1, 10**6)
     parser.add_argument(
@@ -47,14 +54,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     args = parse(arguments)
-    refuse_unusable(args.run)
+    keys = [word for word in args.images if _KEY.match(word) and not Path(word).exists()]
+    if len(keys) == len(args.images):
+        raise UserError("no image is given; accepted: image files, or folders of them")
+    refuse_unusable(args.run, keys)
     with importing():
         from spiketriton.api import Run
         from spiketriton.training.trained import load_run
 
-    run = Run(load_run(args.run, checkpoint=args.checkpoint))
+    run = Run(load_run(args.run, *keys, checkpoint=args.checkpoint))
     top = min(args.top, len(run.classes))
-    paths = [path for given in args.images for path in _files(given)]
+    paths = [path for given in args.images if given not in keys for path in _files(given)]
     broken = 0
     for path, row in _answers(run, paths):
         if isinstance(row, UserError):

@@ -147,4 +147,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message.removesuffix(", key=value")  # which is required of nobody
+        for given, known in (("--out", "--run-dir"), ("--run-dir", "--out")):
+            if (
+                f"unrecognized arguments: {given}" in message
+                and known in self._option_string_actions
+            ):
+                message += f"; did you mean {known}?"
         raise UserError(f"{message}; {self.prog} --help shows what is accepted")

@@ -170,6 +170,11 @@ class Announcements:
     def to_continue(self, what: str) -> None:
         """After a run that has not ended: what of it is on the disk, and the command that goes on."""
         train, folder = spelled("train", self.ranks.launcher), self.folder
+        if not folder.recipe.is_file():
+            self.display.note(
+                f"{what}; {folder.path} is gone, and what was saved there: nothing can be continued"
+            )
+            return
         state = Checkpoints(folder.checkpoints, self.display.warn).load()
         if state is None and folder.reached():
             self.display.note(f"{what}; saved: its rows, but no checkpoint. To train it again:")

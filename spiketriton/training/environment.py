@@ -195,7 +195,7 @@ def thread_words(chosen: int) -> str:
         return f"{threads}"
     return (
         f"{threads} of {usable}: other processes use {machine.taken():.1f} processors; "
-        f"train.threads={usable} takes all"
+        f"train.threads={usable} takes all, and may be slower while they run"
     )
 
 

@@ -6,9 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import spiketriton
 from spiketriton.config import to_toml
+from spiketriton.predict import main as predict
 from spiketriton.system.errors import EXIT_DONE, EXIT_USER, UserError
 from tests.processes import done
 from tests.small_runs import assert_equal, last_state, small_recipe
@@ -97,7 +99,7 @@ def test_own_parts_train_and_resume_in_another_process(folder):
     assert_equal(last_state(Path("unbroken")), last_state(Path("killed")))
 
 
-def test_a_missing_plugin_is_named_and_may_have_moved(folder):
+def test_a_missing_plugin_is_named_and_may_have_moved(folder, capsys):
     assert command("mine.toml", "train.max_steps=2", "--run-dir", "run", cwd=folder).returncode == 0
     (folder / "new").mkdir()
     (folder / "mine.py").rename(folder / "new" / "mine.py")
@@ -108,6 +110,11 @@ def test_a_missing_plugin_is_named_and_may_have_moved(folder):
         assert words in ended.stderr, words
     ended = command("--resume", "run", "plugins.modules=new/mine.py", cwd=folder)
     assert (ended.returncode, ended.stderr) == (EXIT_DONE, "")
+    Image.new("L", (8, 8)).save("a.b=c.png")
+    predict(["run", "plugins.modules=new/mine.py", "a.b=c.png"])
+    assert capsys.readouterr().out.startswith("a.b=c.png: ")
+    with pytest.raises(UserError, match="no image is given; accepted: image files"):
+        predict(["run", "plugins.modules=new/mine.py"])
 
 
 def test_a_neuron_of_ones_own_is_not_told_its_channels(folder):

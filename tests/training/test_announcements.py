@@ -54,6 +54,7 @@ def test_the_resume_command_stands_alone_on_its_line(saved, words, changes, tail
     """What is saved is read from the disk."""
     folder, display = RunFolder(tmp_path / "my run"), Lines()
     folder.checkpoints.mkdir(parents=True)
+    folder.recipe.touch()
     if saved is not None:
         Checkpoints(folder.checkpoints, pytest.fail).save_last({"step": saved})
     stopped = outcome(step=41, saved_at=None)
@@ -62,6 +63,15 @@ def test_the_resume_command_stands_alone_on_its_line(saved, words, changes, tail
         f"stopped at step 41; saved: {words}. To continue:",
         f"  spiketriton train --resume '{folder.path}'{tail}",
     ]
+
+
+def test_of_a_folder_that_is_gone_nothing_is_continued(tmp_path):
+    display = Lines()
+    Announcements(display, small_recipe(), RunFolder(tmp_path / "run")).to_continue("interrupted")
+    assert (
+        display.text
+        == f"interrupted; {tmp_path}/run is gone, and what was saved there: nothing can be continued\n"
+    )
 
 
 def offered(given: list[str], folder: RunFolder = RUN, **changes) -> list[str]:

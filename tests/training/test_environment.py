@@ -188,7 +188,7 @@ def threads(monkeypatch):
 def test_threads_are_those_of_the_recipe_or_the_processors_that_are_free(threads, monkeypatch):
     assert environment.use_threads(5) == torch.get_num_threads() == 5
     assert environment.use_threads(0) == torch.get_num_threads() == 3
-    why = "3 of 4: other processes use 1.2 processors; train.threads=4 takes all"
+    why = "3 of 4: other processes use 1.2 processors; train.threads=4 takes all, and may be slower while they run"
     assert (environment.thread_words(0), environment.thread_words(3)) == (why, "3")
     environment.use_threads(2)
     assert environment.use_threads(0) == 2  # torch's choice, which is less than what is free
