@@ -19,7 +19,6 @@ from spiketriton.system.errors import UserError, one_line
 from spiketriton.training.probing import MOST, Prober, tells_apart
 from spiketriton_kernels.nn import SpikingNeuron as KernelNeuron
 from spiketriton_kernels.nn import swap
-from spiketriton_kernels.nn.calls import OnKernel
 
 Batch = tuple[Tensor, Any]
 Loss = Callable[[Tensor, Any], Tensor]
@@ -37,11 +36,9 @@ class Called(nn.Module):
         self.name, self.steps, self.timed, self.takes = type(net).__name__, steps, timed, "as given"
         self.net = deepcopy(net)
         self.left = dict(swap(self.net).left)
-        for name, module in self.net.named_modules():
+        for module in self.net.modules():
             if isinstance(module, KernelNeuron):
                 adopt(module)
-            elif isinstance(module, OnKernel):
-                self.left[name] = "it is called one step at a time, as a module of its own library"
 
     def forward(self, x: Tensor) -> Any:
         for module in self.net.modules():
@@ -98,7 +95,7 @@ class Called(nn.Module):
         if not self.left:
             return f"{self.name} calls no spiking neuron; {accepted}"
         why = some([f"{name} ({reason})" for name, reason in self.left.items()], 3)
-        return f"none of the neurons of {self.name} can be measured: {why}; {accepted}, such as Leaky.from_snntorch"
+        return f"none of the neurons of {self.name} can be measured: {why}; {accepted}"
 
 
 def is_chain(prober: Prober) -> bool:

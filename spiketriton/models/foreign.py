@@ -36,7 +36,6 @@ from spiketriton.models.network import Network, trial, undisturbed
 from spiketriton.neurons import SpikingNeuron, adopt
 from spiketriton.system.errors import UserError, one_line
 from spiketriton_kernels import nn as kernels
-from spiketriton_kernels.nn.calls import OnKernel
 from spiketriton_kernels.nn.draws import seeded
 from spiketriton_kernels.nn.swap import fuse_compared
 
@@ -138,9 +137,7 @@ class ForeignNetwork(Network):
         self._layers: list[tuple[str, SpikingNeuron]] = []
         self._replaced: list[tuple[nn.Module, str]] = []
         self.unmeasured: dict[str, str] = dict(self.swapped.left)
-        for neuron, module in net.named_modules():
-            if isinstance(module, OnKernel):
-                self.unmeasured[neuron] = "it runs on the kernels as a module of its own library"
+        for module in net.modules():
             if isinstance(module, kernels.SpikingNeuron):
                 adopt(module)
         with undisturbed(net):

@@ -168,7 +168,9 @@ def test_neurons_that_stay_modules_of_their_library_are_named_as_not_measured():
     pytest.importorskip("snntorch")
     model = build(f"{HERE}:SnnTorch")
     assert [name for name, _ in model.spiking_layers()] == ["net.neuron"]
-    assert any("not measured: leaky (it runs on the kernels as" in line for line in model.notes())
+    assert any(
+        "not measured: leaky (it is called one step at a time" in line for line in model.notes()
+    )
 
 
 def test_a_neuron_that_training_calls_more_often_is_named_as_not_measured():

@@ -13,8 +13,7 @@ from spiketriton.neurons import Norm
 from spiketriton.neurons import norm as module
 from spiketriton.neurons.base import normalised
 from spiketriton.system.errors import UserError
-from spiketriton_kernels.nn.calls import on_kernel
-from spiketriton_kernels.nn.handed import NormHandedOn
+from spiketriton_kernels.nn.handed import hand_on
 from tests.neurons.test_neurons import B, C, T, currents
 
 
@@ -116,7 +115,7 @@ def test_what_a_joined_norm_hands_on_is_normalised_and_moves_no_statistics(adds,
     norm = nn.BatchNorm2d(C).double().train(training)
     y, residual = currents(T, B, C, 3, 2), currents(T, B, C, 3, 2, seed=1)
     fused = copy.deepcopy(norm)
-    fused.__class__, fused.folded = on_kernel(NormHandedOn, type(norm)), False
+    hand_on(fused, folded=False)
     handed = fused(y)
     found = normalised(handed + residual if adds else handed)
     assert torch.equal(fused.running_mean, torch.zeros(C).double())

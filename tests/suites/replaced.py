@@ -1,4 +1,4 @@
-"""A pytest plugin: neurons of SpikingJelly and snnTorch that a test makes are ours.
+"""A pytest plugin: neurons of SpikingJelly that a test makes are ours.
 
 pytest -p replaced FILE, with SUITE_RESULTS=results.json: for each test its outcome, and whether it had one of ours.
 """
@@ -9,13 +9,12 @@ from importlib import import_module
 
 import pytest
 
-from spiketriton_kernels.nn import SpikingNeuron, calls, peers
+from spiketriton_kernels.nn import SpikingNeuron, peers
 
 REPLACED = {
     "spikingjelly.activation_based.neuron": (
         *("IFNode", "LIFNode", "ParametricLIFNode", "ILIFNode", "ComplementaryLIFNode"),
     ),
-    "snntorch": ("Leaky",),
 }
 _made: list[object] = []
 _results: dict[str, dict[str, object]] = {}
@@ -52,7 +51,7 @@ def pytest_runtest_makereport(item, call):
     if report.when == "call" or report.outcome != "passed":
         given = [*_made, *getattr(item, "callspec", item).__dict__.get("params", {}).values()]
         given += item.funcargs.values()
-        ours = any(isinstance(one, SpikingNeuron | calls.OnKernel) for one in given)
+        ours = any(isinstance(one, SpikingNeuron) for one in given)
         why = "" if call.excinfo is None else call.excinfo.exconly().splitlines()[0]
         _results[item.name] = {"outcome": report.outcome, "ours": ours, "why": why}
     return report

@@ -19,11 +19,6 @@ SUITES = {
         "afb132264a8cbe38d0f221dcef04053e6ba134d3",
         ["test/activation_based"],
     ),
-    "snntorch": (
-        "https://github.com/jeshraghian/snntorch",
-        "634fc22385ec5581998e62787bbe39b53662140f",
-        ["tests"],
-    ),
     "NIR": (
         "https://github.com/neuromorphs/NIR",
         "7232ada6d30e1beea78b180a5135b1a3bb3d3bc0",

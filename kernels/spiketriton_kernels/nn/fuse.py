@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .calls import on_kernel
 from .draws import drawn, undrawn
-from .handed import NormHandedOn
+from .handed import hand_on
 from .neurons import SpikingNeuron
 
 log = logging.getLogger("spiketriton_kernels")
@@ -272,9 +271,7 @@ def join(net: nn.Module, copied: nn.Module, fused: dict[str, str]) -> None:
 
 
 def _join(net: nn.Module, norm_name: str, folded: bool) -> None:
-    norm = net.get_submodule(norm_name)
-    norm.__class__ = on_kernel(NormHandedOn, type(norm))
-    norm.folded = folded  # type: ignore[assignment]
+    hand_on(net.get_submodule(norm_name), folded)
 
 
 def _line(error: Exception) -> str:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from .calls import Grafted
+from torch import Tensor, nn
 
 
 @dataclass(eq=False, repr=False)
@@ -135,14 +133,20 @@ def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
     return tuple(t._version for t in tensors if t is not None and not t.is_inference())
 
 
-class NormHandedOn(Grafted):
+class NormHandedOn:
     """A batch norm whose neuron normalises for it. It stays the object and the kind of norm that it was.
 
-    So what finds norms by their class finds it: ``update_bn``, freezing by ``eval()``, initialisation. Where
-    ``convert_sync_batchnorm`` puts another norm in its place, that one normalises, and the neuron fires as it is.
+    Its class is a subclass of its former one, made by ``hand_on``. So what finds norms by their class finds it:
+    ``update_bn``, freezing by ``eval()``, initialisation. Where ``convert_sync_batchnorm`` puts another norm in its
+    place, that one normalises, and the neuron fires as it is.
     """
 
+    peer: type[nn.Module]
     folded: bool  # whether it sees [T*B, C, ...]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles make the class again, which has no name in a module."""
+        return _bare, (self.peer,), self.__dict__.copy()
 
     def forward(self: Any, y: Tensor) -> Handed:
         channels = tuple(y.shape[1 if self.folded else 2 :])
@@ -150,3 +154,23 @@ class NormHandedOn(Grafted):
 
     def extra_repr(self: Any) -> str:
         return f"{self.peer.extra_repr(self)}, normalised by the neuron behind it"
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def _handing_on(peer: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a norm's class, made once."""
+    body = {"peer": peer, "__doc__": NormHandedOn.__doc__}
+    return _CLASSES.setdefault(peer, type(peer.__name__, (NormHandedOn, peer), body))
+
+
+def _bare(peer: type[nn.Module]) -> nn.Module:
+    made = _handing_on(peer)
+    return made.__new__(made)
+
+
+def hand_on(norm: nn.Module, folded: bool) -> None:
+    """Makes a batch norm one whose neuron normalises for it, in place."""
+    norm.__class__ = _handing_on(type(norm))
+    norm.folded = folded  # type: ignore[assignment]

@@ -17,7 +17,6 @@ from torch import nn
 
 from ..neuron import MAX_LEVELS
 from ..surrogate import Surrogate
-from .calls import CellOnKernel, LeakyOnKernel, OnKernel, on_kernel
 from .neurons import IF, LIF, PLIF, SpikingNeuron
 from .parallel import PSN, MaskedPSN, ParallelNeuron, SlidingPSN
 from .states import CLIF, ILIF
@@ -27,23 +26,21 @@ class Left(ValueError):
     """Why a peer's neuron is left as it is."""
 
 
-def translate(module: nn.Module) -> nn.Module | None:
-    """Ours for a peer's neuron, which may be the same object; None for what is no neuron of theirs any more.
+def translate(module: nn.Module) -> SpikingNeuron | None:
+    """Ours for a peer's neuron; None for what is no neuron of theirs.
 
     Raises ``ValueError`` with the reason for one that stays.
     """
     library, kind = _kind(module)
-    if library is None or isinstance(module, OnKernel):
+    if library is None:
         return None
     kinds = _LIBRARIES[library]
     own = _overridden(module, library)
     if own:
         raise Left(f"{type(module).__name__} is a {kind} that overrides {', '.join(own)}")
     if kind not in kinds:
-        raise Left(f"{kind}: no kernel has its equation; swapped are {', '.join(kinds)}")
+        raise Left(f"{kind}: no kernel has its equation; known are {', '.join(kinds)}")
     ours = kinds[kind](module)
-    if ours is module:
-        return ours
     for name in ("v", "m"):  # a node in the middle of a window goes on from there
         state = getattr(module, name, None)
         if isinstance(state, torch.Tensor):
@@ -237,7 +234,8 @@ _SNNTORCH_SLOPES: dict[str, Callable[[float], Surrogate]] = {
 }
 
 
-def _check_leaky(leaky: Any) -> None:
+def _snntorch_constants(leaky: Any) -> dict[str, Any]:
+    """Arguments of ``Leaky``; Left where it has no equal."""
     for name in ("inhibition", "state_quant", "surrogate_disable"):
         if getattr(leaky, name) is not False:
             raise Left(f"{name}={getattr(leaky, name)}")
@@ -248,36 +246,33 @@ def _check_leaky(leaky: Any) -> None:
         raise Left(
             "reset_mechanism subtract without reset_delay subtracts twice after 2 thresholds"
         )
+    return dict(
+        beta=leaky.beta,
+        v_threshold=leaky.threshold,
+        v_reset=0.0 if leaky.reset_mechanism == "zero" else None,
+        reset="none" if leaky.reset_mechanism == "none" else None,
+        detach_reset=leaky.reset_delay,
+        reset_delay=leaky.reset_delay,
+        surrogate=_snntorch_surrogate(leaky.spike_grad),
+    )
 
 
-def _leaky(leaky: Any) -> nn.Module:
-    _check_leaky(leaky)
-    slope = _snntorch_surrogate(leaky.spike_grad)
-    leaky.__class__ = on_kernel(LeakyOnKernel, type(leaky))
-    leaky.surrogate = slope
-    return leaky
+def _leaky(leaky: Any) -> SpikingNeuron:
+    _snntorch_constants(leaky)
+    raise Left(f"{_STEPWISE}; Leaky.from_snntorch(module) takes a whole window")
+
+
+_STEPWISE = "it is called one step at a time, with its state"
 
 
 def read_snntorch(leaky: nn.Module) -> dict[str, Any]:
     """Arguments of ``Leaky`` for a snnTorch Leaky; ValueError where it has no equal."""
     if not any(c.__module__ == "snntorch._neurons.leaky" for c in type(leaky).__mro__):
         raise ValueError(f"{type(leaky).__name__}; accepted: a snntorch.Leaky")
-    module: Any = leaky
     try:
-        _check_leaky(module)
-        ours = isinstance(leaky, OnKernel)
-        slope = module.surrogate if ours else _snntorch_surrogate(module.spike_grad)
+        return _snntorch_constants(leaky)
     except Left as reason:
         raise ValueError(f"{type(leaky).__name__} has no equal here: {reason}") from reason
-    return dict(
-        beta=module.beta,
-        v_threshold=module.threshold,
-        v_reset=0.0 if module.reset_mechanism == "zero" else None,
-        reset="none" if module.reset_mechanism == "none" else None,
-        detach_reset=module.reset_delay,
-        reset_delay=module.reset_delay,
-        surrogate=slope,
-    )
 
 
 # ---- norse
@@ -293,12 +288,10 @@ _NORSE_SLOPES: dict[str, Callable[[float], Surrogate]] = {
 
 
 def _norse_constants(cell: Any) -> dict[str, Any]:
-    """Arguments of ``multistep_lif``; Left where a cell has no equal."""
+    """Arguments of ``Leaky``; Left where a cell has no equal."""
     p, leaks = cell.p, hasattr(cell.p, "tau_mem_inv")
     if p.method not in _NORSE_SLOPES:
         raise Left(f"method {p.method} has no equal here; accepted: {', '.join(_NORSE_SLOPES)}")
-    if getattr(cell, "record_states", False):
-        raise Left("record_states=True: a swapped module keeps the last state only")
     rate = cell.dt * _number(p.tau_mem_inv, "tau_mem_inv") if leaks else 0.0
     if not 0 <= rate <= 1:
         raise Left(f"dt * tau_mem_inv = {rate}; accepted: 0 to 1")
@@ -316,46 +309,41 @@ def _norse_constants(cell: Any) -> dict[str, Any]:
     if threshold <= pull:
         raise Left(f"v_th {threshold}; accepted: above {pull}")
     return dict(
-        decay=1 - rate,
+        beta=1 - rate,
         gain=rate if leaks else 1.0,
-        threshold=threshold,
-        reset="hard" if method == "reset_value" else "soft",
-        v_reset=v_reset if method == "reset_value" else 0.0,
+        v_threshold=threshold,
+        v_reset=v_reset if method == "reset_value" else None,
         detach_reset=False,
         surrogate=_NORSE_SLOPES[p.method](_number(p.alpha, "alpha")),
     )
 
 
-def _cell(cell: Any) -> nn.Module:
-    constants = _norse_constants(cell)
-    synapse = getattr(cell.p, "tau_syn_inv", None)
-    cell.__class__ = on_kernel(CellOnKernel, type(cell))
-    cell.constants = constants
-    cell.synapse = None if synapse is None else cell.dt * _number(synapse, "tau_syn_inv")
-    return cell
+def _cell(cell: Any) -> SpikingNeuron:
+    _norse_constants(cell)
+    raise Left(f"{_STEPWISE}; Leaky.from_norse(module) takes a whole window")
+
+
+def _behind_synapse(cell: Any) -> SpikingNeuron:
+    raise Left("it filters its current by a synapse, which Leaky has not")
 
 
 def read_norse(cell: nn.Module) -> dict[str, Any]:
     """Arguments of ``Leaky`` for a norse cell; ValueError where it has no equal."""
-    module: Any = cell
-    kinds = [name for name in _LIBRARIES["norse"] if not name.startswith("LIF") or "Box" in name]
+    kinds = [name for name, make in _LIBRARIES["norse"].items() if make is _cell]
     if any(c.__name__ in ("LIFCell", "LIF") and _of(c, "norse") for c in type(cell).__mro__):
         raise ValueError(
             f"{type(cell).__name__} filters its current by a synapse, which Leaky has not; accepted: "
-            f"{', '.join(kinds)}, or norse's LIF over the whole window, which swap(net) runs on the kernels"
+            f"{', '.join(kinds)}"
         )
     if not any(c.__name__ in kinds and _of(c, "norse") for c in type(cell).__mro__):
         raise ValueError(f"{type(cell).__name__}; accepted: norse's {', '.join(kinds)}")
     try:
-        constants = module.constants if isinstance(cell, OnKernel) else _norse_constants(module)
+        return _norse_constants(cell)
     except Left as reason:
         raise ValueError(f"{type(cell).__name__} has no equal here: {reason}") from reason
-    renamed = dict(constants, beta=constants["decay"], v_threshold=constants["threshold"])
-    renamed["v_reset"] = constants["v_reset"] if constants["reset"] == "hard" else None
-    return {n: v for n, v in renamed.items() if n not in ("decay", "threshold", "reset")}
 
 
-_LIBRARIES: dict[str, dict[str, Callable[[Any], nn.Module]]] = {
+_LIBRARIES: dict[str, dict[str, Callable[[Any], SpikingNeuron]]] = {
     "spikingjelly": {
         "IFNode": _if,
         "LIFNode": _lif,
@@ -372,5 +360,8 @@ _LIBRARIES: dict[str, dict[str, Callable[[Any], nn.Module]]] = {
         "MultiStepParametricLIFNode": _plif,
     },
     "snntorch": {"Leaky": _leaky},
-    "norse": {"LIFBoxCell": _cell, "IAFCell": _cell, "LIFCell": _cell, "IAF": _cell, "LIF": _cell},
+    "norse": {
+        **dict.fromkeys(("LIFBoxCell", "IAFCell", "IAF"), _cell),
+        **dict.fromkeys(("LIFCell", "LIF"), _behind_synapse),
+    },
 }

@@ -19,8 +19,6 @@ from .fuse import join
 from .neurons import SpikingNeuron
 from .peers import is_neuron, translate
 
-_ONE_STEP = " on our kernel"
-
 
 @dataclass
 class SwapReport:
@@ -50,11 +48,6 @@ class SwapReport:
         ]
         lines += [f"  {name}: left, {why}" for name, why in self.left.items()]
         lines += [f"  {name}: not fused, {why}" for name, why in self.unfused.items()]
-        if any(what.endswith(_ONE_STEP) for what in self.swapped.values()):
-            lines.append(
-                "  those on our kernel are called one step at a time, which on a CPU can cost small layers half their "
-                "speed and more; Leaky.from_snntorch and Leaky.from_norse take a whole window"
-            )
         if self.check is not None:
             found = ", ".join(
                 f"{k} differ by {v:.1e}" for k, v in self.check.items() if isinstance(v, float)
@@ -65,7 +58,7 @@ class SwapReport:
 
 
 def swap(net: nn.Module, *, fuse: bool = False, check: Any = None) -> SwapReport:
-    """Puts our neurons in place of SpikingJelly's, snnTorch's and norse's in a network, in place, and reports each.
+    """Puts our neurons in place of SpikingJelly's in a network, in place, and reports each.
 
     Swapped are SpikingJelly's IFNode, LIFNode, ParametricLIFNode (their Simple and MultiStep forms), ILIFNode and
     ComplementaryLIFNode (step_mode "m" and "s", every backend), PSN, MaskedPSN and SlidingPSN ("m"), with the same
@@ -73,10 +66,9 @@ def swap(net: nn.Module, *, fuse: bool = False, check: Any = None) -> SwapReport
     between calls until ``reset()`` (SpikingJelly's ``reset_net`` calls it), as the originals do. A module that is used
     in several places stays one module.
 
-    snnTorch's Leaky and norse's LIFBoxCell, IAFCell, LIFCell, IAF and LIF stay the objects that they are, called as
-    before, one step at a time, and run on our kernels; ``Leaky.from_snntorch`` and ``Leaky.from_norse`` take a whole
-    window at once, which is where the speed is. Everything else that is a neuron of these libraries is left and named,
-    with the reason.
+    Every other neuron of SpikingJelly, and all of snnTorch and norse, are left and named, with the reason. These
+    libraries call theirs one step at a time; ``Leaky.from_snntorch`` and ``Leaky.from_norse`` make modules for a whole
+    window, which is where the speed is.
 
     Args:
         net: any module that contains neurons. It must not be compiled or scripted yet.
@@ -124,7 +116,7 @@ def _refuse(net: object) -> None:
 def _put_in_place(net: nn.Module, report: SwapReport) -> dict[str, SpikingNeuron]:
     """Replaces what can be replaced; the new neurons by name, a shared one by its first."""
     # by id: ours, or why it stays; what it was
-    made: dict[int, tuple[nn.Module | str | None, str]] = {}
+    made: dict[int, tuple[SpikingNeuron | str | None, str]] = {}
     kept: list[nn.Module] = []  # so that no id is given away twice
     neurons: dict[str, SpikingNeuron] = {}
     for parent_name, parent in list(net.named_modules()):
@@ -136,7 +128,7 @@ def _put_in_place(net: nn.Module, report: SwapReport) -> dict[str, SpikingNeuron
                 kept.append(child)
                 kind = type(child).__name__
                 try:
-                    ours: nn.Module | str | None = translate(child)
+                    ours: SpikingNeuron | str | None = translate(child)
                 except ValueError as reason:
                     ours = str(reason)
                 made[id(child)] = ours, kind
@@ -146,8 +138,6 @@ def _put_in_place(net: nn.Module, report: SwapReport) -> dict[str, SpikingNeuron
             ours, kind = made[id(child)]
             if isinstance(ours, str):
                 report.left[name] = ours
-            elif ours is child:
-                report.swapped[name] = f"{kind}{_ONE_STEP}"
             elif ours is not None:
                 parent._modules[child_name] = ours
                 report.swapped[name] = f"{kind} -> {type(ours).__name__}"
