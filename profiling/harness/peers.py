@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from profiling.harness.contenders import Contender, Unavailable, Work
-from spiketriton.neurons import IF, LIF, SpikingNeuron
+from spiketriton.neurons import SpikingNeuron, of_engine
 from spiketriton_kernels import Surrogate
+from spiketriton_kernels.nn import IF, LIF
 
 PEERS = ("spikingjelly", "snntorch", "norse")
 ATAN = Surrogate.atan(2.0)
@@ -117,7 +118,7 @@ class SpikingJelly(nn.Module):
 
         if neuron.reset_mode == "none":
             raise Unavailable("spikingjelly has no neuron without reset")
-        if not isinstance(neuron, LIF) and type(neuron) is not IF:
+        if not isinstance(neuron, LIF) and type(neuron) is not of_engine(IF):
             raise Unavailable(f"{type(neuron).__name__} is not mapped to a spikingjelly neuron")
         self.options: dict[str, Any] = dict(
             v_threshold=neuron.v_threshold,

@@ -23,7 +23,7 @@ from profiling.harness import memory, peers
 from profiling.harness.contenders import OURS, Case, Contender, Options, Row, Work, agreement, wider
 from profiling.harness.peers import ATAN, Variant
 from profiling.harness.timing import Timing, buffers_beyond_cache
-from spiketriton.neurons import LIF, SpikingNeuron
+from spiketriton.neurons import SpikingNeuron, of_engine
 from spiketriton.system import machine
 from spiketriton.training.environment import PRECISIONS
 from spiketriton.training.precompile import compiles
@@ -35,6 +35,7 @@ from spiketriton_kernels import (
     multistep_lif_reference,
 )
 from spiketriton_kernels.backends.triton_launch import compiling
+from spiketriton_kernels.nn import LIF
 
 OPERATIONS = ("lif", "bn_lif", "bn_lif_residual", "bn_lif_current")
 MODES = ("training", "inference")  # forward and backward; forward without a graph
@@ -90,9 +91,10 @@ class KernelCase(Case):
     def spec(self) -> Row:  # type: ignore[override]
         return asdict(self)
 
-    def neuron(self, surrogate: Surrogate = ATAN) -> LIF:
+    def neuron(self, surrogate: Surrogate = ATAN) -> SpikingNeuron:
         reset = self.detach_reset
-        return LIF(tau=2.0, decay_input=False, detach_reset=reset, surrogate=surrogate)
+        lif = of_engine(LIF)
+        return lif(tau=2.0, decay_input=False, detach_reset=reset, surrogate=surrogate)
 
     def contenders(self, options: Options) -> list[Contender]:
         torch._dynamo.reset()  # else old cases count as recompilations of this one

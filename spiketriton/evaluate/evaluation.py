@@ -19,10 +19,11 @@ from spiketriton.evaluate.energy import Workload, ann_energy_pj, energy_pj, work
 from spiketriton.evaluate.raster import raster_of
 from spiketriton.evaluate.results import Evaluation, Sample
 from spiketriton.models.agreement import AGREEMENT, counted_graph
-from spiketriton.neurons import IF, PSN, MaskedPSN, Norm, SlidingPSN, SpikingNeuron
+from spiketriton.neurons import Norm, SpikingNeuron
 from spiketriton.system import machine
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import TrainedRun, with_bar
+from spiketriton_kernels import nn as kernels
 
 Chunks: TypeAlias = Sequence[tuple[int, int]]  # starts and lengths
 Follow: TypeAlias = Callable[[int, int], object]
@@ -112,7 +113,7 @@ def _window(run: TrainedRun, steps: int | None) -> int:
     if run.data.facts.frames and (steps or 0) > own:
         raise UserError(f"{run.folder.path}: recordings of {own} frames have no step {steps}")
     last = max(own, steps or 0) if run.model.is_spiking else own
-    if last > own and any(isinstance(n, PSN) for _, n in run.model.spiking_layers()):
+    if last > own and any(isinstance(n, kernels.PSN) for _, n in run.model.spiking_layers()):
         raise UserError(
             f"{run.folder.path}: its parallel neurons have weights for {own} time steps and cannot run "
             f"{last}; accepted: up to {own}"
@@ -147,11 +148,11 @@ def _energy(
 
 def _membrane_macs(neuron: SpikingNeuron, steps: int) -> int:
     """MACs of one neuron in one step: none without a leak; of a PSN one for each step that it reads."""
-    if isinstance(neuron, MaskedPSN | SlidingPSN):
+    if isinstance(neuron, kernels.MaskedPSN | kernels.SlidingPSN):
         return min(neuron.k, steps)
-    if isinstance(neuron, PSN):
+    if isinstance(neuron, kernels.PSN):
         return steps
-    return 0 if isinstance(neuron, IF) else 1
+    return 0 if isinstance(neuron, kernels.IF) else 1
 
 
 def _neurons(run: TrainedRun) -> str:

@@ -9,70 +9,21 @@ from torch import nn
 from spiketriton import plugins
 from spiketriton.config import NeuronConfig
 from spiketriton.config.parts import chosen
-from spiketriton.neurons.base import SpikingNeuron, adopt, told_of_spikes
+from spiketriton.neurons.base import SpikingNeuron, adopt, of_engine, told_of_spikes
 from spiketriton.neurons.norm import Norm, one_by_one
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import Surrogate
 from spiketriton_kernels import nn as kernels
 
 __all__ = [
-    "ALIF",
-    "CLIF",
-    "IF",
-    "ILIF",
-    "LIF",
-    "PLIF",
-    "PSN",
-    "CuBaLIF",
-    "MaskedPSN",
     "Norm",
-    "SlidingPSN",
     "SpikingNeuron",
     "adopt",
     "build_neuron",
+    "of_engine",
     "one_by_one",
     "told_of_spikes",
 ]
-
-
-class IF(SpikingNeuron, kernels.IF):
-    """Integrate and fire."""
-
-
-class LIF(SpikingNeuron, kernels.LIF):
-    """Leaky integrate and fire."""
-
-
-class PLIF(SpikingNeuron, kernels.PLIF):
-    """LIF with a learnable leak."""
-
-
-class ILIF(SpikingNeuron, kernels.ILIF):
-    """LIF with 0..levels spikes a step."""
-
-
-class CLIF(SpikingNeuron, kernels.CLIF):
-    """LIF with a complementary potential."""
-
-
-class ALIF(SpikingNeuron, kernels.ALIF):
-    """LIF with a threshold that rises with each spike."""
-
-
-class CuBaLIF(SpikingNeuron, kernels.CuBaLIF):
-    """LIF behind a synapse, whose current decays."""
-
-
-class PSN(SpikingNeuron, kernels.PSN):
-    """Parallel spiking neuron: a learnt matrix over the time steps, and a threshold."""
-
-
-class MaskedPSN(SpikingNeuron, kernels.MaskedPSN):
-    """PSN whose steps read only themselves and those before."""
-
-
-class SlidingPSN(SpikingNeuron, kernels.SlidingPSN):
-    """PSN whose steps all read by the same weights."""
 
 
 def build_neuron(config: NeuronConfig, steps: int = 4, channels: int | None = None) -> nn.Module:
@@ -106,21 +57,21 @@ def _relu(config: NeuronConfig, steps: int, channels: int | None) -> nn.Module:
 def _parallel(config: NeuronConfig, steps: int, channels: int | None) -> nn.Module:
     options: dict[str, Any] = {"v_threshold": config.v_threshold, "surrogate": _surrogate(config)}
     if config.kind == "psn":
-        return PSN(steps, **options)
+        return of_engine(kernels.PSN)(steps, **options)
     if config.kind == "masked_psn":
-        return MaskedPSN(config.order, steps, lambda_init=1.0, **options)
-    return SlidingPSN(config.order, **options)
+        return of_engine(kernels.MaskedPSN)(config.order, steps, lambda_init=1.0, **options)
+    return of_engine(kernels.SlidingPSN)(config.order, **options)
 
 
 # the class of each kind that has a membrane, and the keys of which its constants are
-KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "if": (IF, ()),
-    "lif": (LIF, ("tau", "decay_input")),
-    "plif": (PLIF, ("tau", "decay_input")),
-    "ilif": (ILIF, ("tau", "levels")),
-    "clif": (CLIF, ("tau",)),
-    "alif": (ALIF, ("tau", "tau_adaptation", "beta")),
-    "cuba": (CuBaLIF, ("tau", "tau_synapse", "decay_input")),
+KINDS: dict[str, tuple[type[kernels.SpikingNeuron], tuple[str, ...]]] = {
+    "if": (kernels.IF, ()),
+    "lif": (kernels.LIF, ("tau", "decay_input")),
+    "plif": (kernels.PLIF, ("tau", "decay_input")),
+    "ilif": (kernels.ILIF, ("tau", "levels")),
+    "clif": (kernels.CLIF, ("tau",)),
+    "alif": (kernels.ALIF, ("tau", "tau_adaptation", "beta")),
+    "cuba": (kernels.CuBaLIF, ("tau", "tau_synapse", "decay_input")),
 }
 
 
@@ -132,15 +83,15 @@ def _with_membrane(config: NeuronConfig, steps: int, channels: int | None) -> nn
     if config.threshold_learnt:
         shape = _shape("threshold_learnt", config.threshold_learnt, channels)
         options["v_threshold"] = nn.Parameter(torch.full(shape, config.v_threshold))
-    if make is not ILIF:
+    if make is not kernels.ILIF:
         options["surrogate"] = _surrogate(config)
-    if make not in (ILIF, CLIF):
+    if make not in (kernels.ILIF, kernels.CLIF):
         reset = config.resets_by
         options |= {"reset": reset, "v_reset": config.v_reset if reset == "hard" else None}
-    if make is PLIF:
+    if make is kernels.PLIF:
         options["init_tau"] = options.pop("tau")
         (options["per_channel"],) = _shape("tau_learnt", config.tau_learnt, channels) or (None,)
-    return make(**options)
+    return of_engine(make)(**options)
 
 
 def _surrogate(config: NeuronConfig) -> Surrogate:

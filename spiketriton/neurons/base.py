@@ -131,14 +131,19 @@ class SpikingNeuron(kernels.SpikingNeuron):
         self.begin()
 
 
-_ADOPTED: dict[type, type] = {}
+_CLASSES: dict[type, Any] = {}
+
+
+def of_engine(kind: type[kernels.SpikingNeuron]) -> Any:
+    """The engine's class of a neuron of the kernels, a subclass of both, made once."""
+    made = type(kind.__name__, (SpikingNeuron, kind), {"__doc__": kind.__doc__})
+    return _CLASSES.setdefault(kind, made)
 
 
 def adopt(neuron: kernels.SpikingNeuron) -> SpikingNeuron:
     """Makes a neuron of the kernels one of the engine, in place."""
-    kind = type(neuron)
     if not isinstance(neuron, SpikingNeuron):
-        neuron.__class__ = _ADOPTED.setdefault(kind, type(kind.__name__, (SpikingNeuron, kind), {}))
+        neuron.__class__ = of_engine(type(neuron))
     return neuron  # type: ignore[return-value]
 
 

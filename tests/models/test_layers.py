@@ -6,7 +6,8 @@ from torch import nn
 
 from spiketriton.models import memory
 from spiketriton.models.layers import StridedPointwise, norm_neuron, over_time
-from spiketriton.neurons import LIF, Norm, SpikingNeuron
+from spiketriton.neurons import Norm, SpikingNeuron, of_engine
+from spiketriton_kernels import nn as kernels
 from tests.models.support import SHALLOW_MLP, B, T, build, images, norms_of
 
 
@@ -71,6 +72,9 @@ def test_only_the_fused_net_uses_the_fused_operation(monkeypatch):
     build(norm="none")(images())
     build(neuron={"kind": "relu"})(images())
     assert calls == []
+
+
+LIF = of_engine(kernels.LIF)
 
 
 class Louder(LIF):

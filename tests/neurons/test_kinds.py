@@ -11,21 +11,12 @@ from spiketriton.evaluate.counters import SpikeCounter
 from spiketriton.export.exports import export_onnx
 from spiketriton.export.nir_graph import to_nir
 from spiketriton.models import build_model
-from spiketriton.neurons import (
-    ALIF,
-    CLIF,
-    ILIF,
-    PSN,
-    CuBaLIF,
-    MaskedPSN,
-    SlidingPSN,
-    SpikingNeuron,
-    build_neuron,
-)
+from spiketriton.neurons import SpikingNeuron, build_neuron, of_engine
 from spiketriton.system.errors import UserError
 from spiketriton.tasks import build_loss
 from spiketriton.training.probing import Prober, cut_time
 from spiketriton.training.trained import load_run
+from spiketriton_kernels.nn import ALIF, CLIF, ILIF, PSN, CuBaLIF, MaskedPSN, SlidingPSN
 from tests.covering import each
 from tests.small_runs import small_trainer
 
@@ -78,7 +69,7 @@ def test_gradients_of_every_kind_reach_every_layer(kind, block):
     measured = Prober(net, [(images, labels)], loss).measure()
     assert (measured.depth_profile > 0).all()
     neurons = [m for m in net.modules() if isinstance(m, SpikingNeuron)]
-    assert {type(neuron) for neuron in neurons} == {(KINDS | PARALLEL)[kind]}
+    assert {type(neuron) for neuron in neurons} == {of_engine((KINDS | PARALLEL)[kind])}
 
 
 @pytest.mark.parametrize("kind", PARALLEL)

@@ -5,13 +5,15 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import NeuronConfig, SurrogateConfig
-from spiketriton.neurons import IF, LIF, PLIF, Norm, SpikingNeuron, build_neuron
+from spiketriton.neurons import Norm, SpikingNeuron, build_neuron, of_engine
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import Surrogate, multistep_lif_reference
+from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.neuron import Outputs
 from spiketriton_kernels.nn import neurons
 
 T, B, C = 5, 3, 4
+IF, LIF, PLIF = map(of_engine, (kernels.IF, kernels.LIF, kernels.PLIF))
 
 
 def currents(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -7,9 +7,13 @@ import torch
 
 from profiling.harness.contenders import Status, Unavailable
 from profiling.harness.peers import ATAN, variants
-from spiketriton.neurons import IF, LIF, PLIF
+from spiketriton.neurons import of_engine
+from spiketriton_kernels import nn as kernels
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
+
+
+IF, LIF, PLIF = map(of_engine, (kernels.IF, kernels.LIF, kernels.PLIF))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 from spiketriton.models import Network
 from spiketriton.models.feedforward import FeedForward, Layer
-from spiketriton.neurons import LIF
+from spiketriton_kernels.nn import LIF
 from spiketriton.plugins import loss, model, neuron
 
 __version__ = "2.5"
