@@ -17,8 +17,8 @@ examples:
 
 Checks that spiketriton runs correctly on this machine. Every kernel is compared with its
 definition in plain PyTorch on this device, forward and backward, in every dtype; then a small
-network is trained for a few steps. On a CPU the kernels are compiled the first time, half a minute
-on two cores."""
+network is trained for a few steps. Kernels are compiled the first time, a minute or two on a CPU.
+Speed is measured by python profiling/run.py."""
 
 COLOURS = {"ok": "green", "slow": "yellow", "wrong": "bold red"}
 STEPS = 6  # of the small training

@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 import spiketriton_kernels as kernels
 from spiketriton.config import DataConfig, Recipe, replace
@@ -28,10 +26,8 @@ from spiketriton.system.errors import UserError, one_line
 from spiketriton.system.ranks import Ranks
 from spiketriton.training import environment
 from spiketriton.training.display import Quiet
-from spiketriton.training.placement import compiles
 from spiketriton.training.session import Session
 from spiketriton_kernels.backends import choice, native
-from spiketriton_kernels.backends.triton_launch import compiling
 
 SUPPORTED = {  # distribution: the oldest and the newest version that were tested
     "torch": ((2, 11), (2, 13)),
@@ -41,7 +37,6 @@ SUPPORTED = {  # distribution: the oldest and the newest version that were teste
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1.6e-2, torch.float16: 2e-3, torch.float64: 1e-9}
 SHAPE = (5, 3, 7, 5, 3)  # T, B, C, H, W: no size is a multiple of a block
 WIDE = (4, 2, 64, 4, 4)  # in channels_last: whole blocks, in accesses of 16 bytes
-COPY_SHARE = {"cpu": 0.2, "cuda": 0.5}  # of a copy's bandwidth, below which a kernel is slow
 BROKEN = "do not train on this device; please report it"
 
 
@@ -124,14 +119,14 @@ def looked_at(dtype: torch.dtype) -> list[Kernel]:
 def findings(recipe: Recipe) -> Iterator[Finding]:
     """Everything that is looked at, one after another; what fails to run is wrong."""
     device = environment.choose_device(recipe.train.device).value
-    looks = [("versions", versions()), ("device", devices(device)), ("compiler", builds(device))]
+    looks = [("versions", versions()), ("device", devices(device))]
     for dtype in TOLERANCE:
         looks.append((f"backend, {_name(dtype)}", backend(dtype, device)))
         for kernel in looked_at(dtype):
             looks.append((f"{kernel.name}, {_name(dtype)}", compared(kernel, dtype, device)))
     interpreted = device.type == "cpu" and choice.interpreting()
     if not interpreted:  # which would take minutes
-        looks += [("bandwidth", bandwidth(device)), ("training", trained(recipe, device))]
+        looks.append(("training", trained(recipe, device)))
     for name, look in [*looks, ("data", data_sets(recipe.data))]:
         try:
             yield from look
@@ -179,20 +174,6 @@ def devices(device: torch.device) -> Iterator[Finding]:
     advice = f"a training takes {machine.free()} of them; see which other processes run"
     words = f"{usable}, of which other processes use {taken:.1f}"
     yield judged("processors", taken < usable / 2, words, advice, "slow")
-
-
-def builds(device: torch.device) -> Iterator[Finding]:
-    """Compiles what this machine has not compiled yet, on all processors: one after another would take a minute."""
-    wanted = [(kernel, dtype) for dtype in TOLERANCE for kernel in looked_at(dtype)]
-    with ThreadPoolExecutor(machine.usable()) as pool:
-        if compiles(device):
-            with compiling(pool):
-                for kernel, dtype in wanted:
-                    _pass(kernel.fused, kernel, dtype, device)
-        elif device.type == "cpu" and not choice.interpreting():
-            kinds = {(dtype, kernel.kind) for kernel, dtype in wanted}
-            pool.map(lambda one: native.failure(*one), kinds)
-    yield Finding("compiler", "ok", f"{len(wanted)} kernels are prepared")
 
 
 def backend(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
@@ -267,34 +248,6 @@ def _difference(found: Tensor, right: Tensor) -> float:
     found, right = found.double(), right.double()
     error = float((found - right).abs().max() / right.abs().max().clamp_min(1e-30))
     return error if math.isfinite(error) else math.inf
-
-
-def bandwidth(device: torch.device) -> Iterator[Finding]:
-    """Bytes a second of the LIF kernel, forward and backward, beside those of a copy.
-
-    The copy writes to fresh memory, as the kernel does: on a CPU its pages cost more than the bytes.
-    """
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    # half a gigabyte: a GPU works longer on it than Python on the call
-    neurons = 2**25 if device.type == "cuda" else 2**20
-    x = torch.randn(8, neurons, dtype=dtype, device=device).requires_grad_()
-    arrives = torch.ones_like(x)
-
-    def both() -> None:
-        x.grad = None
-        torch.autograd.backward(kernels.multistep_lif(x), arrives)
-
-    size = x.numel() * x.element_size()
-    copy, ours = 2 * size / _seconds(x.detach().clone), 5 * size / _seconds(both)
-    words = f"LIF, forward and backward: {ours / 1e9:.3g} GB/s; a copy: {copy / 1e9:.3g} GB/s"
-    advice = "see which processes run, and which backend serves"
-    yield judged("bandwidth", ours >= COPY_SHARE[device.type] * copy, words, advice, "slow")
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """Of a call among many that do not wait for each other on a GPU, after some that compile."""
-    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange().median
 
 
 def trained(recipe: Recipe, device: torch.device) -> Iterator[Finding]:

@@ -36,7 +36,7 @@ def test_this_machine_is_right(capsys, tmp_path, monkeypatch, every):
         for dtype in [d for d in checkup.TOLERANCE if kernel in checkup.looked_at(d)]:
             name = f"{kernel.name}, {str(dtype).removeprefix('torch.')}"
             assert lines[name]["found"].startswith("spikes equal")
-    for name in ("Python", "torch", "CPU", "memory", "processors", "backend, float32", "bandwidth"):
+    for name in ("Python", "torch", "CPU", "memory", "processors", "backend, float32"):
         assert lines[name]["found"]
     assert "1,437 training and 360 test" in lines["data, digits"]["found"]
     assert "not in" in lines["data, cifar10"]["found"]
@@ -109,7 +109,7 @@ def test_an_error_is_wrong_and_the_others_are_looked_at(monkeypatch, capsys):
         raise RuntimeError("no kernel image\nis available")
 
     monkeypatch.setattr(checkup, "KERNELS", (replace(KERNELS[0], fused=fails),))
-    for name in ("backend", "bandwidth", "trained", "data_sets"):
+    for name in ("backend", "trained", "data_sets"):
         monkeypatch.setattr(checkup, name, lambda *_: iter(()))
     monkeypatch.setenv("COLUMNS", "60")
     assert main(["train.device=cpu"]) == EXIT_ERROR
@@ -151,7 +151,7 @@ def test_a_busy_machine_and_one_without_a_compiler_are_slow(monkeypatch):
     assert states == ["slow"] * 4
 
 
-def test_interpreted_kernels_are_slow_and_neither_timed_nor_trained(monkeypatch):
+def test_interpreted_kernels_are_slow_and_not_trained(monkeypatch):
     monkeypatch.setattr(choice, "interpreting", lambda: True)
     monkeypatch.setattr(checkup, "KERNELS", ())
     with kernels.use_backend("triton"):
@@ -161,11 +161,4 @@ def test_interpreted_kernels_are_slow_and_neither_timed_nor_trained(monkeypatch)
         }
     assert found["backend, float32"].state == "slow"
     assert "unset TRITON_INTERPRET" in found["backend, float32"].advice
-    assert not {"bandwidth", "training, fp32"} & found.keys()
-
-
-def test_a_slow_kernel_is_slow(monkeypatch):
-    for copy, ours, state in ((1.0, 12.4, "ok"), (1.0, 12.6, "slow")):  # 5 bytes to 2, a fifth
-        seconds = iter([copy, ours])
-        monkeypatch.setattr(checkup, "_seconds", lambda *_, left=seconds: next(left))
-        assert next(checkup.bandwidth(CPU)).state == state
+    assert "training, fp32" not in found

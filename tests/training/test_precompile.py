@@ -21,7 +21,6 @@ import copy, json, sys
 from pathlib import Path
 import torch
 from profiling.harness.launcher import Driver, without_gpu
-from spiketriton.doctor import checkup
 from spiketriton.training import precompile, session
 from spiketriton.training import precompile
 from spiketriton.training.randomness import random_state
@@ -64,15 +63,6 @@ with without_gpu(Driver()):
     assert all(weight.grad is None for weight in trainer.model.parameters())
     when[0] = "later"
     trainer.fit()
-
-    # doctor
-    passes._NEURON["triton"], passes._STATISTICS["triton"] = triton_neuron, triton_norm
-    checkup.compiles = precompile.compiles
-    device, when[0] = torch.device("cpu"), "by doctor"
-    list(checkup.builds(device))
-    when[0] = "later"
-    for kernel in checkup.looked_at(torch.float32):
-        checkup._pass(kernel.fused, kernel, torch.float32, device)
 print(json.dumps([compiled, trainer.display.text]))
 """
 
@@ -115,7 +105,6 @@ def test_a_training_compiles_at_most_30_kernels_all_of_them_before_its_first_ste
     assert not [name for when, name in compiled if when == "later"]
     assert {"fire_kernel", "walk_kernel", "statistics_kernel"} <= {name for _, name in compiled}
     assert sum(when == "before the first step" for when, _ in compiled) <= 30
-    assert "by doctor" in {when for when, _ in compiled}
     assert "kernels are compiled when" not in said
 
 
