@@ -81,7 +81,7 @@ class RecipeCase(Case):
             "frames": [recipe.time_steps] if recipe.data.split_words else [],
             "classes": classes or recipe.data.classes,
             "precision": name_of(choose_precision(recipe.train.precision, options.device).value),
-            "layout": "channels_last" if recipe.train.channels_last else "contiguous",
+            "layout": "channels_last",
         }
 
     def images_per_s(self, timings: dict[str, Timing]) -> dict[str, Row]:

@@ -186,11 +186,9 @@ class DataConfig(TableOfPart):
     """download missing data; false: missing data is an error"""
     workers: int | Literal["auto"] = key("auto", numbers=Range(0, 1024))
     """processes that load images; 0: the training process loads them"""
-    check: Literal["fast", "full", "off"] = key("fast")
-    """image files that cannot be read are found before training, once: by their headers and ends, or by all of their
-    pixels"""
     broken: Literal["stop", "skip"] = key("stop")
-    """what `check` does about image files that cannot be read: name them, or leave them out"""
+    """image files that cannot be read: the first one that is met ends the run and is named, or all are looked for
+    before training, named and left out"""
     train_images: int = key(0, numbers=COUNT_OR_ZERO)
     """train on a fixed subset of this many images; 0: all"""
     test_images: int = key(0, numbers=COUNT_OR_ZERO)
@@ -216,8 +214,7 @@ class DataConfig(TableOfPart):
     sensor: str = key("auto")
     """pixels of the camera of `eventfolder`, for example 346x260 (width x height); `auto`: 128x128 of AEDAT 2 files"""
     cache: str = key("auto")
-    """folder for frames of events and small images, made once, and for what `check` has found; `auto`:
-    event_frames, .decoded_images or .checked_images in data.root"""
+    """folder for frames of events and small images, made once; `auto`: event_frames or .decoded_images in data.root"""
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
 
     @property
@@ -281,9 +278,6 @@ class ModelConfig(TableOfPart):
     any current, or passed around the neuron unchanged; the spikes are the same"""
     dropout: float = key(0.0, numbers=SHARE)
     """fraction of the classifier's inputs that training sets to zero, the same ones at all time steps of an image"""
-    drop_path: float = key(0.0, numbers=SHARE)
-    """fraction of the images for which training leaves out the branch of the last residual block, at all time steps;
-    of earlier blocks less, by their depth"""
     fused: bool = key(True)
     """norm, shortcut and neuron in one operator; false: separately"""
     memory: Literal["standard", "packed"] = key("standard")
@@ -339,8 +333,6 @@ class NeuronConfig(TableOfPart):
     """membrane potential at which a neuron fires"""
     threshold_learnt: bool | Literal["channel"] = key(False)
     """v_threshold is where training begins: each layer learns its own, or with `channel` each channel"""
-    tau_learnt: Literal["layer", "channel"] = key("layer")
-    """whether plif learns one tau for each layer, or for each channel"""
     reset: Literal["auto", "hard", "soft", "none"] = key("auto")
     """a spike sets the membrane to v_reset, lowers it by v_threshold, or does neither; `auto`: soft for ilif, clif
     and alif, none for the parallel ones, hard for the others"""
@@ -455,8 +447,6 @@ class TrainConfig(Table):
     sync_bn: bool = key(False)
     """batch norm's statistics over all devices together; no effect on a single device; refused for a network of
     others, whose norms are its own"""
-    channels_last: bool = key(True)
-    """channels_last memory format for images and activations"""
     compile: bool = key(False)
     """compile the model with torch.compile"""
     graph: bool | Literal["auto"] = key("auto")
@@ -468,8 +458,6 @@ class TrainConfig(Table):
     """CPU threads per operation; 0: one for each processor that is free"""
     log_every: int = key(10, numbers=COUNT)
     """steps between rows of metrics.jsonl"""
-    eval_every: int = key(1, numbers=COUNT)
-    """epochs between evaluations"""
     deterministic: bool = key(False)
     """only algorithms that give the same bits in every run"""
 
@@ -487,9 +475,8 @@ class MonitorConfig(Table):
     tensorboard: bool = key(False)
     """also write TensorBoard event files"""
     wandb: Literal["off", "offline", "online"] = key("off")
-    """also log to Weights & Biases; `offline`: in the run folder, for `wandb sync`"""
-    wandb_project: str = key("spiketriton")
-    """project of Weights & Biases"""
+    """also log to Weights & Biases, to the project WANDB_PROJECT or else spiketriton; `offline`: in the run folder, for
+    `wandb sync`"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

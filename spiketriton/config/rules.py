@@ -71,13 +71,12 @@ RESETS_OF = {
 _FRAMES = ("flip", "roll", "delete")
 _START = ["model.residual_gain", "model.residual_bias"]
 # of networks that are built here by a recipe, from its norms and neurons, as all keys of [neuron]
-_LAYERS = ("block", "norm", "norm_gain", "width", "checkpoint_blocks", "dropout", "drop_path")
+_LAYERS = ("block", "norm", "norm_gain", "width", "checkpoint_blocks", "dropout")
 
 
 def _readers(values: Mapping[str, Any]) -> Iterator[tuple[list[str], str, tuple[Any, ...]]]:
     """Keys, the key that decides whether they are read, and its values with which they are."""
     plugins = names("data")
-    unchecked = () if values["data.name"] in get_args(Events) else ("off",)
 
     def unless(dotted: str, *words: Any) -> tuple[Any, ...]:
         return () if values[dotted] in words else (values[dotted],)
@@ -99,10 +98,8 @@ def _readers(values: Mapping[str, Any]) -> Iterator[tuple[list[str], str, tuple[
         (["data.augmentation.magnitude"], "data.augmentation.policy", ("randaugment",)),
         (["data.augmentation.crop_scale"], "data.name", (*PHOTOGRAPHS, *plugins)),
         (["data.augmentation.crop_scale"], "data.augment", ("standard", "strong")),
-        (["data.check", "data.broken"], "data.name", (*PHOTOGRAPHS, *plugins)),
-        (["data.broken"], "data.check", ("fast", "full")),
-        (["data.cache"], "data.check", unless("data.check", *unchecked)),
-        (["data.cache"], "data.name", (*get_args(Events), *PHOTOGRAPHS, "cifar10", *plugins)),
+        (["data.broken"], "data.name", (*PHOTOGRAPHS, *plugins)),
+        (["data.cache"], "data.name", (*get_args(Events), "cifar10")),
         (["data.split_seed"], "data.split", ("random90",)),
         (["data.split_seed"], "data.name", get_args(Events)),
         (["data.format"], "data.name", ("eventfolder", "digits_dvs")),
@@ -110,15 +107,14 @@ def _readers(values: Mapping[str, Any]) -> Iterator[tuple[list[str], str, tuple[
         (["model.stem"], "model.name", get_args(ResNet)),
         (["model.block"], "model.name", unless("model.name", *SKIPLESS)),
         (["model.depth", "model.start"], "model.name", get_args(PlainNet)),
-        ([*_START, "model.drop_path", "model.checkpoint_blocks"], "model.name", BLOCK_NETS),
+        ([*_START, "model.checkpoint_blocks"], "model.name", BLOCK_NETS),
         (["model.shortcut_gradient"], "model.name", BLOCK_NETS),
         ([*_START, "model.norm_gain"], "model.norm", unless("model.norm", "none")),
-        (["model.residual_gain", "model.drop_path"], "model.block", ("plain", "sew", "ms")),
+        (["model.residual_gain"], "model.block", ("plain", "sew", "ms")),
         (["model.residual_bias", "model.shortcut_gradient"], "model.block", ("plain",)),
         (["neuron.tau"], "neuron.kind", (*LEAKY, "relu")),
         (["neuron.decay_input"], "neuron.kind", ("lif", "plif", "cuba", "relu")),
         (["neuron.order"], "neuron.kind", ("masked_psn", "sliding_psn")),
-        (["neuron.tau_learnt"], "neuron.kind", ("plif", "relu")),
         (["neuron.levels"], "neuron.kind", ("ilif",)),
         (["neuron.tau_synapse"], "neuron.kind", ("cuba",)),
         (["neuron.tau_adaptation", "neuron.beta"], "neuron.kind", ("alif",)),
@@ -134,7 +130,6 @@ def _readers(values: Mapping[str, Any]) -> Iterator[tuple[list[str], str, tuple[
         (["train.min_lr"], "train.schedule", ("one_cycle", "cosine")),
         (["train.warmup_lr"], "train.warmup", unless("train.warmup", 0)),
         (["train.mix_epochs"], "train.mixup", mixes),
-        (["monitor.wandb_project"], "monitor.wandb", ("offline", "online")),
         (["monitor.every", "monitor.tensorboard", "monitor.wandb"], "monitor.enabled", (True,)),
     ]
     if values["neuron.v_reset"] != 0:  # 0 may stand next to any reset
@@ -180,7 +175,6 @@ def _clashes(values: Mapping[str, Any]) -> list[_Clash]:
         ("model.block", ("plain", "sew", "ms"), "model.name", ("net7b", "resnet19"), ""),
         ("model.memory", ("standard",), "neuron.kind", ("ilif",), spikes),
         ("model.checkpoint_blocks", (False,), "train.compile", (True,), "statistics of batch norm would change twice"),
-        ("model.drop_path", (0,), "model.checkpoint_blocks", (True,), "each block draws, and is run twice"),
         ("neuron.v_reset", (0,), "neuron.kind", tuple(RESETS_OF), ""),
         *(("neuron.reset", resets, "neuron.kind", (kind,), "") for kind, resets in RESETS_OF.items()),
         ("neuron.threshold_learnt", (True, False), "neuron.kind", plugins, "it is not told its channels"),

@@ -117,10 +117,10 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     source.refuse_unsound(config.name)
     _refuse_idle(config, source)
     skipped: tuple[str, ...] = ()
-    if isinstance(source.train, FileSplit) or isinstance(source.test, FileSplit):
-        from spiketriton.data.checking import checked
+    if config.broken == "skip":
+        from spiketriton.data.checking import without_broken
 
-        source, skipped = checked(config, source)
+        source, skipped = without_broken(config, source)
     held_out = _held_out(config, source)
     training = subset(np.flatnonzero(~held_out), config.train_images)
     _check_counts(config, train.batch_size, source, int((~held_out).sum()))
@@ -262,7 +262,7 @@ def _facts(config: DataConfig, steps: int, source: Source, training: np.ndarray)
 def _refuse_idle(config: DataConfig, source: Source) -> None:
     """Refuses keys without effect on the images of a plugin, whose kind no rule of recipes knows."""
     files = isinstance(source.train, FileSplit)
-    idle = [] if files else ["check", "broken"]
+    idle = [] if files else ["broken"]
     if source.move != "photo":
         idle.append("augmentation.crop_scale")
     if source.move == "events":

@@ -162,13 +162,13 @@ def _mistakes(path: Path, class_name: str) -> Iterator[None]:
         raise UserError(f"cannot read image {path}{of}: {why}") from error
 
 
-def check_file(path: Path, class_name: str, *, pixels: bool) -> None:
-    """Raises the `UserError` that `Photo` would raise for a damaged file.
+def check_file(path: Path, class_name: str) -> None:
+    """Raises the `UserError` that `Photo` would raise for a file that is cut short or no image.
 
-    Without `pixels` they are decoded only where the file does not end as its format says.
+    Pixels are decoded only where the file does not end as its format says.
     """
     with _mistakes(path, class_name), Image.open(path) as image:
-        whole = not pixels and _ends_well(path, image.format or "")
+        whole = _ends_well(path, image.format or "")
     if not whole:
         Photo(path, class_name).decode()
 

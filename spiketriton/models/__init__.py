@@ -55,11 +55,9 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
 
 
 def _start(net: "BlockNetwork", parts: Parts) -> None:
-    """Drop path of the blocks, by their depth, and what their last norms and neurons start with."""
+    """What the last norms and neurons of the blocks start with."""
     model, neuron = parts.model, parts.neuron_config
     blocks = [block for _, block in net.blocks()]
-    for number, block in enumerate(blocks, 1):
-        block.drop = model.drop_path * number / len(blocks)
     if model.norm == "none":
         return
     gain = _block_gain(model, neuron, len(blocks))

@@ -15,7 +15,6 @@ from spiketriton.models.layers import (
     first_layer,
     folded,
     gives_current,
-    kept_paths,
     norm_neuron,
     over_time,
 )
@@ -34,7 +33,6 @@ class Block(nn.Module):
     sums_currents = True  # whether the last norm and the shortcut are two terms of one current
     fires_first = False  # whether each neuron is in front of its convolution, not behind its norm
     norms_first = False  # whether each norm is there, too, so that the first one takes a sum
-    drop = 0.0  # share of the images for which training leaves out the branch
 
     def __init__(
         self, parts: Parts, channels_in: int, width: int, stride: int, bottleneck: bool
@@ -90,10 +88,6 @@ class Block(nn.Module):
         numbers = range(1, self.depth + 1)
         return [[getattr(self, f"{kind}{i}") for kind in ("conv", "bn", "neuron")] for i in numbers]
 
-    def kept(self, x: Tensor) -> Tensor | None:
-        """What the branch is multiplied by, if anything."""
-        return kept_paths(x, self.drop) if self.drop and self.training else None
-
     def last_current(self, spikes: Tensor) -> Tensor:
         """Spikes [T, B, C, H, W] -> output of the last convolution, before its norm."""
         *inner, (last_conv, _, _) = self.stages()
@@ -137,7 +131,7 @@ class PlainBlock(Block):
             shortcut, around = norm(folded(conv, x)), False
         _, norm, neuron = self.stages()[-1]
         shortcut = shortcut.detach() if around else shortcut
-        spikes = norm_neuron(norm, neuron, current, shortcut, kept=self.kept(current))
+        spikes = norm_neuron(norm, neuron, current, shortcut)
         return mark_spikes(_StraightThrough.apply(spikes, x)) if around else spikes
 
 
@@ -172,7 +166,7 @@ class SEWBlock(Block):
             conv, norm, neuron = self.downsample
             shortcut = norm_neuron(norm, neuron, folded(conv, x))
         _, norm, neuron = self.stages()[-1]
-        return norm_neuron(norm, neuron, current, spike_add=shortcut, kept=self.kept(current))
+        return norm_neuron(norm, neuron, current, spike_add=shortcut)
 
 
 class MSBlock(Block):
@@ -204,8 +198,7 @@ class MSBlock(Block):
         if reader is not None:
             spikes, summed = reader.fused_norm(current, norms[-1], shortcut, return_current=True)
             return summed, mark_spikes(spikes)
-        branch, kept = norms[-1](current), self.kept(current)
-        return (branch if kept is None else branch * kept) + shortcut
+        return norms[-1](current) + shortcut
 
 
 class PreActBlock(Block):
@@ -371,7 +364,6 @@ class BlockNetwork(Network):
             joins = False
             if isinstance(block, MSBlock):
                 joins = block.pool is None and gives_current(block.stages()[-1][1], reader)
-                joins = joins and not (block.drop and block.training)
                 given = (x, spikes, reader if joins else None)
             out = recomputed(block, *given, on_save=self.on_save) if recompute else block(*given)
             x, spikes = out if joins else (out, None)

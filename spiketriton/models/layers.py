@@ -36,32 +36,17 @@ def norm_neuron(
     y: Tensor,
     residual: Tensor | None = None,
     spike_add: Tensor | None = None,
-    kept: Tensor | None = None,
 ) -> Tensor:
-    """`neuron(norm(y) + residual) + spike_add`, all [T, B, C, ...]: one fused operation or several.
-
-    `kept` (see `kept_paths`) multiplies the branch: what the norm gives where there is a residual, else the spikes.
-    """
-    if kept is None and gives_current(norm, neuron):
+    """`neuron(norm(y) + residual) + spike_add`, all [T, B, C, ...]: one fused operation or several."""
+    if gives_current(norm, neuron):
         assert isinstance(neuron, SpikingNeuron)
         out = neuron.fused_norm(y, norm, residual, spike_add)
         return out if spike_add is not None else mark_spikes(out)
     current = norm(y)
     if residual is not None:
-        current = (current if kept is None else current * kept) + residual
+        current = current + residual
     out = fire(neuron, current)
-    if kept is not None and residual is None:
-        out = out * kept
     return out if spike_add is None else out + spike_add
-
-
-def kept_paths(x: Tensor, drop: float) -> Tensor:
-    """Stochastic depth: 1 / (1 - drop) for an image of x [T, B, ...] whose branch is kept, 0 where it is dropped.
-
-    [1, B, 1, ...]: at all steps the same. Huang et al. 2016 (arXiv 1603.09382), scaled as timm's DropPath.
-    """
-    kept = torch.empty(1, x.shape[1], *[1] * (x.ndim - 2), device=x.device, dtype=x.dtype)
-    return kept.bernoulli_(1 - drop).div_(1 - drop)
 
 
 def gives_current(norm: nn.Module, neuron: nn.Module | None) -> TypeGuard[Norm]:

@@ -36,7 +36,7 @@ class Network(nn.Module):
         self.time_steps = parts.steps
         self.is_spiking = parts.spiking
         self.streaming = False
-        self.dropout, self.drop_path = parts.model.dropout, parts.model.drop_path
+        self.dropout = parts.model.dropout
         self.frozen: list[Norm] = []  # norms that keep their statistics in training
         self.packed = parts.spiking and parts.model.memory == "packed"
         self.unmeasured: dict[str, str] = {}  # neurons that no probe fits, and why
@@ -94,8 +94,8 @@ class Network(nn.Module):
 
     @property
     def draws(self) -> bool:
-        """Whether training draws random numbers inside, as dropout and drop path do."""
-        return self.dropout > 0 or self.drop_path > 0
+        """Whether training draws random numbers inside, as dropout does."""
+        return self.dropout > 0
 
     def features(self, images: Tensor, steps: int) -> Tensor:
         """Images [B, C, H, W] or frames [steps, B, C, H, W] -> what the classifier reads, [steps, B, F]."""

@@ -90,7 +90,6 @@ def _with_membrane(config: NeuronConfig, steps: int, channels: int | None) -> nn
         options |= {"reset": reset, "v_reset": config.v_reset if reset == "hard" else None}
     if make is kernels.PLIF:
         options["init_tau"] = options.pop("tau")
-        (options["per_channel"],) = _shape("tau_learnt", config.tau_learnt, channels) or (None,)
     return of_engine(make)(**options)
 
 

@@ -1,5 +1,6 @@
 """TensorBoard and Weights & Biases, for those who ask for them (`monitor.tensorboard`, `monitor.wandb`)."""
 
+import os
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -73,7 +74,7 @@ class WeightsAndBiases(Board):
         try:
             id = id_of.read_text().strip() if id_of.exists() else uuid.uuid4().hex
             self.run = self.wandb.init(
-                project=monitor.wandb_project,
+                project=os.environ.get("WANDB_PROJECT", "spiketriton"),
                 name=self.folder.name,
                 id=id,
                 dir=str(self.folder),

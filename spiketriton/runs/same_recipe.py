@@ -20,7 +20,6 @@ MOVABLE = (
     "checkpoint.keep",
     "monitor.tensorboard",
     "monitor.wandb",
-    "monitor.wandb_project",
     "plugins.modules",
 )
 

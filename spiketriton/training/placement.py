@@ -31,7 +31,7 @@ class Placement:
         return cls(
             device=device,
             precision=environment.choose_precision(cfg.precision, device).value,
-            layout=torch.channels_last if cfg.channels_last else torch.contiguous_format,
+            layout=torch.channels_last,
         )
 
     @classmethod

@@ -31,7 +31,7 @@ class Plan:
             epoch_steps=epoch_steps,
             batch_size=train.batch_size,
             log_every=train.log_every,
-            test_every=train.eval_every * epoch_steps,
+            test_every=epoch_steps,
             save_every=recipe.checkpoint.every or epoch_steps,
             measure_every=(recipe.monitor.every or train.log_every) * recipe.monitor.enabled,
             test_images=data.test.images,
@@ -41,7 +41,7 @@ class Plan:
         return step % self.log_every == 0 or step == self.steps
 
     def tests(self, step: int) -> bool:
-        """After every `eval_every`-th epoch, and at the end."""
+        """After every epoch, and at the end."""
         return step > 0 and (step % self.test_every == 0 or step == self.steps)
 
     def saves(self, step: int) -> bool:

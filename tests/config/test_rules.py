@@ -14,7 +14,6 @@ CONTRADICTIONS = {  # overrides of a small recipe -> what the refusal names
     ("model.checkpoint_blocks=true", "train.compile=true"): ["checkpoint_blocks = true with train.c", "it: false"],
     ("neuron.kind=clif", "neuron.v_reset=-1"): ['v_reset = -1.0 with neuron.kind = "clif"', "it: 0"],
     ("neuron.kind=ilif", "model.memory=packed"): ['"packed" with neuron.kind = "ilif"', 'it: "standard"'],
-    ("model.drop_path=0.1", "model.checkpoint_blocks=true"): ["drop_path = 0.1 with", "it: 0"],
     ("data.name=n_mnist", "neuron.kind=psn", "data.augmentation.delete=1"): ["delete = 1 with", "it: 0"],
     ("neuron.kind=plif", "neuron.tau=1"): ["neuron.tau = 1.0", "a number above 1"],
     ("neuron.v_reset=1",): ["neuron.v_reset = 1.0", "below neuron.v_threshold = 1.0"],
@@ -53,17 +52,15 @@ IDLE = {  # overrides, of which the last has no effect -> the key that is why
     ("data.bins=time",): "data.name",
     ("data.augmentation.roll=1",): "data.name",
     ("data.augmentation.crop_scale=[0.08, 1]",): "data.name",
-    ("data.check=full",): "data.name",
+    ("data.broken=skip",): "data.name",
+    ("data.name=imagefolder", "data.cache=x"): "data.name",
     ("data.name=n_mnist", "data.augmentation.erasing=0.1"): "data.name",
     ("data.name=n_mnist", "data.sensor=34x34"): "data.name",
     ("data.name=n_mnist", "data.split_seed=1"): "data.split",
     ("data.name=imagefolder", "data.augment=none", "data.augmentation.crop_scale=[0.08, 1]"): "data.augment",
-    ("data.name=imagefolder", "data.check=off", "data.broken=skip"): "data.check",
-    ("data.name=imagefolder", "data.check=off", "data.cache=x"): "data.check",
     ("monitor.enabled=false", "monitor.every=5"): "monitor.enabled",
     ("monitor.enabled=false", "monitor.tensorboard=true"): "monitor.enabled",
     ("monitor.enabled=false", "monitor.wandb=offline"): "monitor.enabled",
-    ("monitor.wandb_project=mine",): "monitor.wandb",
 }  # fmt: skip
 
 
@@ -98,7 +95,7 @@ TOGETHER = [
     "train.optimizer=sgd train.momentum=0",
     "train.nonfinite=skip", "model.block=plain model.residual_gain=0 model.residual_bias=0.25",
     "model.residual_gain=0.2 model.block=ms", "model.name=mlp model.start=identity",
-    "data.name=imagefolder data.check=full data.broken=skip data.cache=known", "data.augmentation.cutout=3",
+    "data.name=imagefolder data.broken=skip", "data.name=n_mnist data.cache=known", "data.augmentation.cutout=3",
     "train.cutmix=1 train.mix_epochs=5", "data.name=n_mnist data.augmentation.delete=3",
     "data.name=eventfolder data.sensor=346x260 data.split=random90", "model.name=net7b model.block=sew",
 ]  # fmt: skip

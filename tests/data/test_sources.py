@@ -292,7 +292,7 @@ def test_synthetic_says_so_and_its_images_are_these_for_ever():
 
 def test_folders_that_are_no_data_set_are_named(tmp_path):
     def says(*words, name="imagenette"):
-        mentions(mistake(data_recipe(name, tmp_path, data='check = "off"')), *words)
+        mentions(mistake(data_recipe(name, tmp_path)), *words)
 
     folder = make_imagenette(tmp_path)
     train, val = folder / "train", folder / "val"

@@ -51,7 +51,7 @@ SPOKEN = {
     "tdbn": ["model.norm=tdbn", "neuron.kind=if"],
     "plain net": ["model.name=plain", "model.depth=4"],
     "by channel": [
-        *("neuron.kind=plif", "neuron.tau_learnt=channel", "neuron.decay_input=true"),
+        *("neuron.kind=plif", "neuron.decay_input=true"),
         *("neuron.threshold_learnt=channel", "neuron.v_threshold=0.7"),
     ],
     "no norm": ["model.name=mlp", "model.depth=2", "model.norm=none"],

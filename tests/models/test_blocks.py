@@ -7,9 +7,9 @@ from torch import Tensor
 from spiketriton.config import NeuronConfig
 from spiketriton.models import blocks
 from spiketriton.models.blocks import BLOCKS as BLOCK_TYPES
-from spiketriton.models.layers import folded, kept_paths, norm_neuron
+from spiketriton.models.layers import folded, norm_neuron
 from spiketriton.neurons import SpikingNeuron, build_neuron, one_by_one
-from tests.models.support import BLOCKS, B, T, build, images, lively, parts_of
+from tests.models.support import BLOCKS, B, T, build, images, parts_of
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -190,40 +190,6 @@ def test_blocks_of_masked_neurons_fire_at_a_gain_of_one():
     assert min(rates) > 0.01
     neuron = build("resnet8", neuron={"kind": "psn"}, residual_gain=1.0).layer1[0].neuron2
     assert not torch.equal(neuron.weight, torch.eye(T))  # which of its own fires often enough
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-def test_drop_path_leaves_out_whole_branches(block, monkeypatch):
-    """The image in the middle keeps its branch, twice as strong; the others pass the block as they are."""
-    net = lively(build(block=block, width=4, drop_path=0.5)).train()
-    assert net.draws
-    assert [b.drop for _, b in net.blocks()] == pytest.approx([0.5 / 3, 1 / 3, 0.5])
-    one = net.blocks()[0][1]  # whose shape is its shortcut's
-    kept = torch.tensor([0.0, 2.0, 0.0]).view(1, 3, 1, 1, 1)
-    monkeypatch.setattr(blocks, "kept_paths", lambda x, drop: kept.to(x))
-    spikes = (torch.rand(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(3)) < 0.3).float()
-    found = one(spikes)
-    (conv1, norm1, neuron1), (conv2, norm2, neuron2) = one.stages()
-    if block == "ms":
-        inner = neuron2(norm1(folded(conv1, neuron1(spikes))))
-        expected = norm2(folded(conv2, inner)) * kept + spikes
-    else:
-        branch = norm2(folded(conv2, neuron1(norm1(folded(conv1, spikes)))))
-        if block == "sew":
-            expected = neuron2(branch) * kept + spikes
-        else:
-            expected = neuron2(branch * kept + spikes)
-    torch.testing.assert_close(found, expected)
-    assert not torch.equal(found[:, 1], spikes[:, 1])
-    monkeypatch.setattr(blocks, "kept_paths", None)  # is not asked in eval mode
-    one.eval()(spikes)
-
-
-def test_paths_are_dropped_for_images_at_all_steps():
-    kept = kept_paths(torch.zeros(4, 2000, 3, 2, 2), 0.25)
-    assert kept.shape == (1, 2000, 1, 1, 1)
-    assert kept.unique().tolist() == pytest.approx([0.0, 4 / 3])
-    assert kept.mean().item() == pytest.approx(1.0, abs=0.05)
 
 
 # ---- between two MS blocks the last norm, the shortcut and the neuron that follows are one operation

@@ -31,7 +31,7 @@ block = "{block}"
 kind = "{kind}"
 {more}
 """
-LEARNT = 'tau_learnt = "channel"\nthreshold_learnt = "channel"'
+LEARNT = 'threshold_learnt = "channel"'
 KINDS = {"ilif": ILIF, "clif": CLIF, "alif": ALIF, "cuba": CuBaLIF}
 PARALLEL = {"psn": PSN, "masked_psn": MaskedPSN, "sliding_psn": SlidingPSN}
 
@@ -117,20 +117,17 @@ def test_gradients_of_a_parallel_neuron_are_measured_without_steps_between():
 )
 def test_a_learnt_threshold_is_one_number_a_layer_or_one_a_channel(kind, block, model, learnt):
     more = f"threshold_learnt = {learnt}\nv_threshold = 0.8"
-    if kind == "plif" and learnt != "true":
-        more += '\ntau_learnt = "channel"'
     recipe = recipe_of(kind, block, more, f"{model}\nresidual_gain = 0.5" * (block != "preact"))
     net, (images, labels) = built(recipe), batch()
     build_loss(recipe.loss)(net(images), labels).backward()
     layers = net.spiking_layers()
-    values = [(neuron.v_threshold, 0.8) for _, neuron in layers]
-    if kind == "plif":
-        values += [(neuron.w, 0.0) for _, neuron in layers]
-    for p, start in values:
+    for p in [neuron.v_threshold for _, neuron in layers]:
         assert p.requires_grad
         assert p.grad.abs().sum() > 0
-        assert torch.equal(p, torch.full_like(p, start))
+        assert torch.equal(p, torch.full_like(p, 0.8))
         assert p.ndim == (0 if learnt == "true" else 1)
+    for p in [neuron.w for _, neuron in layers if kind == "plif"]:
+        assert (p.item(), p.grad.abs().sum() > 0) == (0.0, True)
 
 
 @pytest.mark.parametrize("name", ["net7b", "mlp", "vggsnn", "resnet19", "resnet50"])
@@ -143,14 +140,12 @@ def test_every_network_tells_its_neurons_their_channels(name):
 
 
 def test_what_channels_learn_is_trained_kept_measured_and_exported(tmp_path):
-    path, keys = tmp_path / "run", LEARNT.replace(" = ", "=").split("\n")
-    keys = ["neuron.kind=plif", *(f"neuron.{key}" for key in keys)]
+    path, keys = tmp_path / "run", ("neuron.kind=plif", "neuron.threshold_learnt=channel")
     small_trainer(path, *keys, "model.residual_gain=0.5", "train.max_steps=2").fit()
     run = load_run(path)
     for _, neuron in run.model.spiking_layers():
-        for values in (neuron.v_threshold, neuron.w):
-            assert values.ndim == 1
-            assert len(set(values.tolist())) > 1, "they learn apart from each other"
+        assert neuron.v_threshold.ndim == 1
+        assert len(set(neuron.v_threshold.tolist())) > 1, "they learn apart from each other"
     experiment = Experiment(find_subject(str(path), [], print))
     assert experiment.measure(experiment.prober("neuron.kind=lif")).depth_gain > 0
     assert export_onnx(run, tmp_path / "net.onnx", 2) < 1e-4
@@ -158,10 +153,9 @@ def test_what_channels_learn_is_trained_kept_measured_and_exported(tmp_path):
 
 
 def test_channels_that_a_network_does_not_tell_are_asked_for_by_name():
-    for key in LEARNT.split("\n"):
-        config = recipe_of("plif", more=key).neuron
-        with pytest.raises(UserError, match=rf"neuron\.{key}.*parts\.neuron\(channels\)"):
-            build_neuron(config)
+    config = recipe_of("plif", more=LEARNT).neuron
+    with pytest.raises(UserError, match=rf"neuron\.{LEARNT}.*parts\.neuron\(channels\)"):
+        build_neuron(config)
 
 
 def test_blocks_that_are_recomputed_give_the_same_gradients_of_whole_number_spikes():
@@ -192,7 +186,6 @@ def test_spikes_of_ilif_are_counted_as_whole_numbers():
         ("cuba", "v_reset = 0.5", "", "neuron.v_reset"),
         ("ilif", "", 'memory = "packed"', "model.memory"),
         ("lif", "levels = 2", "", "neuron.levels"),
-        ("lif", 'tau_learnt = "channel"', "", "neuron.tau_learnt"),
         ("alif", "tau_synapse = 3.0", "", "neuron.tau_synapse"),
         ("psn", "order = 3", "", "neuron.order"),
         ("sliding_psn", "threshold_learnt = true", "", "neuron.threshold_learnt"),

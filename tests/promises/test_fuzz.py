@@ -195,7 +195,7 @@ def _frames(path: Path) -> None:
 
 
 def _image(path: Path) -> None:
-    check_file(path, "a", pixels=False)
+    check_file(path, "a")
     Photo(path, "a").decode()
 
 

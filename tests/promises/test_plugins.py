@@ -73,7 +73,7 @@ def folder(tmp_path, monkeypatch, request):
     text = text.replace('name = "resnet8"', f'name = "mine_{tag}"')
     text = text.replace('kind = "lif"', f'kind = "slow_{tag}"').replace("tau = 2.0\n", "")
     text = text.replace('kind = "cross_entropy"', f'kind = "mse_{tag}"')
-    idle = ("shortcut_gradient", "drop_path", "residual_", "checkpoint_blocks", "decay_input")
+    idle = ("shortcut_gradient", "residual_", "checkpoint_blocks", "decay_input")
     text = "".join(line for line in text.splitlines(True) if not line.startswith(idle))
     text = text.replace("modules = []", 'modules = ["mine.py"]')
     (tmp_path / "mine.toml").write_text(text)

@@ -159,7 +159,7 @@ KINDS = {
     "sgd": [
         *("train.optimizer=sgd", "train.weight_decay=0.01", "train.clip_grad_norm=0.5"),
         *("train.accumulate=2", "train.nonfinite=skip", "model.block=ms"),
-        *("train.channels_last=true", "model.memory=packed", "model.checkpoint_blocks=true"),
+        *("model.memory=packed", "model.checkpoint_blocks=true"),
     ],
     "twin": ["neuron.kind=relu"],
 }

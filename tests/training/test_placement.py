@@ -12,10 +12,9 @@ from tests.small_runs import as_on_a_gpu
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_networks_and_images_take_the_layout(channels_last):
-    wanted = torch.channels_last if channels_last else torch.contiguous_format
-    placement = Placement.of(TrainConfig(device="cpu", channels_last=channels_last))
+def test_networks_and_images_are_channels_last():
+    wanted = torch.channels_last
+    placement = Placement.of(TrainConfig(device="cpu"))
     assert (placement.device, placement.layout) == (CPU, wanted)
     assert Placement.of(TrainConfig(device="cuda"), CPU).device == CPU  # one that is given
     net = nn.Conv2d(3, 4, 3)

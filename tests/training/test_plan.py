@@ -42,10 +42,10 @@ def test_when_things_are_due():
 
 
 def test_the_plan_of_a_recipe():
-    recipe = small_recipe("train.eval_every=2", "data.train_images=80")  # 5 steps an epoch
+    recipe = small_recipe("data.train_images=80")  # 5 steps an epoch
     data = build_data(recipe)
     plan = Plan.of(recipe, data)
-    assert (plan.steps, plan.epoch_steps, plan.test_every, plan.save_every) == (15, 5, 10, 5)
+    assert (plan.steps, plan.epoch_steps, plan.test_every, plan.save_every) == (15, 5, 5, 5)
     assert (plan.batch_size, plan.test_images, plan.measure_every) == (16, 50, plan.log_every)
     keys = ["train.max_steps=9", "checkpoint.every=2", "monitor.every=3"]
     plan = Plan.of(replace(recipe, *keys), data)

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -96,8 +97,8 @@ def test_the_accuracy_is_that_of_the_whole_test_set(tmp_path):
 
 def test_testing_and_watching_leave_no_trace_in_training(usual, tmp_path):
     often = usual[0]
-    unseen = ["train.eval_every=3", "monitor.enabled=false", "train.log_every=21"]
-    alone = small_trainer(tmp_path / "alone", *unseen)
+    alone = small_trainer(tmp_path / "alone", "monitor.enabled=false", "train.log_every=21")
+    alone.plan = replace(alone.plan, test_every=alone.plan.steps)
     alone.fit()
     watched = small_trainer(tmp_path / "watched", "monitor.every=1")
     watched.fit()
