@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import Recipe, values_by_key
+from spiketriton.config.names import RATES
 from spiketriton.config.parts import IN_HAND, handed
 from spiketriton.config.reading import PLUGINS
-from spiketriton.config.rules import RATES
 from spiketriton.data import Facts, given_images
 from spiketriton.diagnose.cures import own_cures
 from spiketriton.diagnose.modules import Called, is_chain, named_as_given, try_on_batch

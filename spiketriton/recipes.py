@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
+from spiketriton.config.names import BLOCK_NETS
 from spiketriton.config.recipe import KEYS
-from spiketriton.config.rules import BLOCK_NETS
 from spiketriton.config.shipped import find_recipe, notes_of, shipped_recipes
 from spiketriton.show.screen import Table, console_of, say, show_table, show_whole
 from spiketriton.system.commandline import Parser

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from spiketriton.config import Recipe, recipe_from_toml, replace, to_toml
-from spiketriton.config.rules import BLOCK_NETS
+from spiketriton.config.names import BLOCK_NETS
 from spiketriton.data import build_data
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.folder import Onlooker, RunFolder

@@ -1,5 +1,6 @@
 """Recipes: TOML files, read strictly into frozen dataclasses."""
 
+from spiketriton.config.names import PlainNet
 from spiketriton.config.reading import (
     load_recipe,
     moved_plugins,
@@ -21,7 +22,6 @@ from spiketriton.config.recipe import (
     SurrogateConfig,
     TrainConfig,
 )
-from spiketriton.config.rules import PlainNet
 
 to_toml = Recipe.to_toml
 

@@ -7,9 +7,15 @@ import re
 from collections.abc import Mapping
 
 from spiketriton.config import parts, schema
-from spiketriton.config.recipe import KEYS, TABLES, PartOptions, Table
+from spiketriton.config.recipe import KEYS, TABLES, PartOptions, Spec, Table
 from spiketriton.config.words import shown
 from spiketriton.system.errors import run_command
+
+FIRST = (
+    *("data.name", "data.root", "model.name", "time_steps", "neuron.kind"),
+    *("train.epochs", "train.batch_size", "train.lr", "train.device", "seed"),
+)
+"""The keys that a newcomer needs."""
 
 INTRODUCTION = """# Recipes
 
@@ -37,7 +43,13 @@ for editors: with `#:schema docs/recipe.schema.json` in its first line, Even Bet
 def markdown() -> str:
     """docs/recipes.md: every key with its default, the accepted values and the meaning."""
     built_in = {path: t for path, t in TABLES.items() if not issubclass(t, PartOptions)}
-    return INTRODUCTION + "\n" + tables(built_in)
+    lines = ["## The first ten", "", "| key | default | meaning |", "| --- | --- | --- |"]
+    lines += [f"| `{dotted}` | {_default(KEYS[dotted])} | {KEYS[dotted].doc} |" for dotted in FIRST]
+    return "\n".join([INTRODUCTION, *lines, "", tables(built_in)])
+
+
+def _default(spec: Spec) -> str:
+    return "must be given" if spec.required else f"`{shown(spec.default)}`"
 
 
 def tables(chosen: Mapping[str, type[Table]]) -> str:
@@ -48,9 +60,8 @@ def tables(chosen: Mapping[str, type[Table]]) -> str:
         lines += ["| key | default | accepted | meaning |", "| --- | --- | --- | --- |"]
         for dotted, spec in KEYS.items():
             if spec.table is table:
-                default = "must be given" if spec.required else f"`{shown(spec.default)}`"
                 accepted = re.sub(r'("\w+")', r"`\1`", spec.accepted)
-                lines.append(f"| `{dotted}` | {default} | {accepted} | {spec.doc} |")
+                lines.append(f"| `{dotted}` | {_default(spec)} | {accepted} | {spec.doc} |")
         lines.append("")
     return "\n".join(lines)
 

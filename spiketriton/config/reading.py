@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
-from spiketriton.config import parts, rules
+from spiketriton.config import parts
 from spiketriton.config.recipe import (
     KEYS,
     SELECTORS,
@@ -23,7 +23,9 @@ from spiketriton.config.recipe import (
     Recipe,
     Spec,
     Table,
+    idle,
     join,
+    no_effect,
     own_part,
 )
 from spiketriton.config.shipped import find_recipe
@@ -293,12 +295,12 @@ def _assemble(
     for dotted, value in values.items():
         if value is None:
             raise UserError(f"{dotted} is missing; accepted: {KEYS[dotted].accepted}")
-    idle_before = rules.idle({**defaults, **given})
-    for dotted, reason in rules.idle(values).items():
+    idle_before = idle({**defaults, **given})
+    for dotted, reason in idle(values).items():
         argued = dotted == ARGUMENTS and any(map(_is_argument, changes))
         before = dotted in given and dotted in idle_before and not accepted
         if dotted in changes or argued or before:
-            raise UserError(rules.no_effect(dotted, values[dotted], reason))
+            raise UserError(no_effect(dotted, values[dotted], reason))
         values[dotted] = defaults[dotted]
     parts.asked_for.add(_call(values["model.name"], values[ARGUMENTS]))
     return _build(Recipe, values, name=name)

@@ -12,14 +12,26 @@ import itertools
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import cache
 from operator import attrgetter
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from spiketriton.config import parts, rules
-from spiketriton.config.rules import (
+from spiketriton.config.names import (
+    ARRAYS,
+    BLOCK_NETS,
+    CHAINS,
+    CLIPPING,
+    EVENTS,
+    FOREIGN,
+    LEAKY,
+    NONE,
+    PARALLEL,
+    RATES,
+    SKIPLESS,
+    WITHOUT_BLOCKS,
     Events,
     Images,
     Leaky,
@@ -60,10 +72,27 @@ TAU = Range(1, 1e6)
 PIXELS = Range(0, 65_536)
 
 
-def key(default: Any, doc: str = "", numbers: Range | None = None) -> Any:
-    """A field, the numbers that it accepts, and its explanation, unless a docstring is below; `...`: must be given."""
+Conditions = Mapping[str, Container[Any]]
+"""Of a key: other keys, and their values. Keys that are joined by " and " have to have them together."""
+
+
+def key(
+    default: Any,
+    doc: str = "",
+    numbers: Range | None = None,
+    *,
+    only: Conditions = MappingProxyType({}),
+    unless: Conditions = MappingProxyType({}),
+    always: Any = None,
+) -> Any:
+    """A field, the numbers that it accepts, and its explanation, unless a docstring is below; `...`: must be given.
+
+    It has an effect only where other keys have some of these values, and unless they have some of those. `always`: a
+    value that may stand in every recipe.
+    """
     default = dataclasses.MISSING if default is ... else default
-    return dataclasses.field(default=default, metadata={"doc": doc, "numbers": numbers})
+    said = {"doc": doc, "numbers": numbers, "only": only, "unless": unless, "always": always}
+    return dataclasses.field(default=default, metadata=said)
 
 
 class Arguments(Mapping):
@@ -103,9 +132,14 @@ def _frozen(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of the recipe, which checks each of its keys. Raises UserError."""
+    """A table of the recipe, which checks each of its keys. Raises UserError.
+
+    `_only`, `_unless`: as of each of its keys, see `key`.
+    """
 
     path: ClassVar[str] = ""
+    _only: ClassVar[Conditions] = MappingProxyType({})
+    _unless: ClassVar[Conditions] = MappingProxyType({})
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -126,25 +160,37 @@ class AugmentationConfig(Table):
 
     path: ClassVar[str] = "data.augmentation"
 
-    flip: bool | Literal["auto"] = key("auto")
+    flip: bool | Literal["auto"] = key("auto", only={"data.name": EVENTS})
     """mirror half of the recordings"""
-    roll: int | Literal["auto"] = key("auto", numbers=PIXELS)
+    roll: int | Literal["auto"] = key("auto", numbers=PIXELS, only={"data.name": EVENTS})
     """shift by up to this many pixels; what leaves at one side enters at the other"""
     cutout: int | Literal["auto"] = key("auto", numbers=PIXELS)
     """side in pixels of a square without events, or of the mean colour in images, where `auto` is 0"""
-    erasing: float | Literal["auto"] = key("auto", numbers=Range(0, 1))
+    erasing: float | Literal["auto"] = key(
+        "auto", numbers=Range(0, 1), unless={"data.name": EVENTS}
+    )
     """probability of random erasing in images: a box of any size, shape and place in the mean colour; `auto`: 0.25 if
     data.augment is `strong`, else 0"""
-    policy: Literal["auto", "none", "autoaugment", "randaugment"] = key("auto")
+    policy: Literal["auto", "none", "autoaugment", "randaugment"] = key(
+        "auto", unless={"data.name": EVENTS}
+    )
     """operations on images after cropping and flipping: AutoAugment's policy for CIFAR-10, RandAugment, or none;
     `auto`: TrivialAugmentWide if data.augment is `strong`, else none"""
-    operations: int = key(2, numbers=Range(1, 14))
+    operations: int = key(
+        2, numbers=Range(1, 14), only={"data.augmentation.policy": ("randaugment",)}
+    )
     """number of operations of `randaugment` per image"""
-    magnitude: int = key(9, numbers=Range(0, 30))
+    magnitude: int = key(
+        9, numbers=Range(0, 30), only={"data.augmentation.policy": ("randaugment",)}
+    )
     """magnitude of the operations of `randaugment`"""
-    crop_scale: tuple[float, ...] = key((0.35, 1.0), numbers=FRACTION)
+    crop_scale: tuple[float, ...] = key(
+        (0.35, 1.0),
+        numbers=FRACTION,
+        unless={"data.name": (*ARRAYS, *EVENTS), "data.augment": ("none",)},
+    )
     """smallest and largest fraction of a photograph's area that a random crop takes"""
-    delete: int = key(0, numbers=Range(0, 65_535))
+    delete: int = key(0, numbers=Range(0, 65_535), only={"data.name": EVENTS})
     """random temporal delete: train on time_steps minus this many frames, drawn for each recording, and test on all"""
 
 
@@ -176,7 +222,7 @@ class DataConfig(TableOfPart):
     """data set; `synthetic`: random images for benchmarks; the last six are recordings of event cameras"""
     root: str = key("data")
     """folder of the data sets; `digits` and `synthetic` need none"""
-    variant: Literal["full", "320px", "160px"] = key("320px")
+    variant: Literal["full", "320px", "160px"] = key("320px", only={"data.name": ("imagenette",)})
     """archive of Imagenette: full size, or a shorter side of 320 or 160 pixels"""
     image_size: int = key(0, numbers=COUNT_OR_ZERO)
     """side in pixels of the images that the network sees; 0: the data set's"""
@@ -186,7 +232,7 @@ class DataConfig(TableOfPart):
     """download missing data; false: missing data is an error"""
     workers: int | Literal["auto"] = key("auto", numbers=Range(0, 1024))
     """processes that load images; 0: the training process loads them"""
-    broken: Literal["stop", "skip"] = key("stop")
+    broken: Literal["stop", "skip"] = key("stop", unless={"data.name": (*ARRAYS, *EVENTS)})
     """image files that cannot be read: the first one that is met ends the run and is named, or all are looked for
     before training, named and left out"""
     train_images: int = key(0, numbers=COUNT_OR_ZERO)
@@ -196,31 +242,33 @@ class DataConfig(TableOfPart):
     validation: float | str = key(0.0, numbers=SHARE)
     """training images held out to choose weights by: a fraction of every class, the same for every seed, or the
     folder of an `imagefolder` or `eventfolder` that holds them; 0: none"""
-    classes: int = key(10, numbers=Range(2, 1_000_000))
+    classes: int = key(10, numbers=Range(2, 1_000_000), only={"data.name": ("synthetic",)})
     """number of classes of `synthetic`"""
-    split: Literal["official", "first100", "random90"] = key("official")
+    split: Literal["official", "first100", "random90"] = key("official", only={"data.name": EVENTS})
     """which recordings are tested on: those that the data set names, numbers 0 to 99 of each class, or a tenth of
     each class by split_seed"""
-    split_seed: int = key(0, numbers=Range(0, 2**63 - 1))
+    split_seed: int = key(
+        0, numbers=Range(0, 2**63 - 1), only={"data.name": EVENTS, "data.split": ("random90",)}
+    )
     """seed of `random90`"""
-    bins: Literal["number", "time"] = key("number")
+    bins: Literal["number", "time"] = key("number", only={"data.name": EVENTS})
     """time_steps bins of a recording: of equally many events, or equally long"""
-    count: Literal["log", "clip", "raw"] = key("log")
+    count: Literal["log", "clip", "raw"] = key("log", only={"data.name": EVENTS})
     """what the network sees of n events of a pixel and bin: ln(1 + n), 1 if any, or n"""
     format: Literal[
         "auto", "aedat2", "aedat3", "aedat4", "bin", "npy", "npz", "dat", "evt2", "evt3"
-    ] = key("auto")
+    ] = key("auto", only={"data.name": ("eventfolder", "digits_dvs")})
     """file format of `eventfolder`; `auto`: by ending and first bytes, of `digits_dvs` bin"""
-    sensor: str = key("auto")
+    sensor: str = key("auto", only={"data.name": ("eventfolder",)})
     """pixels of the camera of `eventfolder`, for example 346x260 (width x height); `auto`: 128x128 of AEDAT 2 files"""
-    cache: str = key("auto")
+    cache: str = key("auto", only={"data.name": (*EVENTS, "cifar10")})
     """folder for frames of events and small images, made once; `auto`: event_frames or .decoded_images in data.root"""
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
 
     @property
     def split_words(self) -> str:
         """Which recordings are tested on, for every table and title; "" for images."""
-        if self.name not in get_args(Events):
+        if self.name not in EVENTS:
             return ""
         return f"split {self.split}" + (
             f", seed {self.split_seed}" if self.split == "random90" else ""
@@ -243,46 +291,66 @@ class ModelConfig(TableOfPart):
     have no skip connections; `resnet19`: tdBN's, with two fully connected layers; `net7b`: seven small blocks, each
     halving the image; `MODULE:NAME`: any network that a function or class makes, `spikingjelly:NAME` one of
     SpikingJelly's (docs/any_network.md)"""
-    arguments: Arguments = key(Arguments())  # noqa: RUF009
+    arguments: Arguments = key(Arguments(), only={"model.name": FOREIGN})  # noqa: RUF009
     """keyword arguments of the function or class that `MODULE:NAME` names"""
-    input: Literal["auto", "time_first", "images"] = key("auto")
+    input: Literal["auto", "time_first", "images"] = key("auto", only={"model.name": FOREIGN})
     """what the network of `MODULE:NAME` takes: [T, B, C, H, W], or [B, C, H, W]; `auto`: found out by a call"""
-    block: Literal["plain", "sew", "ms", "preact"] = key("ms")
+    block: Literal["plain", "sew", "ms", "preact"] = key(
+        "ms", unless={"model.name": WITHOUT_BLOCKS}
+    )
     """residual block: neuron(BN(conv) + shortcut), SEW-ResNet, MS-ResNet, or pre-activation with spikes in the
     shortcut"""
-    stem: Literal["auto", "imagenet", "strided", "cifar"] = key("auto")
+    stem: Literal["auto", "imagenet", "strided", "cifar"] = key(
+        "auto", only={"model.name": get_args(ResNet)}
+    )
     """first layer of resnet18 to resnet101: 7x7 and max-pool, 7x7 and a stride in the first block in place of the
     pool, or 3x3; `auto`: by image size, `imagenet` or `cifar`"""
-    norm: Literal["bn", "step_bn", "tdbn", "tebn", "none"] = key("bn")
+    norm: Literal["bn", "step_bn", "tdbn", "tebn", "none"] = key(
+        "bn", unless={"model.name": FOREIGN}
+    )
     """normalisation of the input currents: batch norm over time and batch, of each time step by its own statistics,
     tdBN (scaled by the threshold), TEBN (a gain per time step), or none; in the ANN twin `bn` or none"""
-    norm_gain: float = key(1.0, numbers=RATE)
+    norm_gain: float = key(
+        1.0, numbers=RATE, unless={"model.name": FOREIGN, "model.norm": ("none",)}
+    )
     """what the weight of every norm starts at, except where residual_gain says otherwise"""
-    depth: int = key(20, numbers=Range(1, 10_000))
+    depth: int = key(20, numbers=Range(1, 10_000), only={"model.name": CHAINS})
     """number of layers of `plain` and `mlp` before the classifier"""
-    width: int = key(0, numbers=PIXELS)
+    width: int = key(0, numbers=PIXELS, unless={"model.name": FOREIGN})
     """channels of the first stage, or features of `mlp`; 0: the default (64 for resnet18 to resnet101, `vggsnn`,
     `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 128 for resnet19 and `mlp`, 256 for `csnn`)"""
-    residual_gain: float | Literal["auto"] = key("auto", numbers=RATE)
+    residual_gain: float | Literal["auto"] = key(
+        "auto",
+        numbers=RATE,
+        only={"model.name": BLOCK_NETS, "model.block": ("plain", "sew", "ms")},
+        unless={"model.norm": ("none",)},
+    )
     """initial weight of the last norm of every `plain`, `sew` and `ms` block; 0 (zero-initialised): each block starts
     as its shortcut, and the forward signal reaches the last layer at any depth; `auto`: 0, but 1 / sqrt(number of
     blocks) for `ilif`, and else 1 for `sew`"""
-    residual_bias: float | Literal["auto"] = key("auto", numbers=Range(-1e3, 1e3))
+    residual_bias: float | Literal["auto"] = key(
+        "auto",
+        numbers=Range(-1e3, 1e3),
+        only={"model.name": BLOCK_NETS, "model.block": ("plain",)},
+        unless={"model.norm": ("none",)},
+    )
     """initial bias of the last norm of a `plain` block: how far a spike of the shortcut lifts the current above the
     threshold; `auto`: as far as a silent neuron is below it at the last step"""
-    start: Literal["kaiming", "identity"] = key("identity")
+    start: Literal["kaiming", "identity"] = key("identity", only={"model.name": CHAINS})
     """weights of the square layers of `plain` and `mlp`: Kaiming normal, or the identity plus a tenth of that, with
     which 50 layers without skip connections train"""
-    shortcut_gradient: Literal["surrogate", "straight_through"] = key("straight_through")
+    shortcut_gradient: Literal["surrogate", "straight_through"] = key(
+        "straight_through", only={"model.name": BLOCK_NETS, "model.block": ("plain",)}
+    )
     """the gradient of a `plain` block's shortcut at the neuron that it enters: multiplied by the surrogate, as for
     any current, or passed around the neuron unchanged; the spikes are the same"""
-    dropout: float = key(0.0, numbers=SHARE)
+    dropout: float = key(0.0, numbers=SHARE, unless={"model.name": FOREIGN})
     """fraction of the classifier's inputs that training sets to zero, the same ones at all time steps of an image"""
     fused: bool = key(True)
     """norm, shortcut and neuron in one operator; false: separately"""
     memory: Literal["standard", "packed"] = key("standard")
     """`packed` stores spikes as single bits until backward: same gradients, less memory"""
-    checkpoint_blocks: bool = key(False)
+    checkpoint_blocks: bool = key(False, only={"model.name": BLOCK_NETS})
     """recompute each residual block in backward: same gradients, less memory, slower"""
 
 
@@ -291,6 +359,7 @@ class SurrogateConfig(Table):
     """What replaces ds/dh in backward. Height and width are two separate numbers."""
 
     path: ClassVar[str] = "neuron.surrogate"
+    _unless: ClassVar[Conditions] = {"model.name": FOREIGN}
 
     shape: Literal["fast_sigmoid", "atan", "sigmoid", "triangle", "rectangle", "gaussian"] = key(
         "atan"
@@ -308,6 +377,7 @@ class NeuronConfig(TableOfPart):
     """The neuron of every layer."""
 
     path: ClassVar[str] = "neuron"
+    _unless: ClassVar[Conditions] = {"model.name": FOREIGN}
 
     kind: Literal["if", Leaky, Parallel, "relu"] = key("lif")
     """integrate-and-fire without a leak, with one, with a learnable one; with up to `levels` spikes a step (I-LIF,
@@ -315,30 +385,34 @@ class NeuronConfig(TableOfPart):
     spike (ALIF, Bellec et al. 2018); behind a synapse whose current decays (CuBa-LIF); parallel (Fang et al. 2023), a
     learnt matrix over the time steps: the whole of it, what is on and below the diagonal, or the same weights at each
     step; `relu`: the ANN twin"""
-    tau: float = key(2.0, numbers=TAU)
+    tau: float = key(2.0, numbers=TAU, only={"neuron.kind": (*LEAKY, "relu")})
     """time constant of lif, plif, ilif, clif, alif and cuba: 1 - 1/tau of the membrane stays each step"""
-    order: int = key(2, numbers=Range(1, 65_536))
+    order: int = key(
+        2, numbers=Range(1, 65_536), only={"neuron.kind": ("masked_psn", "sliding_psn")}
+    )
     """steps that a step of masked_psn and sliding_psn reads: itself and those before it"""
-    levels: int = key(4, numbers=Range(1, 255))
+    levels: int = key(4, numbers=Range(1, 255), only={"neuron.kind": ("ilif",)})
     """the most spikes of ilif in one time step"""
-    tau_adaptation: float = key(10.0, numbers=TAU)
+    tau_adaptation: float = key(10.0, numbers=TAU, only={"neuron.kind": ("alif",)})
     """time constant of alif's threshold"""
-    tau_synapse: float = key(2.0, numbers=TAU)
+    tau_synapse: float = key(2.0, numbers=TAU, only={"neuron.kind": ("cuba",)})
     """time constant of cuba's synaptic current: 1 - 1/tau_synapse of it stays each step"""
-    beta: float = key(1.0, numbers=Range(0, 1e6))
+    beta: float = key(1.0, numbers=Range(0, 1e6), only={"neuron.kind": ("alif",)})
     """how far alif's threshold rises while its neuron fires at every step"""
-    decay_input: bool = key(False)
+    decay_input: bool = key(False, only={"neuron.kind": ("lif", "plif", "cuba", "relu")})
     """multiply the input current of lif, plif and cuba by 1/tau"""
     v_threshold: float = key(1.0, numbers=Range(0, 1e6, open="low"))
     """membrane potential at which a neuron fires"""
-    threshold_learnt: bool | Literal["channel"] = key(False)
+    threshold_learnt: bool | Literal["channel"] = key(False, unless={"neuron.kind": PARALLEL})
     """v_threshold is where training begins: each layer learns its own, or with `channel` each channel"""
     reset: Literal["auto", "hard", "soft", "none"] = key("auto")
     """a spike sets the membrane to v_reset, lowers it by v_threshold, or does neither; `auto`: soft for ilif, clif
     and alif, none for the parallel ones, hard for the others"""
-    v_reset: float = key(0.0, numbers=Range(-1e6, 1e6))
+    v_reset: float = key(
+        0.0, numbers=Range(-1e6, 1e6), only={"neuron.reset": ("auto", "hard")}, always=0
+    )
     """potential after a hard reset, below v_threshold; 0 for other resets"""
-    detach_reset: bool = key(True)
+    detach_reset: bool = key(True, unless={"neuron.reset": ("none",), "neuron.kind": PARALLEL})
     """no gradient through a hard or soft reset"""
     surrogate: SurrogateConfig = dataclasses.field(default_factory=SurrogateConfig)
 
@@ -347,7 +421,7 @@ class NeuronConfig(TableOfPart):
         """hard, soft or none: what `auto` stands for."""
         if self.reset != "auto":
             return self.reset
-        if self.kind in rules.PARALLEL:
+        if self.kind in PARALLEL:
             return "none"
         return "soft" if self.kind in ("ilif", "clif", "alif") else "hard"
 
@@ -366,13 +440,13 @@ class LossConfig(TableOfPart):
         "none", numbers=Range(0, 1e6)
     )
     """`balanced`: classes are weighted inversely to their number of training images; or a weight for each class"""
-    teacher: str = key("-")
+    teacher: str = key(NONE)
     """run folder of a teacher, whose predictions the network also learns; `-`: none"""
-    teacher_weight: float = key(0.5, numbers=FRACTION)
+    teacher_weight: float = key(0.5, numbers=FRACTION, unless={"loss.teacher": (NONE,)})
     """fraction of the loss that is the distance to the teacher's predictions"""
-    temperature: float = key(2.0, numbers=Range(0.1, 100))
+    temperature: float = key(2.0, numbers=Range(0.1, 100), unless={"loss.teacher": (NONE,)})
     """what logits are divided by before they are compared with the teacher's"""
-    tet_lambda: float = key(0.05, numbers=Range(0, 1))
+    tet_lambda: float = key(0.05, numbers=Range(0, 1), only={"loss.kind": ("tet",)})
     """weight of TET's pull of each logit towards 1"""
 
 
@@ -384,7 +458,7 @@ class TrainConfig(Table):
 
     epochs: int = key(1, numbers=COUNT)
     """passes over the training images"""
-    init_from: str = key("-")
+    init_from: str = key(NONE)
     """weights to begin with, as far as they fit: a run folder, a checkpoint or state_dict file (also of
     SpikingJelly's spiking ResNets), or `torchvision:NAME` for a pretrained ANN; `-`: the recipe's own"""
     freeze: tuple[str, ...] = key(())
@@ -397,7 +471,7 @@ class TrainConfig(Table):
     cutmix: float = key(0.0, numbers=Range(0, 1000))
     """alpha of CutMix: the images of a pair exchange a box; 0: none. With `mixup` as well, each pair gets one of the
     two at random"""
-    mix_epochs: int = key(0, numbers=COUNT_OR_ZERO)
+    mix_epochs: int = key(0, numbers=COUNT_OR_ZERO, unless={"train.mixup and train.cutmix": (0,)})
     """epochs in which pairs are mixed, from the first; 0: all of them"""
     decay_norms: bool = key(False)
     """also decay biases, norms, gains and leaks, as the code of many papers does"""
@@ -417,22 +491,24 @@ class TrainConfig(Table):
     sgd 0.3, 0.1 and 0.1"""
     weight_decay: float = key(0.0, numbers=RATE)
     """L2 penalty of sgd, decoupled in adamw"""
-    momentum: float = key(0.9, numbers=SHARE)
+    momentum: float = key(0.9, numbers=SHARE, only={"train.optimizer": ("sgd",)})
     """momentum of sgd"""
-    eps: float = key(1e-8, numbers=FRACTION)
+    eps: float = key(1e-8, numbers=FRACTION, only={"train.optimizer": ("adamw",)})
     """what adamw adds to the size of a weight's gradient before dividing by it: gradients smaller than this are not
     normalised"""
     schedule: Literal["one_cycle", "cosine", "constant", "step"] = key("one_cycle")
     """learning rate: cosine up, cosine down; linear up, cosine down; linear up, then constant; linear up, then lower
     after each of `milestones`"""
-    min_lr: float = key(0.0, numbers=RATE)
+    min_lr: float = key(0.0, numbers=RATE, only={"train.schedule": ("one_cycle", "cosine")})
     """where the rate of `one_cycle` and `cosine` ends; 0: at `lr` / 250,000, and at 0"""
-    warmup_lr: float = key(0.0, numbers=RATE)
+    warmup_lr: float = key(0.0, numbers=RATE, unless={"train.warmup": (0,)})
     """where the rate begins to rise; 0: at `lr` / 25 (`one_cycle`), or at `lr` divided by the number of steps of the
     rise"""
-    milestones: tuple[float, ...] = key((0.5, 0.75), numbers=SHARE)
+    milestones: tuple[float, ...] = key(
+        (0.5, 0.75), numbers=SHARE, only={"train.schedule": ("step",)}
+    )
     """fractions of all steps after which the rate of `step` is multiplied by `gamma`"""
-    gamma: float = key(0.1, numbers=FRACTION)
+    gamma: float = key(0.1, numbers=FRACTION, only={"train.schedule": ("step",)})
     """factor of `step` at each milestone"""
     warmup: float = key(0.1, numbers=SHARE)
     """fraction of all steps in which the learning rate rises"""
@@ -444,7 +520,7 @@ class TrainConfig(Table):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = key("auto")
     """dtype of convolutions and activations (autocast); membranes and weights stay fp32; `auto`: bf16 where the
     processor has instructions for it, else fp32, or fp16 on a GPU; fp16 is for GPUs, and `auto` on a CPU"""
-    sync_bn: bool = key(False)
+    sync_bn: bool = key(False, unless={"model.name": FOREIGN})
     """batch norm's statistics over all devices together; no effect on a single device; refused for a network of
     others, whose norms are its own"""
     compile: bool = key(False)
@@ -470,11 +546,11 @@ class MonitorConfig(Table):
 
     enabled: bool = key(True)
     """record gradient norms by layer and time step"""
-    every: int = key(0, numbers=COUNT_OR_ZERO)
+    every: int = key(0, numbers=COUNT_OR_ZERO, only={"monitor.enabled": (True,)})
     """steps between measurements; 0: at each logged step"""
-    tensorboard: bool = key(False)
+    tensorboard: bool = key(False, only={"monitor.enabled": (True,)})
     """also write TensorBoard event files"""
-    wandb: Literal["off", "offline", "online"] = key("off")
+    wandb: Literal["off", "offline", "online"] = key("off", only={"monitor.enabled": (True,)})
     """also log to Weights & Biases, to the project WANDB_PROJECT or else spiketriton; `offline`: in the run folder, for
     `wandb sync`"""
 
@@ -534,10 +610,10 @@ class Recipe(Table):
                     f'does not list; accepted: plugins.modules = ["{part.home}"]'
                 )
         values = self.values()
-        for dotted, reason in rules.idle(values).items():
+        for dotted, reason in idle(values).items():
             if values[dotted] != KEYS[dotted].default:
-                raise UserError(rules.no_effect(dotted, values[dotted], reason))
-        for message in rules.contradictions(self, values):
+                raise UserError(no_effect(dotted, values[dotted], reason))
+        for message in rules.contradictions(values, self.peak_lr):
             raise UserError(message)
 
     @property
@@ -545,16 +621,16 @@ class Recipe(Table):
         """The highest learning rate, where train.lr may be `auto`."""
         if not isinstance(self.train.lr, str):
             return self.train.lr
-        of_blocks, without_skips, others = rules.RATES[self.train.optimizer]
-        if self.model.name in rules.BLOCK_NETS:
+        of_blocks, without_skips, others = RATES[self.train.optimizer]
+        if self.model.name in BLOCK_NETS:
             return of_blocks
-        return without_skips if self.model.name in rules.SKIPLESS else others
+        return without_skips if self.model.name in SKIPLESS else others
 
     @property
     def clipping(self) -> float:
         """The largest gradient norm, where train.clip_grad_norm may be `auto`; 0: any."""
         limit = self.train.clip_grad_norm
-        return rules.CLIPPING[self.train.optimizer] if isinstance(limit, str) else limit
+        return CLIPPING[self.train.optimizer] if isinstance(limit, str) else limit
 
     @property
     def names_code(self) -> bool:
@@ -577,8 +653,8 @@ class Recipe(Table):
     def effective(self) -> dict[str, Any]:
         """{dotted key: value} of the keys that have an effect; the others are at their defaults."""
         values = self.values()
-        idle = rules.idle(values)
-        return {dotted: value for dotted, value in values.items() if dotted not in idle}
+        without = idle(values)
+        return {dotted: value for dotted, value in values.items() if dotted not in without}
 
     def overrides(self) -> list[str]:
         """`key=value` for each key with an effect that is not at its default, as a command takes it."""
@@ -605,6 +681,29 @@ class Recipe(Table):
         return [part for part in found if part is not None]
 
 
+def idle(values: Mapping[str, Any]) -> dict[str, str]:
+    """The keys of {dotted key: value} without effect, each with the reason: a key that is never read misleads.
+
+    Those that only the ANN twin ignores are allowed, so that a recipe and its twin differ in one word.
+    """
+    found = ((dotted, spec.reader(values)) for dotted, spec in KEYS.items() if dotted in values)
+    return {
+        dotted: f"{reader} is {shown(values[reader])}{_WHY.get(dotted, '')}"
+        for dotted, reader in found
+        if reader
+    }
+
+
+_WHY = {
+    "train.sync_bn": ", whose batch norms are its own: each device's images are normalised by themselves"
+}
+"""More of a reason, by the key that has no effect."""
+
+
+def no_effect(dotted: str, value: Any, reason: str) -> str:
+    return f"{dotted} = {shown(value)} has no effect because {reason}; leave {dotted} out"
+
+
 SELECTORS = {dotted.partition(".")[0]: dotted for dotted in parts.KINDS.values()}
 """The key that chooses a part, by the table that it is in."""
 
@@ -621,7 +720,7 @@ def register_part(part: parts.Part) -> None:
         raise UserError(f'{part.selector} = "{part.name}" is built in; accepted: another name')
     parts.register(part)
     if part.options is not None:
-        part.options.path = part.table
+        part.options.path, part.options._only = part.table, {part.selector: (part.name,)}
         KEYS.update(_specs(part.options))
         TABLES[part.table] = part.options
 
@@ -666,6 +765,19 @@ class Spec:
         """Its explanation: that of `key`, or the docstring below the field."""
         table: Any = self.table
         return self.field.metadata["doc"] or _docstrings(table).get(self.field.name, "")
+
+    def reader(self, values: Mapping[str, Any]) -> str:
+        """The key with which it has no effect among {dotted key: value}; "" where it has."""
+        own: Any = self.field.metadata
+        found = [(self.table._only, True), (self.table._unless, False)]
+        if own["always"] is None or values[self.dotted] != own["always"]:
+            found += [(own["only"], True), (own["unless"], False)]
+        for conditions, wanted in found:
+            for keys, accepted in conditions.items():
+                dotted = keys.split(" and ")
+                if all(values[one] in accepted for one in dotted) != wanted:
+                    return dotted[0]
+        return ""
 
     @property
     def accepted(self) -> str:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from spiketriton.config import DataConfig, Recipe, TrainConfig
+from spiketriton.config.names import Events
 from spiketriton.config.parts import chosen, lies_in
 from spiketriton.config.recipe import KEYS
-from spiketriton.config.rules import Events
 from spiketriton.config.words import shown
 from spiketriton.data.counter_rng import mix
 from spiketriton.data.facts import Facts, GivenSplit

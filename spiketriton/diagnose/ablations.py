@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from spiketriton.config import replace as change
-from spiketriton.config.rules import BLOCK_NETS, PARALLEL
+from spiketriton.config.names import BLOCK_NETS, PARALLEL
 from spiketriton.data import build_data
 from spiketriton.diagnose.diagnosed import Subject
 from spiketriton.gradients.measurement import Measurement

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from spiketriton.config import Recipe
-from spiketriton.config.rules import BLOCK_NETS, VGG, PlainNet
+from spiketriton.config.names import BLOCK_NETS, VGG, PlainNet
 from spiketriton.gradients.verdict import Verdict, Word, starts_closed
 from spiketriton_kernels.nn import SpikingNeuron
 from spiketriton_kernels.nn.handed import Handed

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spiketriton.config.rules import RATES
+from spiketriton.config.names import RATES
 from spiketriton.config.words import some
 from spiketriton.diagnose.cures import CLIPPING, Cure, change_neurons
 from spiketriton.diagnose.trials import Trials, loss_after

@@ -17,8 +17,8 @@ from torch import Tensor
 
 import spiketriton_kernels as kernels
 from spiketriton.config import DataConfig, Recipe, replace
+from spiketriton.config.names import Images
 from spiketriton.config.parts import chosen
-from spiketriton.config.rules import Images
 from spiketriton.data.download import data_root
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system import machine

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from spiketriton.config import LossConfig, ModelConfig, Recipe, TrainConfig
-from spiketriton.config.rules import BLOCK_NETS, PlainNet
+from spiketriton.config.names import BLOCK_NETS, PlainNet
 from spiketriton.gradients.measurement import Measurement, Signal
 from spiketriton.tasks import Score, task_of
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, get_args
 from torch import nn
 
 from spiketriton.config import ModelConfig, NeuronConfig, Recipe
+from spiketriton.config.names import BLOCK_NETS, LEAKY, PARALLEL, VGG, PlainNet
 from spiketriton.config.parts import chosen, lies_in
-from spiketriton.config.rules import BLOCK_NETS, LEAKY, PARALLEL, VGG, PlainNet
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network, trial
 from spiketriton_kernels.nn import PSN, MaskedPSN

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spiketriton.config import Recipe
-from spiketriton.config.rules import BLOCK_NETS
+from spiketriton.config.names import BLOCK_NETS
 from spiketriton.evaluate import event_pictures
 from spiketriton.evaluate import pictures as evaluation_pictures
 from spiketriton.evaluate.results import Evaluation

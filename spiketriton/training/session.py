@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from spiketriton.config import Recipe
-from spiketriton.config.rules import NONE
+from spiketriton.config.names import NONE
 from spiketriton.data import build_data
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import json_text

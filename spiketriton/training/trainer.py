@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spiketriton.config import Recipe
-from spiketriton.config.rules import NONE
+from spiketriton.config.names import NONE
 from spiketriton.data import Data
 from spiketriton.gradients.monitor import GradientMonitor
 from spiketriton.models import build_model

@@ -3,7 +3,7 @@
 import pytest
 
 from spiketriton.config import recipe_from_toml, replace, to_toml
-from spiketriton.config.rules import idle
+from spiketriton.config.recipe import KEYS, idle
 from tests.config.support import GOOD, mine, refused
 
 CONTRADICTIONS = {  # overrides of a small recipe -> what the refusal names
@@ -107,6 +107,16 @@ def test_keys_that_go_together_are_accepted(overrides):
     for override in overrides.split():
         dotted, _, value = override.partition("=")
         assert str(values[dotted]).lower().removesuffix(".0") == value
+
+
+def test_the_conditions_of_keys_are_of_other_keys_and_of_values_that_they_accept():
+    for dotted, spec in KEYS.items():
+        for said in ("only", "unless"):
+            for keys, values in spec.field.metadata[said].items():
+                for other in keys.split(" and "):
+                    assert other != dotted
+                    for value in values if isinstance(values, tuple) else ():
+                        assert KEYS[other].check(value) == value
 
 
 def test_each_idle_key_comes_with_its_reason():

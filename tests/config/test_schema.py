@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from spiketriton.config import recipe_from_toml, schema, to_toml
-from spiketriton.config.__main__ import main
+from spiketriton.config.__main__ import FIRST, main
 from spiketriton.system.errors import UserError
 from tests.config.support import GOOD
 
@@ -22,6 +22,13 @@ def test_the_file_is_what_the_command_prints(option, file, capsys):
     main(option)
     assert capsys.readouterr().out == (ROOT / "docs" / file).read_text("utf-8")
     jsonschema.Draft202012Validator.check_schema(schema.schema())
+
+
+def test_the_page_begins_with_the_ten_keys_that_a_newcomer_needs(capsys):
+    main([])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+    assert len(FIRST) == 10
+    assert [row.split("`")[1] for row in rows[:10]] == [*FIRST]
 
 
 def test_every_shipped_recipe_is_accepted_as_written_and_as_resolved():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from spiketriton.config.names import BLOCK_NETS
 from spiketriton.config.reading import recipe_from_toml
-from spiketriton.config.rules import BLOCK_NETS
 from spiketriton.diagnose.ablations import Experiment
 from spiketriton.diagnose.diagnosed import find_subject
 from spiketriton.evaluate.counters import SpikeCounter

@@ -23,7 +23,7 @@ from profiling.sections.step import (
     in_precisions,
     modes,
 )
-from spiketriton.config.rules import Events, Images
+from spiketriton.config.names import Events, Images
 from spiketriton.models import Network
 from spiketriton.training.graphs import WARM_UP
 from tests.training.test_graphs import Tapes
