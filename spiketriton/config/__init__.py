@@ -1,4 +1,9 @@
-"""Recipes: TOML files, read strictly into frozen dataclasses."""
+"""Recipes: TOML files, read strictly into frozen dataclasses.
+
+Read names.py (the words), recipe.py (each key once, with its range, its meaning and where it has an effect), rules.py
+(what contradicts what), reading.py (TOML and overrides). parts.py has the parts that plugins register, shipped.py the
+recipes that come with the package; schema.py and `python -m spiketriton.config` print what editors and people read.
+"""
 
 from spiketriton.config.names import PlainNet
 from spiketriton.config.reading import (

@@ -1,7 +1,8 @@
 """Images, or recordings of event cameras, for training and testing: `build_data(recipe)`.
 
-A data set has a file of its own (photographs.py, cifar.py, ...), which makes a `Source`; transforms.py makes tensors
-of it, stream.py batches.
+Read sources.py (a `Source`, which a data set's own file makes: photographs.py, cifar.py, ...), splits.py (images in
+memory or in files), transforms.py (tensors of them), stream.py (batches as a function of seed and step), prefetch.py
+(their way to a GPU). facts.py is what a run knows of its data; checking.py leaves broken images out.
 """
 
 import math

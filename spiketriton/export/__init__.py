@@ -1,4 +1,5 @@
 """`spiketriton export RUN` and `spiketriton import FILE`: networks in formats that other programs read.
 
-exports.py writes and replays, weights.py is safetensors, nir_*.py are NIR in both directions.
+exports.py writes and compares, weights.py is safetensors. NIR: nir_graph.py out, nir_network.py in, nir_replay.py its
+equations alone, by which both are checked.
 """

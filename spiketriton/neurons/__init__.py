@@ -1,4 +1,7 @@
-"""Spiking neurons as modules over the fused kernels: [T, B, ...] -> [T, B, ...], time first."""
+"""Spiking neurons as modules over the fused kernels: [T, B, ...] -> [T, B, ...], time first.
+
+base.py watches the kernels' modules and takes the norm in front of them, norm.py is that; here is what a recipe names.
+"""
 
 import inspect
 from typing import Any

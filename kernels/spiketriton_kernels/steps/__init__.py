@@ -1,2 +1,5 @@
-"""Neurons of one's own: from a step in plain PyTorch to kernels. ``record`` traces it, ``graph`` holds what was traced,
-``printed`` prints that as C++ and Triton, ``step`` is the result that the backends are given."""
+"""Neurons of one's own: from a step in plain PyTorch to kernels.
+
+Read ``record`` (traces it), ``graph`` (holds what was traced), ``printed`` (prints that as C++ and Triton), ``step``
+(the result that the backends are given).
+"""
