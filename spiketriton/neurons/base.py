@@ -130,6 +130,18 @@ class SpikingNeuron(kernels.SpikingNeuron):
         super().reset()
         self.begin()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles make the class of `of_engine` again, which has no name in a module."""
+        kind = type(self).__bases__[-1]
+        if _CLASSES.get(kind) is not type(self):
+            return super().__reduce_ex__(protocol)
+        return _bare, (kind,), self.__getstate__()
+
+
+def _bare(kind: type[kernels.SpikingNeuron]) -> SpikingNeuron:
+    made = of_engine(kind)
+    return made.__new__(made)
+
 
 _CLASSES: dict[type, Any] = {}
 
