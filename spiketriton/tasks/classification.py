@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from spiketriton import plugins
 from spiketriton.config import LossConfig
+from spiketriton.config.names import NONE
 from spiketriton.config.parts import chosen
-from spiketriton.config.rules import NONE
 from spiketriton.system.errors import UserError
 from spiketriton.tasks.task import Loss, Task
 
