@@ -41,6 +41,7 @@ COLUMNS = (
 # what a stranger has elsewhere, or what changes no weight
 ELSEWHERE = ("data.root=", "data.workers=", "data.cache=", "train.device=")
 NAMES = {"cifar10": "CIFAR-10", "imagenette": "Imagenette", "ilif": "I-LIF"}
+MARKERS = "os^Dv"
 Row = dict[str, str]
 
 
@@ -214,30 +215,28 @@ def draw(rows: Sequence[Row]) -> None:
             1, len(sets), figsize=size, layout="constrained", squeeze=False
         )
         panels = dict(zip(sets, places[0], strict=True))
-        for row in rows:
+        for row in sorted(rows, key=lambda row: -float(row["accuracy"])):
             axes = panels[row["data"].partition(" ")[0]]
             tests = Rows(CURVES / f"{row['name']}.jsonl").read()
             before = minutes_before(row, rows)
             minutes = [before + test["seconds"] / 60 for test in tests]
             accuracy = [100 * test["test_accuracy"] for test in tests]
             label, colour = line_of(row)
-            axes.plot(minutes, accuracy, "o-", color=colour)
-            others = colour == ORANGE  # theirs below the end of the line, ours above it
-            place = {"xytext": (5, -11) if others else (2, 5), "ha": "left" if others else "right"}
-            text, end = f"{label}, {row['accuracy']} %", (minutes[-1], accuracy[-1])
-            axes.annotate(text, end, color=colour, fontsize=9, textcoords="offset points", **place)
+            marker = MARKERS[len(axes.lines) % len(MARKERS)]
+            label = f"{label}: {row['accuracy']} %"
+            axes.plot(minutes, accuracy, marker + "-", color=colour, label=label)
         for name, axes in panels.items():
             axes.set_title(f"{NAMES.get(name, name)}: accuracy of all test images after each epoch")
             axes.set_xlabel("minutes, tests included")
             axes.set_ylabel("test accuracy, %")
-            axes.margins(x=0.35)
             axes.set_xlim(left=0)
+            axes.legend(loc="lower right")
         figure.savefig(PICTURE, dpi=150)
         plt.close(figure)
 
 
 def line_of(row: Row) -> tuple[str, str]:
-    """The words at the end of a row's line, and its colour."""
+    """The name of a row's line, and its colour."""
     if row["T"] == "-":
         return "ANN twin", GREEN
     kind, _, library = row["neuron"].partition(" (")

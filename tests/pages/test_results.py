@@ -1,6 +1,7 @@
 """docs/results.md says what its rows say, and a row what its run folder holds."""
 
 import csv
+import dataclasses
 import re
 import runpy
 from pathlib import Path
@@ -37,6 +38,19 @@ def test_a_row_is_its_curve(row):
     assert "/" not in elsewhere  # no place of the machine it ran on
     weights = ROOT / "examples" / "weights" / f"{row['name']}.safetensors"
     assert weights.exists() == bool(row["weights"])
+
+
+def test_the_race_is_the_row_of_its_recipe():
+    """docs/results.md: `cifar10_speedrun` is the I-LIF row, and how soon its curve reaches two accuracies."""
+    (row,) = (row for row in ROWS if row["name"] == "cifar10_r20_t1_ilif")
+    words = row["command"].split()[3:]
+    run, recipe = load_recipe("cifar10_r20", words), load_recipe("cifar10_speedrun", words[:1])
+    assert dataclasses.replace(run, name=recipe.name) == recipe
+    text = " ".join((ROOT / "docs" / "results.md").read_text("utf-8").split())
+    tests = Rows(ROOT / "docs" / "data" / "results" / f"{row['name']}.jsonl").read()
+    for accuracy, words in ((0.75, "75 % after {} minutes"), (0.80, "80 % after {}**")):
+        seconds = next(test["seconds"] for test in tests if test["test_accuracy"] >= accuracy)
+        assert words.format(round(seconds / 60)) in text
 
 
 def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
