@@ -20,8 +20,8 @@ STEP_LEGEND = (
     "µJ: their energy in a 45 nm chip, estimated, without and with the movement of data."
 )
 LAYER_LEGEND = (
-    "fraction of the layer's {active}, in all steps, in the first and in the last; never, always: fraction "
-    "of its neurons that {did} for no {what} and step, or for every one. AC: see above."
+    "{active}, in all steps, in the first and in the last; never, always: fraction "
+    "of the neurons that {did} for no {what} and step, or for every one. AC: see above."
 )
 
 
@@ -88,9 +88,9 @@ def chosen_steps(one: Evaluation, asked: Sequence[int] = ()) -> list[int]:
 
 
 def layers_table(one: Evaluation) -> Table:
-    rate, active, did = "rate %", "neurons that spike in a time step", "spiked"
+    rate, active, did = "rate %", "spikes of 100 neurons in a time step", "spiked"
     if one.kind == "ann":
-        rate, active, did = "active %", "values above 0", "were above 0"
+        rate, active, did = "active %", "of 100 values, those above 0", "were above 0"
     legend = LAYER_LEGEND.format(active=active, did=did, what=one.what)
     shares = (rate, "first step", "last step", "never %", "always %")
     return Table(
@@ -154,8 +154,9 @@ def replayed(found: "Comparison") -> list[str]:
 
 
 def _rate(one: Evaluation) -> str:
-    does = "A value is above 0" if one.kind == "ann" else "A neuron spikes"
-    return f"{does} in {100 * one.mean_rate:.1f} % of the steps."
+    if one.kind == "ann":
+        return f"A value is above 0 in {100 * one.mean_rate:.1f} % of the steps."
+    return f"A neuron spikes {100 * one.mean_rate:.1f} times in 100 steps."
 
 
 def overtakes(one: Evaluation, other: Evaluation) -> str:

@@ -82,7 +82,7 @@ def test_a_verdict_divides_by_the_energy_of_the_twin():
     one, twin = evaluation(), ann()
     assert verdict(one, [one]) == (
         "net (lif): at T = 3 it takes 0.100 of its ANN twin's energy by operations, 0.250 with "
-        "data movement. A neuron spikes in 32.1 % of the steps. Against an ANN whose "
+        "data movement. A neuron spikes 32.1 times in 100 steps. Against an ANN whose "
         "activations are quantised, and with a finer model of the same movement, another study finds "
         "that a spiking net saves energy below 5.7 to 6.4 % (Yan et al. 2024, T = 5)."
     )
