@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .arguments import along_channels, check_call
-from .neuron import Call, Inputs, Neuron, Norm, Outputs, membrane_dtype
+from .neuron import PARAMETERS, Call, Inputs, Neuron, Norm, Outputs, membrane_dtype
+from .steps.fire import fire, whole
 from .surrogate import unit_primitive, unit_slope
 
 
@@ -44,7 +45,7 @@ class _Primitive(torch.autograd.Function):
 
 
 class Constants(NamedTuple):
-    """``PARAMETERS``, shaped to broadcast against a step [B, C, ...]."""
+    """``PARAMETERS``, shaped to broadcast against a step [B, C, ...]; leak is 1 - decay, rest 1 - rho."""
 
     decay: Any
     threshold: Any
@@ -52,11 +53,18 @@ class Constants(NamedTuple):
     gain: Any
     rho: Any
     beta: Any
+    leak: Any
+    rest: Any
+    height: Any
 
     @staticmethod
     def of(neuron: Neuron, x: Tensor) -> Constants:
         wide = membrane_dtype(x.dtype)
-        return Constants(*[along_channels(p, x, wide) for p in neuron.parameters])
+        given = [along_channels(p, x, wide) for p in neuron.parameters]
+        decay, _, width, _, rho, _ = given
+        if not isinstance(width, Tensor):
+            given[PARAMETERS.index("width")] = torch.full((), width, dtype=wide, device=x.device)
+        return Constants(*[*given, 1 - decay, 1 - rho, neuron.height])
 
     def level(self, m: Tensor, neuron: Neuron) -> Any:
         """What h is compared with."""
@@ -78,7 +86,7 @@ def charge(
     if neuron.kind == "cuba":
         m = current = c.rho * m + current
     if neuron.leaks_to_reset:
-        return v + c.gain * current - (1 - c.decay) * (v - neuron.v_reset), m
+        return v + c.gain * current - c.leak * (v - neuron.v_reset), m
     if neuron.reset == "delayed_soft":
         fired = (v >= c.threshold).to(v.dtype)
         return c.decay * v + c.gain * current - c.threshold * fired, m
@@ -92,29 +100,34 @@ def discharge(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(spikes, v, m) after a step."""
     level = c.level(m, neuron)
-    fired = h >= level
-    relaxed = h
     if neuron.kind == "ilif":
         # by a tensor: a GPU multiplies by the reciprocal of a number, which moves ties
-        relaxed = (h / (c.threshold + torch.zeros_like(h))).clamp(0, neuron.levels)
-        fired = torch.round(relaxed)
-    elif smooth or torch.is_grad_enabled():
-        unit = _Primitive.apply((h - level) / c.width, neuron.shape)
-        relaxed = neuron.height * c.width * unit
-    s = relaxed if smooth else _WithGradientOf.apply(fired, relaxed)
+        top = level if isinstance(level, Tensor) else torch.full_like(h, level)
+        s = (h / top).clamp(0, neuron.levels) if smooth else whole(h, top, neuron.levels)
+    elif smooth:
+        s = c.height * c.width * _Primitive.apply((h - level) / c.width, neuron.shape)
+    else:
+        s = fire(h - level, neuron.shape, c.height, c.width)
     s_reset = s.detach() if neuron.detach_reset else s
     v = h
     if neuron.kind == "clif":
-        m = m * torch.sigmoid((1 - c.decay) * h) + s
+        m = m * torch.sigmoid(c.leak * h) + s
         v = h - s_reset * (c.threshold + torch.sigmoid(m))
     elif neuron.reset == "soft":
-        v = h - level * s_reset
+        binary = neuron.kind != "ilif"
+        v = (
+            torch.where(s > 0, h - level, h)
+            if neuron.detach_reset and binary
+            else h - level * s_reset
+        )
     elif neuron.reset == "hard":
-        v = (1 - s_reset) * h + s_reset * neuron.v_reset
+        v = (1 - s_reset) * h
+        if neuron.v_reset:
+            v = v + s_reset * neuron.v_reset
         if not smooth:  # the same number, but exact, and free of 0 * inf
-            v = _WithGradientOf.apply(torch.where(fired, neuron.v_reset, h), v)
+            v = _WithGradientOf.apply(torch.where(s > 0, neuron.v_reset, h), v)
     if neuron.kind == "alif":
-        m = c.rho * m + (1 - c.rho) * s
+        m = c.rho * m + c.rest * s
     return s, v, m
 
 

@@ -197,6 +197,11 @@ class Neuron(NamedTuple):
         return None if self.kind in KINDS else named(self.kind)
 
     @property
+    def by_hand(self) -> bool:
+        """Whether its step is written by hand for Triton; else it is printed (profiling/LOG.md)."""
+        return self.kind == "lif"
+
+    @property
     def states(self) -> int:
         """How many states a step hands to the next."""
         own = self.own

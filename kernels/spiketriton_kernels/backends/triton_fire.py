@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..triton_import import tl, triton
 from .triton_norm import norm_constants
-from .triton_step import charge, filtered, gate, of_tile, settle, spike
+from .triton_step import charge, of_tile, settle
 from .triton_tiles import (
     SIZES,
     Size,
@@ -57,21 +57,30 @@ def visit(
 
 
 class Own(NamedTuple):
-    """Of a step of one's own what a kernel is compiled for: its states and constants, and how these are given."""
+    """Of a printed step what a kernel is compiled for: its states and constants, how these are given, which learn.
+
+    ``apart``: whether its second state lies apart, as of a kind of ours, whose constants have ``places`` among
+    ``Constants``.
+    """
 
     states: int
     starts: tuple[float, ...]
     constants: int
     per_channel: bool
+    learns: tuple[bool, ...]
+    apart: bool
+    places: tuple[int, ...]
 
 
 @triton.jit
-def own_constants(given, tile, C, OWN: tl.constexpr):
-    """Those of a tile, from [P, C or 1]."""
+def own_constants(given, c, tile, C, OWN: tl.constexpr):
+    """Those of a tile, from [P, C or 1]; of a kind of ours from c."""
     COUNT: tl.constexpr = OWN.constants
     values = ()
     for i in tl.static_range(COUNT):
-        if OWN.per_channel:
+        if given is None:
+            value = c[OWN.places[i]]
+        elif OWN.per_channel:
             value = tl.load(given + i * C + tile.channels, mask=tile.valid, other=1.0)
         else:
             value = tl.load(given + i)
@@ -81,23 +90,19 @@ def own_constants(given, tile, C, OWN: tl.constexpr):
 
 @triton.jit
 def states(v_ptr, m_ptr, v_start, tile, inside, step, OWN: tl.constexpr):
-    """(membrane, second state) of a tile: the given ones, or v_start and 0.
-
-    Of a step of one's own all that it has; v_start is then None for its own ones."""
+    """The states of a tile: the given ones, or v_start; of a printed step that is None for its own ones."""
     if OWN is None:
         v = tl.full(tile.offs.shape, v_start, tl.float32)
-        m = tl.zeros(tile.offs.shape, tl.float32)
         if v_ptr is not None:
             v = tl.load(v_ptr + tile.offs, mask=inside, other=0.0)
-        if m_ptr is not None:
-            m = tl.load(m_ptr + tile.offs, mask=inside, other=0.0)
-        found = (v, m)
+        found = (v,)
     else:
         COUNT: tl.constexpr = OWN.states
         found = ()  # type: ignore[assignment]
         for i in tl.static_range(COUNT):
-            if v_ptr is not None:
-                state = tl.load(v_ptr + i * step + tile.offs, mask=inside, other=0.0)
+            ptr = state_pointer(v_ptr, m_ptr, i, step, OWN)
+            if ptr is not None:
+                state = tl.load(ptr + tile.offs, mask=inside, other=0.0)
             elif v_start is None:
                 state = tl.full(tile.offs.shape, OWN.starts[i], tl.float32)
             else:
@@ -107,17 +112,29 @@ def states(v_ptr, m_ptr, v_start, tile, inside, step, OWN: tl.constexpr):
 
 
 @triton.jit
+def state_pointer(v_ptr, m_ptr, i: tl.constexpr, step, OWN: tl.constexpr):
+    """Where state i lies: of a step of one's own all follow each other."""
+    if OWN.apart:
+        pointer = m_ptr if i > 0 else v_ptr
+    elif v_ptr is not None:
+        pointer = v_ptr + i * step
+    else:
+        pointer = None
+    return pointer
+
+
+@triton.jit
 def store_states(v_ptr, m_ptr, found, tile, step, OWN: tl.constexpr):
     """Where there is memory for them: the reverse of ``states``."""
     if OWN is None:
         if v_ptr is not None:
             tl.store(v_ptr + tile.offs, found[0], mask=tile.inside)
-        if m_ptr is not None:
-            tl.store(m_ptr + tile.offs, found[1], mask=tile.inside)
-    elif v_ptr is not None:
+    else:
         COUNT: tl.constexpr = OWN.states
         for i in tl.static_range(COUNT):
-            tl.store(v_ptr + i * step + tile.offs, found[i], mask=tile.inside)
+            ptr = state_pointer(v_ptr, m_ptr, i, step, OWN)
+            if ptr is not None:
+                tl.store(ptr + tile.offs, found[i], mask=tile.inside)
 
 
 @triton.jit(**SIZES)
@@ -136,7 +153,7 @@ def fire_kernel(
     FORMS: tl.constexpr,
     RULES: tl.constexpr,
     OWN: tl.constexpr,
-    FORTH: tl.constexpr,  # the step of one's own; None: a kind of RULES
+    FORTH: tl.constexpr,  # the printed step; None: LIF, by RULES
 ):
     CHUNK: tl.constexpr = WINDOW.chunk
     AHEAD: tl.constexpr = WINDOW.ahead
@@ -150,7 +167,7 @@ def fire_kernel(
     affine = norm_constants(norm, c.eps, c.bn_scale, tile)
     own = ()
     if OWN is not None:
-        own = own_constants(own_ptr, tile, C, OWN)
+        own = own_constants(own_ptr, c, tile, C, OWN)
     state = states(inputs.v_init, inputs.m_init, c.v_start, tile, tile.inside, step, OWN)
     read = (inputs.x, inputs.residual, inputs.spike_add)
     for chunk in range(CHUNKS):
@@ -169,15 +186,12 @@ def fire_kernel(
             if FORTH is not None:
                 s, after, _ = FORTH(current, state, own)
             else:
-                charging, m_before = filtered(current, state[1], c, RULES)
-                h = charge(state[0], charging, c, RULES)
-                s = spike(h, m_before, c, RULES)
+                s, v = settle(charge(state[0], current, c, RULES), c, RULES)
+                after = (v,)
             emitted = s
             if inputs.spike_add is not None:
                 emitted = s + queues[2][j].to(tl.float32)
             tl.store(out.spikes + now.at, emitted.to(out.spikes.dtype.element_ty), mask=now.inside)
-            if FORTH is None:
-                after = settle(h, m_before, s, gate(h, c, RULES), c, RULES)
             if out.trace is not None:
                 tl.store(out.trace + now.at, after[0], mask=now.inside)
             state = within(now, after, state, WINDOW)

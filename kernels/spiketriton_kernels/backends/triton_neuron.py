@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ..arguments import PROBE_FIELDS
+from ..kinds import Printed, printed
 from ..layout import chunk_length
 from ..neuron import NORM, Gradients, Inputs, Neuron, Outputs, Running, Upstream
+from ..steps.printed import EXPONENTIAL
 from ..surrogate import own_surrogate
 from .triton_fire import Own, fire_kernel
 from .triton_launch import launch, repeat
@@ -58,15 +60,15 @@ def _walk_width(walk: Walk) -> int:
 
     Where it holds more than h of a chunk: 4 elements (8 bytes in half precision, still whole cache lines a warp) with
     batch norm, a learnt parameter or a kind other than LIF; more would take all registers or spill. 2 beyond 8 steps
-    behind batch norm, and for CLIF, and beyond 4 with a learnt width, whose slopes take much arithmetic: a tenth to a
-    fifth more instructions, and 16 to 20 warps on a processor instead of 8 or 12 (profiling/LOG.md).
+    behind batch norm, and where a step takes long, and beyond 4 with a learnt width, whose slopes take much arithmetic:
+    a tenth to a fifth more instructions, and 16 to 20 warps on a processor instead of 8 or 12 (profiling/LOG.md).
     """
     x, neuron, out = walk.inputs.x, walk.neuron, walk.out
     widest, chunk = vector_width(x), chunk_length(x.shape[0], neuron.holds_more)
     learns = out.parameters is not None
-    if neuron.kind == "lif" and not learns and not neuron.has_norm:
+    if neuron.by_hand and not learns and not neuron.has_norm:
         return widest if chunk <= 10 or AMD else min(widest, 4)
-    if x.shape[0] > 8 and neuron.kind == "clif":
+    if x.shape[0] > 8 and _takes(neuron):
         return 2
     if x.shape[0] > 4 and learns and isinstance(neuron.width, torch.Tensor):
         return 2
@@ -76,16 +78,28 @@ def _walk_width(walk: Walk) -> int:
     return min(widest, 4)
 
 
+def _takes(neuron: Neuron, *operations: str) -> bool:
+    """Whether its step has an exponential or its like, or one of these operations."""
+    if neuron.by_hand:
+        return False
+    step = neuron.own or printed(neuron).step
+    return step.takes({*EXPONENTIAL, *operations})
+
+
 _FLOATS = Forms(*["float"] * len(Forms._fields))
 
 
 def _own(neuron: Neuron, back: bool) -> dict[str, Any]:
     """What a kernel is told of a step of one's own."""
-    step = neuron.own
-    if step is None:
+    if neuron.by_hand:
         return dict(own_ptr=None, OWN=None, FORTH=None) | (dict(BACK=None) if back else {})
+    step, reads = printed(neuron) if neuron.own is None else Printed(neuron.own, ())
+    places = tuple(map(Constants._fields.index, reads))
     forth, walk = step.functions
-    own = Own(len(step.states), step.starts, len(step.constants), neuron.parameter_size > 1)
+    own = Own(
+        len(step.states), step.starts, len(step.constants), neuron.parameter_size > 1, step.learns,
+        neuron.own is None, places,
+    )  # fmt: skip
     given = dict(own_ptr=neuron.constants, OWN=own, FORTH=forth)
     return given | dict(BACK=walk) if back else given
 
@@ -131,23 +145,31 @@ def _of_record(*given: Any) -> tuple[Constants, dict[str, Any]]:
         few = dict.fromkeys(Constants._fields) | dict(eps=float(eps), bn_scale=float(bn_scale))
         own = Constants(**few)
         return own, dict(
-            FORMS=_FLOATS, RULES=Rules("own", "none", False, True, "atan", 1, True, neuron.states)
+            FORMS=_FLOATS, RULES=Rules("own", "none", False, True, "atan", neuron.states)
         )
     parameters = [p if isinstance(p, torch.Tensor) else float(p) for p in neuron.parameters]
     decay, threshold, width, gain, rho, beta = parameters
-    adapts = neuron.kind == "alif"
     constants = Constants(
-        decay, None if isinstance(decay, torch.Tensor) else 1.0 - decay, gain, threshold,
-        rho if adapts or neuron.kind == "cuba" else None,
-        1.0 - rho if adapts and not isinstance(rho, torch.Tensor) else None, beta if adapts else None,
-        float(neuron.v_reset), float(neuron.v_start),
+        decay, _less(decay), gain, threshold, rho, _less(rho), beta, float(neuron.v_reset), float(neuron.v_start),
         float(neuron.height) if back else None, width if back else None, None, float(eps), float(bn_scale),
     )  # fmt: skip
+    if not neuron.by_hand:
+        reads = {*printed(neuron).reads, "eps", "bn_scale", *(("width",) if back else ())}
+        constants = Constants(
+            *[
+                v if name in reads else None
+                for name, v in zip(Constants._fields, constants, strict=True)
+            ]
+        )
     rules = Rules(
-        neuron.kind, neuron.reset, neuron.leaks_to_reset, neuron.detach_reset, neuron.shape, neuron.levels,
-        neuron.has_m, neuron.states,
+        neuron.kind, neuron.reset, neuron.leaks_to_reset, neuron.detach_reset, neuron.shape, neuron.states
     )  # fmt: skip
     return constants, dict(FORMS=Forms(*map(_form, parameters)), RULES=rules)
+
+
+def _less(value: float | torch.Tensor) -> float | None:
+    """1 - value, rounded once; of a tensor a kernel makes it."""
+    return None if isinstance(value, torch.Tensor) else 1.0 - value
 
 
 _remembered = functools.lru_cache(maxsize=256)(_of_record)
@@ -230,23 +252,16 @@ def _plan(walk: Walk, tiles: Tiling, own: Tuning) -> tuple[Window, int | None]:
     costly = x.element_size() == 4 or neuron.shape == "triangle"
     if not neuron.has_norm and costly and chunk > 12:
         ahead = 1
-    # A replay stores nothing, so that its loads need no queue; but ptxas moves none over CLIF's exponentials and few
-    # over I-LIF's divisions.
-    replay_ahead = chunk if neuron.kind in ("clif", "ilif") else 0
+    # A replay stores nothing, so that its loads need no queue; but ptxas moves none over exponentials and few over
+    # divisions.
+    replay_ahead = chunk if _takes(neuron, "div") else 0
     # A program walks many tiles: meanwhile the next one is copied into shared memory, where it fits.
     read = sum([tensor is not None for tensor in (x, walk.inputs.residual, *upstream)])
     copied = read * T * tiles.block_r * tiles.block_l * x.element_size()
     stages = 1
     # With a probe, one step in ten, it would double the time that the longest kernel takes to compile.
     loops = walk.out.probe is None and (neuron.has_norm or tiles.row_tiles > 1)
-    if (
-        own.stages != 1
-        and loops
-        and neuron.kind == "lif"
-        and chunk == T
-        and copied <= SHARED
-        and not AMD
-    ):
+    if own.stages != 1 and loops and neuron.by_hand and chunk == T and copied <= SHARED and not AMD:
         stages, ahead = own.stages or 2, 1
     return Window(T, chunk, own.ahead or ahead, replay_ahead, stages), most
 
@@ -256,7 +271,7 @@ def _walk_back(walk: Walk) -> None:
     x, neuron, out = walk.inputs.x, walk.neuron, walk.out
     T, rows = x.shape[0], neuron.rows
     own = tuned(_name(walk), x)
-    walks = neuron.kind == "lif" and not AMD
+    walks = neuron.by_hand and not AMD
     tiles = tiling(x, neuron.per_channel, own.width or _walk_width(walk), walks, own.warps)
     # A norm's constants, and sums, are worth fetching and leaving once for many tiles. At T <= 4 up to 9 programs run
     # at once on a processor, beyond that 3 to 6: these are nearly whole waves.

@@ -21,7 +21,7 @@ from .triton_fire import (
     within,
 )
 from .triton_norm import by_norm_input, channel_means, norm_constants
-from .triton_step import by_width, charge, filtered, gate, of_tile, settle, spike, step_back
+from .triton_step import by_width, charge, of_tile, settle, step_back
 from .triton_tiles import (
     GROUP,
     SIZES,
@@ -91,21 +91,17 @@ def _start_of_chunk(
         for i in tl.static_range(STATES):
             kept = tl.load(kept_ptr + i * step, mask=later_chunk, other=0.0)
             found = found + (tl.where(k == 0, state[i], kept),)  # type: ignore[assignment]
-        if OWN is None and STATES == 1:  # a second state, that it does not have
-            found = found + (state[1],)  # type: ignore[assignment]
         state = found
     return state
 
 
 class Replayed(NamedTuple):
-    """Of each step of a chunk: x, h, m before it and what its gate kept; h of a step of one's own is all that it keeps.
+    """Of each step of a chunk: x and h; of a printed step that is all that it keeps.
 
     What of it is needed stays in registers."""
 
     x: Any
     h: Any
-    m: Any
-    kept: Any
     v_start: Any
 
 
@@ -120,8 +116,6 @@ def _replay(
     state = _start_of_chunk(k, inputs, saved_ptr, c, tile, step, WINDOW, RULES, OWN)
     v_start = state[0]
     potentials = ()
-    seconds = ()
-    gates = ()
     queues = ((), (), ())
     asked = (inputs.x, inputs.residual, None)
     for n in tl.static_range(AHEAD):
@@ -134,14 +128,11 @@ def _replay(
             _, state, kept = FORTH(current, state, own)
             potentials = potentials + (kept,)  # type: ignore[assignment]
         else:
-            seconds = seconds + (state[1],)  # type: ignore[assignment]
-            charging, m = filtered(current, state[1], c, RULES)
-            h = charge(state[0], charging, c, RULES)
-            kept = gate(h, c, RULES)
+            h = charge(state[0], current, c, RULES)
             potentials = potentials + (h,)  # type: ignore[assignment]
-            gates = gates + (kept,)  # type: ignore[assignment]
-            state = settle(h, m, spike(h, m, c, RULES), kept, c, RULES)
-    return Replayed(queues[0], potentials, seconds, gates, v_start)
+            _, v = settle(h, c, RULES)
+            state = (v,)
+    return Replayed(queues[0], potentials, v_start)
 
 
 @triton.jit
@@ -149,9 +140,7 @@ def _before(replayed, j: tl.constexpr, c, RULES: tl.constexpr):
     """The membrane before step j of a chunk."""
     v = replayed.v_start
     if j > 0:
-        h = replayed.h[j - 1]
-        m = replayed.m[j - 1]
-        v, _ = settle(h, m, spike(h, m, c, RULES), replayed.kept[j - 1], c, RULES)
+        _, v = settle(replayed.h[j - 1], c, RULES)
     return v
 
 
@@ -181,11 +170,11 @@ def _observe(
 
 @triton.jit
 def _learn(
-    sums, h, m, v_before, current, back, now, c,
+    sums, h, v_before, current, back, now, c,
     RULES: tl.constexpr, FORMS: tl.constexpr, OWN_AREA: tl.constexpr,
 ):  # fmt: skip
-    """The sums of the gradients by ``Forms``, with this step's. Those of floats stay as they are."""
-    decay, threshold, width, gain, rho, beta = sums
+    """The sums of LIF's gradients by ``Forms``, with this step's. Those of floats stay as they are."""
+    decay, threshold, width, gain = sums
     by_threshold = back.by_threshold
     if RULES.reset == "delayed_soft":
         by_threshold = by_threshold - tl.where(v_before >= c.threshold, back.by_h, 0.0)
@@ -194,21 +183,14 @@ def _learn(
             v_before = v_before - c.v_reset
         if RULES.reset == "delayed_hard":
             v_before = tl.where(v_before >= c.threshold, 0.0, v_before)
-        share = back.by_h * v_before
-        if RULES.kind == "clif":
-            share = share + back.by_decay
-        decay += tl.where(now.inside, share, 0.0)
+        decay += tl.where(now.inside, back.by_h * v_before, 0.0)
     if FORMS.threshold != "float":
         threshold += tl.where(now.inside, by_threshold, 0.0)
     if FORMS.width != "float":
-        width += tl.where(now.inside, by_width(h, m, back, c, RULES, OWN_AREA), 0.0)
+        width += tl.where(now.inside, by_width(h, back, c, RULES, OWN_AREA), 0.0)
     if FORMS.gain != "float":
         gain += tl.where(now.inside, back.by_h * current, 0.0)
-    if FORMS.rho != "float":
-        rho += tl.where(now.inside, back.by_rho, 0.0)
-    if FORMS.beta != "float":
-        beta += tl.where(now.inside, back.by_beta, 0.0)
-    return decay, threshold, width, gain, rho, beta
+    return decay, threshold, width, gain
 
 
 @triton.jit
@@ -221,11 +203,14 @@ def _with_first(states, first):
 
 
 @triton.jit
-def _added(sums, shares, now, ROWS: tl.constexpr):
-    """The sums of the gradients by the constants of a step of one's own, with this step's."""
+def _added(sums, shares, now, ROWS: tl.constexpr, OWN: tl.constexpr):
+    """The sums of the gradients by the constants of a printed step, with this step's."""
     found = ()
     for i in tl.static_range(ROWS):
-        found = found + (sums[i] + tl.where(now.inside, shares[i], 0.0),)  # type: ignore[assignment]
+        total = sums[i]
+        if OWN.learns[i]:
+            total += tl.where(now.inside, shares[i], 0.0)
+        found = found + (total,)  # type: ignore[assignment]
     return found
 
 
@@ -290,7 +275,7 @@ def walk_kernel(
     OWN_SLOPE: tl.constexpr,
     OWN_AREA: tl.constexpr,
     OWN: tl.constexpr,
-    FORTH: tl.constexpr,  # a step of one's own, and its way back; None: a kind of RULES
+    FORTH: tl.constexpr,  # a printed step, and its way back; None: LIF, by RULES
     BACK: tl.constexpr,
 ):
     CHUNK: tl.constexpr = WINDOW.chunk
@@ -310,9 +295,9 @@ def walk_kernel(
     zero = tl.zeros(lane.offs.shape, tl.float32)
     sums = (zero, zero)
     own = ()
-    learnt = (zero, zero, zero, zero, zero, zero)
+    learnt = (zero, zero, zero, zero)
     if OWN is not None:
-        own = own_constants(own_ptr, lane, C, OWN)
+        own = own_constants(own_ptr, c, lane, C, OWN)
         learnt = ()  # type: ignore[assignment]
         for _ in tl.static_range(ROWS):
             learnt = learnt + (zero,)  # type: ignore[assignment]
@@ -342,17 +327,12 @@ def walk_kernel(
                     by = _with_first(by, carry)
                 if BACK is not None:
                     own_dx, earlier, by_constants, factor, unit, s = BACK(
-                        replayed.h[j], own, grad_s, by
+                        replayed.h[j], own, grad_s, by, OWN_SLOPE, OWN_AREA
                     )
                 else:
                     h = replayed.h[j]
-                    m = replayed.m[j]
-                    step_of = step_back(
-                        h, m, replayed.kept[j], grad_s, carry, by[1], c, RULES, OWN_SLOPE
-                    )
+                    step_of = step_back(h, grad_s, carry, c, RULES, OWN_SLOPE)
                     own_dx = c.gain * step_of.by_h
-                    if RULES.kind == "cuba":
-                        own_dx = own_dx + by[1]
                     factor, unit, s = c.decay * step_of.jump, step_of.unit, step_of.s
                 dx = own_dx  # what comes through the neuron; a probe measures that alone
                 if upstream.current is not None:
@@ -361,21 +341,20 @@ def walk_kernel(
                     tl.store(out.dx + now.at, dx.to(out.dx.dtype.element_ty), mask=now.inside)
                 if BACK is not None:
                     if partial.parameters is not None:
-                        learnt = _added(learnt, by_constants, now, ROWS)
+                        learnt = _added(learnt, by_constants, now, ROWS, OWN)
                 else:
                     v_before = _before(replayed, j, c, RULES)
                     if partial.parameters is not None:
                         current = h
                         if FORMS.gain != "float":
                             current = _current_again(inputs, norm, affine, now, WINDOW)
-                            current, _ = filtered(current, m, c, RULES)
                         learnt = _learn(
-                            learnt, h, m, v_before, current, step_of, now, c, RULES, FORMS, OWN_AREA
+                            learnt, h, v_before, current, step_of, now, c, RULES, FORMS, OWN_AREA
                         )
                     by_v = c.decay * step_of.by_h
                     if RULES.reset == "delayed_hard":
                         by_v = tl.where(v_before >= c.threshold, 0.0, by_v)
-                    earlier = (by_v, step_of.by_m)
+                    earlier = (by_v,)
                 if partial.probe is not None:
                     _observe(
                         partial.probe, number, now, grad_s, own_dx, carry, factor, unit, s, WINDOW

@@ -1,4 +1,5 @@
-"""``fire``: 1 where its argument is at least 0; backward the surrogate, and the gradient of its width."""
+"""``fire``: 1 where its argument is at least 0; backward the surrogate, and the gradient of its width. ``whole``:
+several spikes."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..surrogate import SHAPES, unit_primitive, unit_slope
+from ..surrogate import own_surrogate, unit_primitive, unit_slope
 from .record import recording
 
 
@@ -18,7 +19,7 @@ class _Fire(torch.autograd.Function):
         ctx.save_for_backward(u, width)
         recorder = recording()
         if recorder is not None:
-            recorder.fires(u, width, shape)
+            recorder.fires(u, width, shape, height)
         return (u >= 0).to(u.dtype)
 
     @staticmethod
@@ -38,13 +39,38 @@ def _opaque(op: str, shape: str, u: Tensor, width: Tensor) -> Tensor:
     """phi(u / width), or Phi; one operation where a step is recorded, because the backends have their own."""
     function = unit_slope if op == "phi" else unit_primitive
     recorder = recording()
-    if recorder is None or shape not in SHAPES:
+    own = own_surrogate(shape)
+    if recorder is None or (own is not None and not own.compiled):
         return function(shape, u / width)
     with torch._C._DisableTorchDispatch():
-        out = function(shape, u / width)
+        out = u / width if own is not None else function(shape, u / width)
     return recorder.surrogate(op, shape, u, width, out)
 
 
-def fire(u: Tensor, shape: str, height: float, width: Tensor) -> Tensor:
+class _Whole(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, unit: Tensor, levels: int) -> Tensor:
+        z = h / unit
+        inside = (z >= 0) & (z <= levels)
+        ctx.save_for_backward(z, unit, inside)
+        recorder = recording()
+        if recorder is not None:
+            recorder.passes(inside)
+        return torch.round(z.clamp(0, levels))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        z, unit, inside = ctx.saved_tensors
+        by_h = torch.where(inside, grad, 0.0) * (1 / unit)
+        by_unit = (-by_h * z).sum_to_size(unit.shape) if ctx.needs_input_grad[1] else None
+        return by_h, by_unit, None
+
+
+def whole(h: Tensor, unit: Tensor, levels: int) -> Tensor:
+    """round(clamp(h / unit, 0, levels)); backward as without rounding: 1 / unit between these, else 0."""
+    return _Whole.apply(h, unit, levels)
+
+
+def fire(u: Tensor, shape: str, height: Any, width: Tensor) -> Tensor:
     """Spikes in the dtype of u."""
     return _Fire.apply(u, width, shape, height)

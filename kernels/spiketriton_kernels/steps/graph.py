@@ -39,12 +39,28 @@ class Graph:
 
     def add(self, op: str, *args: Value | str) -> Ref:
         """The node of this operation; one that is there already where it is the same."""
+        whole = self._joined(*args) if op == "add" else None
+        if whole is not None:
+            return whole
         node = Node(op, args)
         key = repr(node) + repr(tuple(map(type, args)))
         if key not in self._known:
             self._known[key] = Ref(len(self.nodes))
             self.nodes.append(node)
         return self._known[key]
+
+    def _joined(self, a: Value | str, b: Value | str) -> Ref | None:
+        """What two halves of a gradient, which came through the two sides of a torch.where, are together."""
+        if not isinstance(a, Ref) or not isinstance(b, Ref):
+            return None
+        (op, one), (other_op, other) = self.nodes[a], self.nodes[b]
+        if op != "where" or other_op != "where" or one[0] != other[0]:
+            return None
+        for (_, yes, no), (_, second_yes, second_no) in ((one, other), (other, one)):
+            zeros = _is_zero(no) and _is_zero(second_yes)
+            if zeros and isinstance(yes, Ref) and yes == second_no and isinstance(second_no, Ref):
+                return yes
+        return None
 
     def is_boolean(self, value: Value) -> bool:
         return isinstance(value, Ref) and self.nodes[value].op in BOOLEAN
@@ -108,6 +124,10 @@ class Graph:
             reaching.update(before)
             left += before
         return [r for r in inside if (r, True) in reaching and (r, False) not in reaching]
+
+
+def _is_zero(value: Value | str) -> bool:
+    return value == 0.0 and not isinstance(value, Ref)
 
 
 Point = tuple[int, bool]

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from ..surrogate import unit_primitive, unit_slope
-from .graph import Graph, Ref, Value
+from ..surrogate import SHAPES, unit_primitive, unit_slope
+from .graph import Graph, Node, Ref, Value
 
 
 class Untranslated(Exception):
@@ -295,9 +296,14 @@ LONG = frozenset(op for op, written in OPERATIONS.items() if "lane_by_lane" in w
 }
 """Operations that take tens of cycles and more in C++."""
 
+EXPONENTIAL = LONG - {"sqrt", "floor", "ceil", "trunc", "round"}
+"""Those that take many instructions on a GPU, too."""
+
 
 def _of_surrogate(op: str, shape: str, z: str, cpp: bool) -> str:
     """phi(z), and its primitive, as the backends have them."""
+    if not cpp and shape not in SHAPES:
+        return f"{'own_slope' if op == 'phi' else 'own_area'}({z})"
     if not cpp:
         return f'{"phi" if op == "phi" else "primitive"}({z}, "{shape}")'
     if op == "phi":
@@ -308,11 +314,15 @@ def _of_surrogate(op: str, shape: str, z: str, cpp: bool) -> str:
 class Writer:
     """Lines that compute nodes of a graph, in one language.
 
-    ``names``: of what is there already.
+    Args:
+        names: of what is there already.
+        fused: nodes of gradients, in which a product and the sum that it goes into may round once.
     """
 
-    def __init__(self, graph: Graph, names: Mapping[Ref, str], cpp: bool) -> None:
-        self.graph, self.names, self.cpp = graph, dict(names), cpp
+    def __init__(
+        self, graph: Graph, names: Mapping[Ref, str], cpp: bool, fused: Iterable[Ref] = ()
+    ) -> None:
+        self.graph, self.names, self.cpp, self.fused = graph, dict(names), cpp, set(fused)
 
     def of(self, value: Value) -> str:
         """A value in an expression."""
@@ -327,20 +337,72 @@ class Writer:
 
     def lines(self, wanted: Iterable[Value]) -> list[str]:
         """What computes these values."""
-        made = []
-        for ref in self.graph.needed(wanted, self.names.keys()):
+        made, wanted = [], list(wanted)
+        needed = self.graph.needed(wanted, self.names.keys())
+        products = self._products(needed, wanted)
+        for ref in needed:
             node = self.graph.nodes[ref]
-            if node.op in ("phi", "area"):
+            if ref in products.values():
+                continue
+            if ref in products:
+                text = self._fused(node, products[ref])
+            elif node.op == "round" and not self.cpp and self._is_small(node.args[0]):
+                text = f"({self.of(node.args[0])} + 12582912.0) - 12582912.0"  # type: ignore[arg-type]
+            elif node.op in ("phi", "area"):
                 shape, z = node.args
                 text = _of_surrogate(node.op, str(shape), self.of(z), self.cpp)  # type: ignore[arg-type]
             else:
-                args = [self.of(arg) for arg in node.args]  # type: ignore[arg-type]
+                args = [self.of(arg) for arg in self._compared(node)]
                 written = OPERATIONS[node.op]
                 text = (written.cpp if self.cpp else written.triton).format(*args)
             name = self.names[ref] = f"t{int(ref)}"
             kind = "const Mask " if self.graph.is_boolean(ref) else "const V "
             made.append(f"{kind}{name} = {text};" if self.cpp else f"{name} = {text}")
         return made
+
+    def _compared(self, node: Node) -> Sequence[Any]:
+        """What an operation is given; of a difference that is compared with 0 both sides, where they are there."""
+        u = node.args[0]
+        if (
+            node.op == "ge"
+            and isinstance(u, Ref)
+            and node.args[1] == 0.0
+            and not isinstance(node.args[1], Ref)
+        ):
+            op, sides = self.graph.nodes[u]
+            if op == "sub" and all(
+                not isinstance(side, Ref) or side in self.names for side in sides
+            ):
+                return sides
+        return node.args
+
+    def _is_small(self, value: Value | str) -> bool:
+        """Whether it was clamped to what ``nearest`` rounds without a look at its size."""
+        ends = []
+        while isinstance(value, Ref) and self.graph.nodes[value].op in ("minimum", "maximum"):
+            value, end = self.graph.nodes[value].args
+            ends.append(isinstance(end, float) and abs(end) < 4194304.0)
+        return ends == [True, True]
+
+    def _products(self, needed: Sequence[Ref], wanted: Sequence[Value]) -> dict[Ref, Ref]:
+        """Of sums the product in them that nothing else reads."""
+        nodes = self.graph.nodes
+        readers = Counter(read for ref in needed for read in nodes[ref].read)
+        readers.update(value for value in wanted if isinstance(value, Ref))
+        found: dict[Ref, Ref] = {}
+        for ref in self.fused & set(needed):
+            if nodes[ref].op in ("add", "sub"):
+                for value in nodes[ref].read:
+                    if readers[value] == 1 and value in self.fused and nodes[value].op == "mul":
+                        found[ref] = value
+        return found
+
+    def _fused(self, node: Node, product: Ref) -> str:
+        first = node.args[0] == product
+        a, b = map(self.of, self.graph.nodes[product].args)  # type: ignore[arg-type]
+        other = self.of(node.args[1] if first else node.args[0])  # type: ignore[arg-type]
+        minus = node.op == "sub"
+        return f"tl.fma({'-' * (minus and not first)}{a}, {b}, {'-' * (minus and first)}{other})"
 
 
 def evaluate(graph: Graph, given: Mapping[Ref, torch.Tensor], wanted: Sequence[Value]) -> list[Any]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..surrogate import SHAPES
+from ..surrogate import own_surrogate
 from .graph import Graph, Ref, Value
 from .printed import TRANSLATIONS, Untranslated
 
@@ -48,6 +48,8 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.graph, self.name, self.code, self.shape, self.dtype = Graph(), name, code, shape, dtype
         self.fired: list[tuple[Value, Value, Value, str, Callable[[], Tensor]]] = []
+        self.inside: list[Value] = []
+        self.later: list[Value] = []  # constants that the way back reads
         self.calls: dict[Ref, tuple[str, tuple[Any, ...], dict[str, Any]]] = {}
         self.made: dict[Ref, list[Tensor]] = {}
         self.goes_back = False
@@ -81,16 +83,24 @@ class Recorder(TorchDispatchMode):
             "its arguments, and parameters and buffers of the module, of shape () or (C,)",
         )
 
-    def fires(self, u: Tensor, width: Tensor, shape: str) -> None:
+    def fires(self, u: Tensor, width: Tensor, shape: str, height: Any) -> None:
         """Notes the argument of a spike, the width of its surrogate, and what the way back reads of that."""
         by = reads = self.value(width)
-        if shape in SHAPES and shape != "rectangle" and not width.requires_grad:
+        own = own_surrogate(shape)
+        named = own is None or own.compiled
+        if named and shape != "rectangle" and not width.requires_grad:
             reads = self.graph.add(
                 "div", 1.0, by
             )  # once a call; of a width that learns both are needed
             if isinstance(reads, Ref):
                 self.calls.setdefault(reads, ("aten.reciprocal.default", (by,), {}))
+        if isinstance(height, Tensor):
+            self.later.append(self.value(height))
         self.fired.append((self.value(u), by, reads, shape, lambda: u / width))
+
+    def passes(self, inside: Tensor) -> None:
+        """Notes where a spike of several passes a gradient."""
+        self.inside.append(self.graph.add("count", self.value(inside)))
 
     def surrogate(self, op: str, shape: str, u: Tensor, width: Tensor, out: Tensor) -> Tensor:
         """phi(u / width), or its primitive ("area"), as one operation whose result is known."""

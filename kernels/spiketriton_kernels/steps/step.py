@@ -6,7 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..cache import cache_folder, write_once
-from ..surrogate import SHAPES, own_surrogate, unit_slope
+from ..surrogate import own_surrogate, unit_slope
 from .graph import Graph, Ref, Value
 from .printed import LONG, Writer, evaluate
 from .record import Recorder, recorded
@@ -102,6 +102,16 @@ class Step:
         needed = self.graph.needed(self.after)
         return any(ref in moving and self.graph.nodes[ref].op in LONG for ref in needed)
 
+    def takes(self, operations: Collection[str]) -> bool:
+        """Whether a step has one of these operations."""
+        needed = self.graph.needed([self.spikes, *self.after])
+        return any(self.graph.nodes[ref].op in operations for ref in needed)
+
+    @property
+    def learns(self) -> tuple[bool, ...]:
+        """By gradient of a constant whether it is other than 0."""
+        return tuple(isinstance(value, Ref) or value != 0.0 for value in self.by_constants)
+
     @property
     def _back(self) -> list[Value]:
         wanted = [self.by_x, *self.by_states, *self.by_constants, self.jump, self.unit]
@@ -176,8 +186,7 @@ class Step:
         fields += [(f"learnt[{i}]", v) for i, v in enumerate(self.by_constants)]
         walk += [f"w.{name} = {back.of(value)};" for name, value in fields] + ["return w;"]
         declared = f"V {', '.join(self.constants)}; " if P else ""
-        zero = [v == 0.0 and not isinstance(v, Ref) for v in self.by_constants]
-        learns = ["false" if is_zero else "true" for is_zero in zero] or ["false"]
+        learns = ["true" if learns else "false" for learns in self.learns] or ["false"]
         return f"""\
 // {self.name}: what a step makes of its current x and the states before it, and the gradient's way back.
 // Printed from its step in PyTorch by spiketriton_kernels/steps; c: constants, kept: what the way back reads.
@@ -235,7 +244,12 @@ inline Walked own_back(const Own &c, const V *kept, V grad, const V *by) {{
             self.grad: "grad",
             **{g: f"by_{n}" for g, n in zip(self.grads, self.states, strict=True)},
         }
-        back = Writer(self.graph, constants | names, cpp=False)
+        back = Writer(
+            self.graph,
+            constants | names,
+            cpp=False,
+            fused=self.graph.after([self.grad, *self.grads]),
+        )
         walk = [f"k{i} = kept[{i}]" for i in range(len(self.kept))] + read
         walk += [f"by_{name} = by[{i}]" for i, name in enumerate(self.states)]
         walk += back.lines(self._back)
@@ -271,7 +285,7 @@ def forth(x, states, c):
 
 
 @jit
-def back(kept, c, grad, by):
+def back(kept, c, grad, by, own_slope: tl.constexpr, own_area: tl.constexpr):
     """(gradient by x, by the states before, by the constants, jump, unit, spikes)"""
     {_indented(walk)}
 '''
@@ -372,13 +386,14 @@ def trace(
         values = [recorder.value(out) for out in (spikes, *after)]
         values = [graph.add("count", v) if graph.is_boolean(v) else v for v in values]
         recorder.goes_back = True
-        reads = _hoisted(graph, own, graph.after(refs), values, recorder.fired)
+        outputs = [*values, *recorder.later]
+        reads = _hoisted(graph, own, graph.after(refs), outputs, recorder.fired)
         grads = [torch.ones(shape, dtype=dtype, device="cpu") for _ in (spikes, *after)]
         grad_refs = [recorder.input(f"gradient {i}", grad) for i, grad in enumerate(grads)]
         found = _walked(recorder, (spikes, *after), grads, [x, *before], reads)
         one = torch.ones_like(x)
         jump = _walked(recorder, after[:1], [one], before[:1], [])[0]
-        units = [_unit(recorder, *fired) for fired in recorder.fired]
+        units = [_unit(recorder, *fired) for fired in recorder.fired] + recorder.inside
     unit: Value = 1.0
     for i, one_unit in enumerate(units):
         unit = graph.add("maximum", unit, one_unit) if i else one_unit
@@ -465,10 +480,9 @@ def _walked(recorder, outs, grads, inputs, reads) -> list[Value]:
 
 def _unit(recorder: Recorder, u: Value, width: Value, _: Value, shape: str, z: Any) -> Value:
     """phi of a spike."""
-    if shape in SHAPES:
-        return recorder.of_surrogate("phi", shape, u, width)
     own = own_surrogate(shape)
-    assert own is not None
+    if own is None or own.compiled:
+        return recorder.of_surrogate("phi", shape, u, width)
     return recorder.value(unit_slope(shape, z()))
 
 
