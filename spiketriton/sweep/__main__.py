@@ -119,12 +119,23 @@ def table(console: "Console", groups: Sequence[Group], synthetic: bool) -> None:
     show_table(console, title, Table(head, rows, keys=len(keys), legend=legend))
 
 
+def in_short(cells: Sequence[Cell], out: Path) -> str:
+    """How many cells there are, and which train the same."""
+    if len(cells) == 1:
+        return f"1 cell in {out}: the recipe alone; key=v1,v2 sweeps a key"
+    twins = [c.values for c in cells if c.recipe.neuron.kind == "relu"]
+    own = [{k: v for k, v in t.items() if k[:7] != "neuron."} for t in twins]
+    again = sum(values in own[:i] for i, values in enumerate(own))
+    why = f"; {again} of them train what another does, as an ANN reads no other key of neuron"
+    return f"{len(cells)} cells in {out}" + why * bool(again)
+
+
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
     out = Path(args.out or f"runs/sweep-{Path(args.recipe).stem}")
     refuse_links_out(out)
     cells = grid(args.recipe, args.axes, out)
-    print(f"{len(cells)} cells in {out}", flush=True)
+    print(in_short(cells, out), flush=True)
     refuse_other_sweep(out / "results.json", cells)
     with importing():
         from spiketriton.show.words import scored

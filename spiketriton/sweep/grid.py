@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.runs.rows import Row, read_record
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import Score
+
+if TYPE_CHECKING:  # it imports torch, for which --help does not wait
+    from spiketriton.tasks import Score
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Group:
     cells: list[Cell]
 
     @property
-    def scores(self) -> list[Score]:
+    def scores(self) -> "list[Score]":
+        from spiketriton.tasks import Score
+
         return [found for row in self.results if (found := Score.of_row(row)) is not None]
 
     @property
@@ -94,8 +98,10 @@ class Group:
         return float(f"{width:.12g}")  # of equal ones it is that one
 
 
-def kind_of(groups: Sequence[Group]) -> Score:
+def kind_of(groups: Sequence[Group]) -> "Score":
     """What the scores of a sweep are."""
+    from spiketriton.tasks import Score
+
     return next((one for group in groups for one in group.scores), Score(value=math.nan))
 
 

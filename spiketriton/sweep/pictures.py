@@ -35,7 +35,10 @@ def draw_sweep(groups: Sequence[Group], out: Path, synthetic: bool) -> list[Path
 
 
 def norms(groups: Sequence[Group], along: str, note: str) -> Figure | None:
-    """RMS of dL/dx by layer at the first step (the untrained net), a line per value of `along`."""
+    """RMS of dL/dx by layer, a line per value of `along`: of the untrained nets, as far as it reaches all layers then.
+
+    In nets whose residual branches start at zero it reaches those inside later, and they are drawn then.
+    """
     panels = _split(groups, along)
     if len(panels) > MOST_PANELS:
         return None
@@ -43,7 +46,9 @@ def norms(groups: Sequence[Group], along: str, note: str) -> Figure | None:
     others = [key for key in groups[0].values if key != along]
     columns = len({group.values[others[-1]] for group in groups}) if others else 1
     rows = len(panels) // columns  # whole, as the grid has every combination
-    title = f"Gradient against spiking layer, before training{note}"
+    found = {id(g): [m for cell in g.cells if (m := _first(cell.path))] for g in groups}
+    when = _when({step for measured in found.values() for step, _ in measured})
+    title = f"Gradient against spiking layer, {when}{note}"
     figure = new_figure(4.2 * columns + 1.6, 3.1 * rows + 0.6, title)
     axes = figure.subplots(rows, columns, squeeze=False)
     values = _ordered({group.values[along] for group in groups})
@@ -51,14 +56,18 @@ def norms(groups: Sequence[Group], along: str, note: str) -> Figure | None:
     drawn: dict[str, Any] = {}
     for ax, (name, members) in zip(axes.flat, panels.items(), strict=True):
         for group in sorted(members, key=lambda g: values.index(g.values[along])):
-            found = filter(None, (_first(cell.path) for cell in group.cells))
-            if lines := [measured.depth_profile for measured in found]:
+            if lines := [measured.depth_profile for _, measured in found[id(group)]]:
                 mean = np.exp(np.log(figures.positive(np.stack(lines))).mean(0))
-                value = group.values[along]
-                (drawn[value],) = ax.plot(mean, color=colours[value], label=value)
+                value, style = group.values[along], {"marker": "o", "markersize": 3}
+                (drawn[value],) = ax.plot(mean, color=colours[value], label=value, **style)
+        if not ax.lines:  # ANNs, of which nothing is measured
+            ax.set_visible(False)
+            continue
         figures.log_scale(ax, "y")
         ax.set_title(name, fontsize=9)
-        ax.set_xlabel("spiking layer")
+        gaps = any(np.isnan(line.get_ydata()).any() for line in ax.lines)
+        ax.set_xlabel("spiking layer" + "; without a point: gradient 0" * gaps)
+        ax.set_xlim(-0.5, max(len(line.get_ydata()) for line in ax.lines) - 0.5)
         figures.whole_numbers(ax.xaxis)
         ax.set_ylabel("gradient (RMS)")
     if not drawn:
@@ -76,10 +85,20 @@ def _split(groups: Sequence[Group], along: str) -> dict[str, list[Group]]:
     return panels
 
 
-def _first(path: Path) -> Measurement | None:
-    """What was measured first; None for an ANN."""
+def _first(path: Path) -> tuple[int, Measurement] | None:
+    """Of the first step in which a gradient reached every layer, or else of the first; None: an ANN."""
     rows = RunFolder(path).gradients.read()
-    return Measurement.of_step(rows, rows[0]["step"]) if rows else None
+    steps = dict.fromkeys(row["step"] for row in rows)
+    measured = [(step, Measurement.of_step(rows, step)) for step in steps]
+    whole = (m for m in measured if (m[1].depth_profile > 0).all())
+    return next(whole, measured[0] if measured else None)
+
+
+def _when(steps: set[int]) -> str:
+    first, last = min(steps, default=1), max(steps, default=1)
+    if last == 1:
+        return "before training"
+    return f"at step {last}" if first == last else f"at steps {first} to {last}"
 
 
 def _number(value: str) -> float | None:

@@ -47,6 +47,21 @@ def test_mistakes_are_refused_before_anything_is_trained(axes, said, recipe, tmp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ([], "1 cell in out: the recipe alone; key=v1,v2 sweeps a key"),
+        (["seed=0,1"], "2 cells in out"),
+        (
+            ["neuron.tau=1.5,2", "neuron.kind=lif,relu", "seed=0,1"],
+            "8 cells in out; 2 of them train what another does, as an ANN reads no other key of neuron",
+        ),
+    ],
+)
+def test_cells_that_train_the_same_are_said(axes, said):
+    assert module.in_short(module.grid("quickstart", axes, Path("out")), Path("out")) == said
+
+
 def test_a_sweep_ends_in_means_spreads_and_a_picture(recipe, tmp_path, capsys):
     out = tmp_path / "out"
     axes = ("neuron.surrogate.width=0.5,2,4", "model.depth=2,3", "seed=0,1")

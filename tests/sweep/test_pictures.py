@@ -1,5 +1,6 @@
 """The picture of a sweep: norms of the untrained nets."""
 
+import json
 import math
 from pathlib import Path
 
@@ -58,6 +59,41 @@ def test_a_panel_for_each_other_value_and_none_for_too_many(tmp_path, monkeypatc
     assert norms(groups, WIDTH, "") is not None
     monkeypatch.setattr(sweep_pictures, "MOST_PANELS", 5)
     assert norms(groups, WIDTH, "") is None
+
+
+def test_every_panel_has_a_point_and_layers_without_a_gradient_are_drawn_when_they_have_one(
+    tmp_path,
+):
+    groups = [a_group(tmp_path, {"tau": t, "kind": k}, 0.5) for t in "12" for k in ("lif", "relu")]
+    for group in groups:
+        (cell,) = group.cells
+        run = RunFolder(cell.path)
+        rows = run.gradients.read()
+        for row in rows:  # as where residual branches start at zero
+            row["grad_input_rms"] *= row["step"] == 2 or row["index"] == 1
+        ann = group.values["kind"] == "relu"
+        run.gradients.path.write_text("" if ann else "".join(f"{json.dumps(r)}\n" for r in rows))
+    figure = norms(groups, "tau", "")
+    assert figure.get_suptitle() == "Gradient against spiking layer, at step 2"
+    seen, unseen = figure.axes
+    assert (seen.get_visible(), unseen.get_visible()) == (True, False)
+    for line in seen.get_lines():
+        assert line.get_marker() == "o"
+        assert line.get_ydata() == pytest.approx(7 * np.array([math.sqrt(5), 4]))
+
+
+def test_one_point_is_seen(tmp_path):
+    group = a_group(tmp_path, {"tau": "1"}, 0.5)
+    run = RunFolder(group.cells[0].path)
+    rows = [row | {"grad_input_rms": float(row["index"])} for row in run.gradients.read()]
+    run.gradients.path.write_text("".join(f"{json.dumps(r)}\n" for r in rows if r["step"] == 1))
+    figure = norms([group], "tau", "")
+    assert "before training" in figure.get_suptitle()
+    (line,) = figure.axes[0].get_lines()
+    assert np.isfinite(line.get_ydata()).tolist() == [False, True]
+    assert figure.axes[0].get_xlabel() == "spiking layer; without a point: gradient 0"
+    assert figure.axes[0].get_xlim() == (-0.5, 1.5)
+    assert line.get_marker() == "o"
 
 
 def test_the_norms_of_an_ann_are_not_drawn(tmp_path):
