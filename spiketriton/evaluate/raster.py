@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ class Raster:
     label: str
     answers: list[str]  # after each time step
     shares: list[float]  # softmax of the mean current of that answer, 0 to 1
-    image: list[list[int]]  # grey values 0..255, rows from the top
+    image: list[list[Any]]  # rows from the top of values 0..255: grey, or [red, green, blue]
     spikes: dict[str, list[list[int]]]  # layer: [time step, neuron], 0 or 1
 
 
@@ -44,7 +46,7 @@ def raster_of(run: TrainedRun) -> Raster | None:
         label=classes[int(labels[0])],
         answers=[classes[int(place)] for place in answer],
         shares=share.tolist(),
-        image=_grey(images[0].float().cpu()),
+        image=_seen(images[0].float().cpu(), run.data.facts.mean, run.data.facts.std),
         spikes=spikes,
     )
 
@@ -56,10 +58,13 @@ def _keep(spikes: dict[str, list[list[int]]], name: str, out: Tensor) -> None:
     spikes.setdefault(name, []).extend(flat[:, chosen.to(flat.device)].int().tolist())
 
 
-def _grey(image: Tensor) -> list[list[int]]:
-    """An image [C, H, W] in any units as grey values from 0 to 255."""
-    grey = image.mean(0)
-    window = -(-max(grey.shape) // PIXELS)
-    grey = F.avg_pool2d(grey[None, None], window, ceil_mode=True)[0, 0]
+def _seen(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> list[list[Any]]:
+    """A normalised image [C, H, W]: of three channels its colours, of others grey from its darkest to its lightest."""
+    window = -(-max(image.shape[1:]) // PIXELS)
+    small = F.avg_pool2d(image[None], window, ceil_mode=True)[0]
+    if len(image) == 3:
+        scale, shift = (torch.tensor(v).view(-1, 1, 1) for v in (std, mean))
+        return (255 * (small * scale + shift)).round().clamp(0, 255).int().permute(1, 2, 0).tolist()
+    grey = small.mean(0)
     low, high = grey.aminmax()
     return (255 * (grey - low) / (high - low).clamp_min(1e-9)).round().int().tolist()
