@@ -10,4 +10,5 @@ print("spiketriton.training.trainer" in sys.modules, "spiketriton.api" in sys.mo
 
 def test_a_forked_process_has_imported_the_engine(tmp_path):
     """Or each of some hundred takes five seconds of a processor more."""
-    assert done("-c", SEEN, folder=tmp_path, pictures=True).stdout.split() == ["True"] * 3
+    ended = done("-c", SEEN, folder=tmp_path, pictures=True)
+    assert (ended.stdout.split(), ended.stderr) == (["True"] * 3, "")
