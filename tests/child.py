@@ -1,8 +1,6 @@
 """Processes that tests start; in some of them Triton launches for a GPU that is not here, and a stub compiles."""
 
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +13,6 @@ def environment(**variables: str) -> dict[str, str]:
     """For a process that a test starts anywhere: this checkout, on one thread."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *sys.path])
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
-
-
-def said_by(code: str, *words: str) -> Any:
-    """What the program says in JSON in its last line; this process interprets kernels, and can compile none."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], env=environment(), cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 class Compiled:

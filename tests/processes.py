@@ -26,10 +26,11 @@ import threading
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
-from tests.child import environment
+from tests.child import ROOT, environment
 
 LONGEST = 600  # seconds, of any of them
 IMPORTED = (
@@ -111,6 +112,13 @@ def done(*words: str, folder: Path, **variables: str) -> subprocess.CompletedPro
         return subprocess.CompletedProcess(words, process.wait(), said, errors.read_text())
 
 
+def said_by(code: str, *words: str) -> Any:
+    """What the program says in JSON in its last line. In it Triton compiles, and interprets no kernel."""
+    ended = done("-c", code, *words, folder=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
 def start_ranks(*words: str, folder: Path, world: int = 2) -> list[Forked]:
     """The ranks of a run, as torchrun starts them, with the store in this process as it is in torchrun's."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -153,9 +161,11 @@ def _server() -> socket.socket:
     """Our end of the connection with which it ends."""
     ours, theirs = socket.socketpair()
     code = f"import tests.processes as p; p.serve({theirs.fileno()})"
+    variables = environment(PYTHONUNBUFFERED="1")
+    variables.pop("TRITON_INTERPRET", None)  # of the test that comes first
     process = subprocess.Popen(
         [sys.executable, "-c", code],
-        env=environment(PYTHONUNBUFFERED="1"),
+        env=variables,
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         start_new_session=True,

@@ -1,6 +1,6 @@
 """What is measured compiles its kernels before its check, at once. A driver stands in for a GPU's, a stub compiles."""
 
-from tests.child import said_by
+from tests.processes import said_by
 
 PROGRAM = """
 import json

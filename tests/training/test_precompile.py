@@ -12,9 +12,8 @@ import torch
 
 from spiketriton.system.ranks import Ranks
 from spiketriton.training import precompile, session
-from tests.child import said_by
 from tests.conftest import need_native
-from tests.processes import start_ranks
+from tests.processes import said_by, start_ranks
 
 BEGIN = """
 import copy, json, sys

@@ -6,10 +6,10 @@ all cases without it (profiling/harness/lowering.py) and hands its reports back.
 
 import itertools
 import json
-import subprocess
-import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +18,9 @@ from profiling.harness import lowering
 from profiling.sections.compiled import CARDS
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import SHAPES
-from tests.child import ROOT, environment
+from tests.child import ROOT
 from tests.kernels.backends.in_flight import bytes_in_flight
+from tests.processes import Forked
 
 TRITON = tuple(map(int, version("triton").split(".")[:2]))
 
@@ -163,7 +164,7 @@ import json, sys
 import torch
 from profiling.harness import lowering
 from spiketriton_kernels import Surrogate
-for given in json.load(sys.stdin):
+for given in json.loads(sys.argv[1]):
     arguments = dict(given)
     learnt = {name: torch.ones((), requires_grad=True) for name in arguments.pop("learns", ())}
     width = learnt.pop("width", 1.0)
@@ -178,20 +179,22 @@ for given in json.load(sys.stdin):
 """
 
 
+LONGEST = 7200  # seconds, of the slow cases
+
+
 def lowered(wanted: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Reports by case, from two child processes, in which Triton compiles."""
-    with ThreadPoolExecutor(2) as pool:
-        halves = pool.map(_lowered, (wanted[::2], wanted[1::2]))
-        return {name: report for half in halves for name, report in half.items()}
-
-
-def _lowered(wanted: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-c", LOWER], input=json.dumps(wanted), env=environment(), cwd=ROOT, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return {key(given): report for given, report in map(json.loads, done.stdout.splitlines())}
+    """Reports by case, from two processes, in which Triton compiles."""
+    halves = wanted[::2], wanted[1::2]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        errors = [Path(folder) / name for name in "ab"]
+        processes = [
+            Forked("-c", LOWER, json.dumps(half), folder=ROOT, errors=file)
+            for half, file in zip(halves, errors, strict=True)
+        ]
+        said = [text for text, _ in pool.map(lambda one: one.communicate(LONGEST), processes)]
+        ends = [process.wait() for process in processes]
+        assert ends == [0, 0], "".join(file.read_text() for file in errors)
+    return {key(given): report for given, report in map(json.loads, "".join(said).splitlines())}
 
 
 @pytest.fixture(scope="module")

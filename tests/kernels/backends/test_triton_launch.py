@@ -11,8 +11,8 @@ from triton import language as tl
 from profiling.harness.launcher import Driver, without_gpu
 from spiketriton_kernels.backends import triton_launch
 from spiketriton_kernels.backends.triton_launch import launch
-from tests.child import said_by
 from tests.conftest import CUDA
+from tests.processes import said_by
 
 pytestmark = pytest.mark.skipif(
     CUDA, reason="kernels that do not run: their driver stands in for a GPU's"

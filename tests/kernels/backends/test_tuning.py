@@ -8,8 +8,8 @@ import torch
 from spiketriton_kernels import multistep_bn_lif, multistep_lif
 from spiketriton_kernels.backends import triton_launch, tuning
 from spiketriton_kernels.backends.tuning import KERNELS, Tuning, read, trying, tuned, write
-from tests.child import said_by
 from tests.kernels.support import as_layout, normal
+from tests.processes import said_by
 
 OTHER = Tuning(warps=2, width=2, ahead=3, stages=3, programs=1)
 OF = {
