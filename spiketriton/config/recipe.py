@@ -24,6 +24,7 @@ from spiketriton.config.names import (
     BLOCK_NETS,
     CHAINS,
     CLIPPING,
+    CLOSABLE,
     EVENTS,
     FOREIGN,
     LEAKY,
@@ -32,6 +33,7 @@ from spiketriton.config.names import (
     RATES,
     SKIPLESS,
     WITHOUT_BLOCKS,
+    Block,
     Events,
     Images,
     Leaky,
@@ -295,9 +297,7 @@ class ModelConfig(TableOfPart):
     """keyword arguments of the function or class that `MODULE:NAME` names"""
     input: Literal["auto", "time_first", "images"] = key("auto", only={"model.name": FOREIGN})
     """what the network of `MODULE:NAME` takes: [T, B, C, H, W], or [B, C, H, W]; `auto`: found out by a call"""
-    block: Literal["plain", "sew", "ms", "preact"] = key(
-        "ms", unless={"model.name": WITHOUT_BLOCKS}
-    )
+    block: Literal[Block] = key("ms", unless={"model.name": WITHOUT_BLOCKS})
     """residual block: neuron(BN(conv) + shortcut), SEW-ResNet, MS-ResNet, or pre-activation with spikes in the
     shortcut"""
     stem: Literal["auto", "imagenet", "strided", "cifar"] = key(
@@ -322,7 +322,7 @@ class ModelConfig(TableOfPart):
     residual_gain: float | Literal["auto"] = key(
         "auto",
         numbers=RATE,
-        only={"model.name": BLOCK_NETS, "model.block": ("plain", "sew", "ms")},
+        only={"model.name": BLOCK_NETS, "model.block": CLOSABLE},
         unless={"model.norm": ("none",)},
     )
     """initial weight of the last norm of every `plain`, `sew` and `ms` block; 0 (zero-initialised): each block starts

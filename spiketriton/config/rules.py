@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from spiketriton.config.names import RESETS_OF, SPLITS_OF
+from spiketriton.config.names import CLOSABLE, RESETS_OF, SPLITS_OF
 from spiketriton.config.parts import names
 from spiketriton.config.words import shown
 
@@ -18,7 +18,7 @@ def _clashes(values: Mapping[str, Any]) -> list[_Clash]:
     plugins, frames = tuple(names("neurons")), "its weights are for one number of frames"
     divided = () if values["train.micro_batch"] == 0 else (values["train.micro_batch"],)
     return [
-        ("model.block", ("plain", "sew", "ms"), "model.name", ("net7b", "resnet19"), ""),
+        ("model.block", CLOSABLE, "model.name", ("net7b", "resnet19"), ""),
         ("model.memory", ("standard",), "neuron.kind", ("ilif",), spikes),
         ("model.checkpoint_blocks", (False,), "train.compile", (True,), "statistics of batch norm would change twice"),
         ("neuron.v_reset", (0,), "neuron.kind", tuple(RESETS_OF), ""),

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from spiketriton.config import DataConfig, Recipe, TrainConfig
-from spiketriton.config.names import Events
+from spiketriton.config.names import Events, Images
 from spiketriton.config.parts import chosen, lies_in
 from spiketriton.config.recipe import KEYS
 from spiketriton.config.words import shown
@@ -47,14 +47,15 @@ from spiketriton.tasks import Task, task_of
 __all__ = ["Data", "Facts", "TestSet", "TrainStream", "build_data", "given_images"]
 
 
-for _home, _names in {
-    "data.photographs": ("imagenette", "imagefolder"),
-    "data.cifar": ("cifar10", "cifar100"),
-    "data.fashion_mnist": ("fashion_mnist", "cluttered_fashion_mnist"),
-    "data.digits": ("digits", "synthetic"),
-    "events.recordings": get_args(Events),
-}.items():
-    lies_in(f"spiketriton.{_home}", "data", _names)
+_FILES = {  # of data sets that share one; any other's has its name
+    **dict.fromkeys(("imagenette", "imagefolder"), "data.photographs"),
+    **dict.fromkeys(("cifar10", "cifar100"), "data.cifar"),
+    "cluttered_fashion_mnist": "data.fashion_mnist",
+    "synthetic": "data.digits",
+    **dict.fromkeys(get_args(Events), "events.recordings"),
+}
+for _name in (*get_args(Images), *get_args(Events)):
+    lies_in(f"spiketriton.{_FILES.get(_name, f'data.{_name}')}", "data", [_name])
 
 _VALIDATION = 3  # keeps these draws apart from those of stream.py
 

@@ -5,6 +5,7 @@ import contextlib
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from spiketriton.system import consent
@@ -24,7 +25,7 @@ COMMANDS = {
     "recipes": "List the recipes that come with spiketriton.",
 }
 
-ROOMS = ("convert", "diagnose", "doctor", "evaluate", "export", "report", "sweep")
+ROOMS = tuple(name for name in COMMANDS if (Path(__file__).parents[1] / name).is_dir())
 """Those that are a folder, with what only they need."""
 
 started = ""

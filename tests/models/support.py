@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import DataConfig, ModelConfig, NeuronConfig, Recipe
+from spiketriton.config.names import CLOSABLE
 from spiketriton.models import Network, build_model
 from spiketriton.models.layers import Parts
 from spiketriton.neurons import Norm
 
 T, B, CLASSES = 2, 3, 10
-BLOCKS = ("plain", "sew", "ms")
+BLOCKS = CLOSABLE
 NORMS = ("bn", "tdbn", "tebn", "none")
 EVERY_BLOCK = [{"block": block} for block in BLOCKS]
 SHALLOW_MLP = {"name": "mlp", "depth": 3}
