@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 OURS = re.compile(
-    r"(?<![\w./-])(?:tests|docs|kernels|profiling|recipes|spiketriton|examples)/[\w./-]*"
+    r"(?<![\w./-])(?:\.ci|tests|docs|kernels|profiling|recipes|spiketriton|examples)/[\w./-]*"
 )
 
 
@@ -16,6 +16,14 @@ OURS = re.compile(
 def test_every_file_that_a_workflow_names_is_there(path):
     named = OURS.findall(path.read_text("utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
+def test_every_target_that_a_workflow_makes_is_one(path):
+    made = re.findall(r"run: make (\w+)", path.read_text("utf-8"))
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert {*made} <= {*targets}
+    assert made or path.stem != "docs"
 
 
 def test_the_workflow_of_tests_names_files():
