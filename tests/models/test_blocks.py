@@ -1,4 +1,4 @@
-"""Residual blocks: their equations, how they start, drop paths, and one operation between two MS blocks."""
+"""Residual blocks: their equations, how they start, and one operation between two MS blocks."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from spiketriton.config import NeuronConfig
 from spiketriton.models import blocks
 from spiketriton.models.blocks import BLOCKS as BLOCK_TYPES
 from spiketriton.models.layers import folded, norm_neuron
-from spiketriton.neurons import SpikingNeuron, build_neuron, one_by_one
+from spiketriton.neurons import SpikingNeuron, build_neuron, one_by_one, told_of_spikes
 from tests.models.support import BLOCKS, B, T, build, images, parts_of
 
 
@@ -128,6 +128,22 @@ def test_without_a_key_blocks_of_ilif_and_sew_start_open(kind, block, weight):
     net = build("resnet8", neuron={"kind": kind}, block=block, residual_gain="auto")
     (gain,) = {gain for gain, _ in starts(net).values()}
     assert gain == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("neuron", [{"decay_input": True}, {"v_threshold": 2.0}])
+@pytest.mark.parametrize("bias", ["auto", 0.0])
+def test_a_spike_of_the_shortcut_passes_a_closed_block_by_the_bias_alone(neuron, bias):
+    """docs/gradient_flow.md: why plain blocks have it."""
+    neuron = {"kind": "lif"} | neuron
+    net = build("resnet8", neuron=neuron, residual_gain=0.0, residual_bias=bias)
+    fired = {}
+    with told_of_spikes(
+        [*net.spiking_layers()], lambda name, out: fired.update({name: out.sum().item()})
+    ):
+        net(4 * torch.rand(4, 3, 16, 16))
+    last = [count for name, count in fired.items() if name.endswith("neuron2")]
+    assert len(last) == 3
+    assert all(last) if bias == "auto" else not any(last)
 
 
 @pytest.mark.parametrize(
