@@ -41,7 +41,7 @@ def rows_of(found: list[dict[str, Any]]) -> Iterator[Row]:
         for line in (folder / "recipe.toml").read_text("utf-8").splitlines():
             if line.startswith("seed = "):
                 seed = line.removeprefix("seed = ")
-        for i, accuracy in enumerate(run["accuracy"]):
+        for i, accuracy in enumerate(run["values"]):
             steps = 0 if run["kind"] == "ann" else i + 1
             membranes = run["neurons"] * steps  # a leak multiplies, an IF neuron adds
             macs = run["macs_once"] + run["macs_per_step"] * steps

@@ -40,6 +40,7 @@ from spiketriton.show.verdict import line, sentences
 from spiketriton.system import consent
 from spiketriton.system.errors import EXIT_DONE, EXIT_SIGINT, UserError
 from spiketriton.system.ranks import Ranks
+from spiketriton.tasks import task_of
 from spiketriton.training import trained
 from spiketriton.training.display import Quiet, make_display
 from spiketriton.training.environment import undisturbed
@@ -318,6 +319,8 @@ class Run:
     def predict(self, images: Tensor | np.ndarray | Sequence[Any], batch_size: int = 0) -> Tensor:
         """Probabilities [B, K] of the classes, float32 on the CPU: softmax of the mean logits.
 
+        Of another task what its `predict` makes of the mean over time of the answers, [B, ...].
+
         Images are prepared as the recipe prepares its test images: resized, cropped, normalised.
 
         Args:
@@ -331,16 +334,16 @@ class Run:
         if batch_size < 0:
             raise UserError(f"batch_size = {batch_size}: accepted: 1 or more, 0: the recipe's")
         test = given_images(images, self.facts, batch_size or self.recipe.train.batch_size)
-        found = []
+        found, task = [], task_of(self.recipe.loss)
         with self._one, in_eval_mode(self.model):
             for batch, _ in test:
                 with self._run.autocast():
                     currents = self.model(self._run.to_device(batch))
-                found.append(currents.float().mean(0).softmax(1).cpu())
+                found.append(task.predict(currents.float().mean(0)).cpu())
         return torch.cat(found)
 
     def evaluate(self, steps: int | None = None) -> Evaluation:
-        """Accuracy by time step, confusion, spikes, operations and energy on the test images.
+        """The score by time step, confusion, spikes, operations and energy on the test images.
 
         steps: time steps to run, if more than the recipe's T. UserError: the data are missing.
         """

@@ -1,4 +1,4 @@
-"""Models, data sets, losses and neurons that recipes name: built-in ones and plugins are registered alike.
+"""Models, data sets, losses, tasks and neurons that recipes name: built-in ones and plugins are registered alike.
 
     @dataclass(frozen=True, kw_only=True)
     class Keys(PartOptions):
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from spiketriton.config.parts import Part
 from spiketriton.config.recipe import PartOptions, Range, key, register_part
 
-__all__ = ["PartOptions", "Range", "data", "key", "loss", "model", "neuron"]
+__all__ = ["PartOptions", "Range", "data", "key", "loss", "model", "neuron", "task"]
 
 Make = TypeVar("Make", bound=Callable[..., Any])
 Decorator = Callable[[Make], Make]
@@ -52,6 +52,11 @@ def loss(*names: str, options: type[PartOptions] | None = None) -> Decorator:
 
     Built-in ones are also given the cross-entropy of currents [B, K] and labels.
     """
+    return _registers("losses", names, options)
+
+
+def task(*names: str, options: type[PartOptions] | None = None) -> Decorator:
+    """`loss.kind`: (config: LossConfig) -> `spiketriton.tasks.Task`, of targets of any shape."""
     return _registers("losses", names, options)
 
 

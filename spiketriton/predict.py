@@ -60,10 +60,12 @@ def main(arguments: list[str]) -> None:
     refuse_unusable(args.run, keys)
     with importing():
         from spiketriton.api import Run
+        from spiketriton.tasks import task_of
         from spiketriton.training.trained import load_run
 
     run = Run(load_run(args.run, *keys, checkpoint=args.checkpoint))
     top = min(args.top, len(run.classes))
+    classifies = task_of(run.recipe.loss).classifies
     paths = [path for given in args.images if given not in keys for path in _files(given)]
     broken = 0
     for path, row in _answers(run, paths):
@@ -72,6 +74,9 @@ def main(arguments: list[str]) -> None:
                 raise row
             broken += 1
             print(f"error: {row}", file=sys.stderr, flush=True)
+            continue
+        if not classifies:
+            print(_answer(path, row, run.classes, args.json))
             continue
         likeliest = zip(*(found.tolist() for found in row.topk(top)), strict=True)
         said = {run.classes[place]: round(share, 6) for share, place in likeliest}
@@ -82,6 +87,18 @@ def main(arguments: list[str]) -> None:
             print(f"{path}: {', '.join(words)}")
     if broken:
         raise UserError(f"{broken} of {len(paths)} images have no answer; each is named above")
+
+
+def _answer(path: str, row: "Tensor", names: Sequence[str], as_json: bool) -> str:
+    """A line with the answer of a task without classes. UserError: it does not fit in one."""
+    named = dict(zip(names, row.tolist(), strict=False)) if row.shape == (len(names),) else None
+    if as_json:
+        answer = row.tolist() if named is None else named
+        return json.dumps({"image": path, "answer": answer}, ensure_ascii=False)
+    if named is None:
+        shape = [*row.shape]
+        raise UserError(f"{path}: an answer of {shape}; accepted: --json, or Run.predict in Python")
+    return f"{path}: {', '.join(f'{name} {value:.4g}' for name, value in named.items())}"
 
 
 def _files(given: str) -> list[str]:

@@ -116,17 +116,22 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
             "accepted: an even number"
         )
     source = _source(config, recipe.time_steps)
-    source.refuse_unsound(config.name)
+    task = task_of(recipe.loss)
+    source.refuse_unsound(config.name, task, config.image_size or source.image_size)
     _refuse_idle(config, source)
+    if not task.moves:
+        from spiketriton.data.unmoved import refuse_moves
+
+        refuse_moves(config, source, recipe.loss.kind, config.image_size or source.image_size)
     skipped: tuple[str, ...] = ()
     if config.broken == "skip":
         from spiketriton.data.checking import without_broken
 
         source, skipped = without_broken(config, source)
-    held_out = _held_out(config, source)
+    held_out = _held_out(config, source, task)
     training = subset(np.flatnonzero(~held_out), config.train_images)
-    _check_counts(config, train.batch_size, source, int((~held_out).sum()))
-    facts = _facts(config, recipe.time_steps, source, training)
+    _check_counts(config, train.batch_size, source, int((~held_out).sum()), task)
+    facts = _facts(config, recipe.time_steps, source, training, task)
     transform = _transform(facts, _changes(config, source, facts))
     loading, fewer = _loading(config, train, source, facts, part, world_size)
     ours: dict[str, Any] = {"rank": rank, "world_size": world_size, "loading": loading}
@@ -229,22 +234,24 @@ def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
     )
 
 
-def _held_out(config: DataConfig, source: Source) -> np.ndarray:
+def _held_out(config: DataConfig, source: Source, task: Task) -> np.ndarray:
     """Which training images a fraction `data.validation` takes out: bool [N]; of each class at least one, never all.
 
     Which ones depends on their indices alone, so that runs of different seeds are validated on the same images.
     """
-    labels, share = source.train.labels.numpy(), config.validation
+    labels, share = task.groups(source.train.labels).numpy(), config.validation
     if isinstance(share, str) or share == 0:
         return np.zeros(len(labels), bool)
     draws = mix(_VALIDATION, np.arange(len(labels)))
     return drawn_of_each(labels, draws, lambda count: min(max(1, round(share * count)), count - 1))
 
 
-def _facts(config: DataConfig, steps: int, source: Source, training: np.ndarray) -> Facts:
+def _facts(
+    config: DataConfig, steps: int, source: Source, training: np.ndarray, task: Task
+) -> Facts:
     mean, std = source.statistics
     events = source.move == "events"
-    labels = source.train.labels.numpy()[training]
+    targets = source.train.labels[torch.from_numpy(training)]
     return Facts(
         name=config.name,
         classes=source.classes,
@@ -253,7 +260,7 @@ def _facts(config: DataConfig, steps: int, source: Source, training: np.ndarray)
         mean=mean,
         std=std,
         move=source.move,
-        class_counts=tuple(np.bincount(labels, minlength=len(source.classes)).tolist()),
+        class_counts=task.count(targets, len(source.classes)),
         synthetic=source.synthetic,
         split=source.split,
         frames=steps if events else 0,
@@ -297,9 +304,11 @@ def _micro_batches(train: TrainConfig, world_size: int) -> int:
     return train.batch_size // (value * world_size) if given else value
 
 
-def _check_counts(config: DataConfig, batch_size: int, source: Source, available: int) -> None:
+def _check_counts(
+    config: DataConfig, batch_size: int, source: Source, available: int, task: Task
+) -> None:
     """`available`: training images that are not held out."""
-    if len(source.classes) < 2:
+    if len(source.classes) < 2 and task.classifies:
         raise UserError(
             f"{config.name} has only one class, {source.classes[0]}; accepted: two or more"
         )

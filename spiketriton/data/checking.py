@@ -43,8 +43,11 @@ def _refuse_empty(
     config: DataConfig, name: str, split: FileSplit, kept: FileSplit, skipped: Sequence[str]
 ) -> None:
     """Training needs an image of each class that had some, a test any image."""
-    had, has = (np.bincount(s.labels, minlength=len(s.classes)) for s in (split, kept))
-    gone = [split.classes[at] for at in np.flatnonzero((had > 0) & (has == 0))]
+    if not split.classes:  # targets of a task without classes
+        gone = [] if len(kept) else ["any kind"]
+    else:
+        had, has = (np.bincount(s.labels, minlength=len(s.classes)) for s in (split, kept))
+        gone = [split.classes[at] for at in np.flatnonzero((had > 0) & (has == 0))]
     if gone and (name == "train" or not len(kept)):
         more = f"; and {len(skipped) - NAMED:,} more" if len(skipped) > NAMED else ""
         raise UserError(

@@ -18,6 +18,7 @@ from spiketriton.data.splits import (
     in_bytes,
 )
 from spiketriton.system.errors import UserError
+from spiketriton.tasks import Task
 
 Move = Literal["photo", "crop", "affine", "events"]
 Held = ArraySplit | FileSplit | Split
@@ -30,7 +31,7 @@ class Source:
     train: Held
     test: Held
     validation: Held | None = None  # of its own, beside the training images
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # of a task without classes, what each of the K outputs is
     channels: int
     image_size: int  # default side of the square images that the network sees
     statistics: tuple[tuple[float, ...], tuple[float, ...]]  # mean, std by channel
@@ -44,12 +45,15 @@ class Source:
     place: Path | None = None  # where its files are, if that is not where data.root says
     note: str = ""  # how its images differ from those that everybody has, for the run's first lines
 
-    def refuse_unsound(self, name: str) -> None:
-        """UserError: what no network can be trained and tested on, or only with wrong numbers."""
-        for why in self._unsound():
+    def refuse_unsound(self, name: str, task: Task, side: int) -> None:
+        """UserError: what no network can be trained and tested on, or only with wrong numbers.
+
+        side: pixels of the images that it sees.
+        """
+        for why in self._unsound(task, side):
             raise UserError(f'data.name = "{name}": {why}')
 
-    def _unsound(self) -> Iterator[str]:
+    def _unsound(self, task: Task, side: int) -> Iterator[str]:
         if self.move not in get_args(Move):
             yield f"move {self.move!r}; accepted: {', '.join(get_args(Move))}"
         splits = self.train, self.test, self.validation
@@ -63,7 +67,7 @@ class Source:
         for name in ("train", "test", "validation"):
             split = getattr(self, name)
             if split is not None:
-                yield from self._unsound_images(name, split)
+                yield from self._unsound_images(name, split, task, side)
         if self.move == "events":
             if self.augment is not None:
                 yield "augment of recordings of events; accepted: none, of images alone"
@@ -76,21 +80,14 @@ class Source:
                 f"{self.channels} channels"
             )
 
-    def _unsound_images(self, name: str, split: Held) -> Iterator[str]:
+    def _unsound_images(self, name: str, split: Held, task: Task, side: int) -> Iterator[str]:
         count, labels = len(split), as_tensor(split.labels)
         if count == 0:
             yield f"{name} holds no images; accepted: one or more"
-        if labels.is_floating_point() or labels.shape != (count,):
-            yield (
-                f"{name}.labels of shape {list(labels.shape)} and {labels.dtype} for {count:,} images; "
-                f"accepted: integers [{count}]"
-            )
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= len(self.classes):
-            yield (
-                f"{name} has labels from {low} to {high}; accepted with {len(self.classes)} classes: "
-                f"0 to {len(self.classes) - 1}"
-            )
+        if len(labels) != count:
+            yield f"{name} holds {count:,} images and {len(labels):,} labels; accepted: as many"
+        if why := task.wrong_targets(labels, len(self.classes), side):
+            yield f"{name} has {why}"
         images: Any = split.images if type(split) is ArraySplit else None
         if images is not None and len(images) != count:
             yield f"{name} holds {len(images):,} images and {count:,} labels; accepted: as many"

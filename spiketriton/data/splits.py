@@ -22,7 +22,7 @@ from spiketriton.system.errors import UserError, one_line
 class Split(Protocol):
     """A set of labelled images."""
 
-    labels: torch.Tensor  # int64 [N]
+    labels: torch.Tensor  # int64 [N], or the targets of a task: int64 or float32 [N, ...]
 
     def __len__(self) -> int: ...
 
@@ -72,10 +72,10 @@ class ArraySplit:
     """Images in memory. `read` gives them as they are."""
 
     def __init__(self, images: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor):
-        """`images`: uint8 or floats in 0..1, [N, C, H, W]; `labels`: integers [N]."""
+        """`images`: uint8 or floats in 0..1, [N, C, H, W]; `labels`: integers [N], or targets of a task [N, ...]."""
         self.images = as_tensor(images)
         labels = as_tensor(labels)
-        self.labels = labels if labels.is_floating_point() else labels.long()
+        self.labels = labels.float() if labels.is_floating_point() else labels.long()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,7 +94,8 @@ class RepeatedSplit(ArraySplit):
 class FileSplit:
     """Image files. `read` opens them one by one: photographs of any size, not yet decoded."""
 
-    def __init__(self, samples: Sequence[tuple[str, int]], classes: Sequence[str]):
+    def __init__(self, samples: Sequence[tuple[str, Any]], classes: Sequence[str] = ()):
+        """`samples`: paths, each with its class, or its target where `classes` is empty."""
         # One array of bytes, which workers share; reference counts would copy a list of str.
         self.paths = np.array([os.fsencode(path) for path, _ in samples])
         self.labels = torch.tensor([label for _, label in samples])
@@ -107,7 +108,7 @@ class FileSplit:
         return Path(os.fsdecode(self.paths[index]))
 
     def class_of(self, index: int) -> str:
-        return self.classes[int(self.labels[index])]
+        return self.classes[int(self.labels[index])] if self.classes else ""
 
     def only(self, chosen: Sequence[bool] | np.ndarray) -> "FileSplit":
         """The files of a mask."""

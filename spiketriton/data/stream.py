@@ -238,6 +238,11 @@ class _Members:
         """Images over all ranks; of an epoch, with those of its last, incomplete batch, which is dropped."""
         return len(self.members)
 
+    @property
+    def targets(self) -> torch.Tensor:
+        """Of the images in their order, over all ranks."""
+        return self.dataset.split.labels[torch.from_numpy(self.members)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStream(_Members):
@@ -300,11 +305,6 @@ class TestSet(_Members):
     """
 
     __test__ = False  # pytest: not a class of tests
-
-    @property
-    def targets(self) -> torch.Tensor:
-        """Of the images in their order, over all ranks."""
-        return self.dataset.split.labels[torch.from_numpy(self.members)]
 
     def __len__(self) -> int:
         """Batches that this rank gets."""

@@ -107,11 +107,12 @@ def refuse_other_tests(runs: list["TrainedRun"]) -> None:
     first = runs[0].data
     for run in runs[1:]:
         data = run.data
-        if (data.name, data.classes) != (first.name, first.classes):
+        same = (data.name, data.classes) == (first.name, first.classes)
+        if not (same and data.task.score == first.task.score):
             raise UserError(
                 f"{run.folder.path} is of {data.name} with {len(data.classes)} classes, and "
                 f"{runs[0].folder.path} of {first.name} with {len(first.classes)}; accepted by "
-                "--against: runs of the same data"
+                "--against: runs of the same data and task"
             )
         if not np.array_equal(data.test.members, first.test.members):
             raise UserError(

@@ -1,4 +1,4 @@
-"""What a run does on its test images: accuracy by time step, spikes, operations, energy, speed."""
+"""What a run does on its test images: the score by time step, spikes, operations, energy, speed."""
 
 from __future__ import annotations
 
@@ -49,18 +49,21 @@ def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> 
     chunks = _chunks_of_window(run, first_images(test), last)
     first = 0 if model.answers_each_step else last - 1  # the step of the first answer
 
-    classes = len(data.classes)
-    correct = torch.zeros(last - first, dtype=torch.int64)
-    confusion = torch.zeros(classes * classes, dtype=torch.int64)
+    task, images_seen = data.task, 0
+    sums, confusion = [torch.zeros(())] * (last - first), torch.zeros(())
     images_per_s = _images_per_s(run, test)
     with counter.watching(model):
-        for images, labels in with_bar(test, f"{run.folder.path.name}, {last} time steps"):
-            answers = _answers(run, images, chunks, counter.follow)
-            correct += (answers == labels).sum(1)
-            pairs = labels * classes + answers[run.time_steps - 1 - first]
-            confusion += pairs.bincount(minlength=classes * classes)
-
-    images_seen = int(confusion.sum())
+        for images, given in with_bar(test, f"{run.folder.path.name}, {last} time steps"):
+            targets = given.to(run.device)
+            images_seen += len(targets)
+            for t, answers in enumerate(_answers(run, images, chunks, counter.follow)):
+                sums[t] = sums[t].to(run.device) + task.summed(answers, targets)
+                if task.classifies and t == run.time_steps - 1 - first:
+                    confusion = confusion.to(run.device) + _confusion(answers, targets)
+    scores = [task.scored(one.cpu(), images_seen) for one in sums]
+    wide = [(math.nan, math.nan)] * len(scores)
+    if task.of_images:
+        wide = [wilson(round(one.value * images_seen), images_seen) for one in scores]
     if uncounted:
         operations = [math.nan] * last
     else:
@@ -83,9 +86,12 @@ def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> 
         uncounted=uncounted,
         classes=list(data.classes),
         time_steps=run.time_steps,
-        accuracy=[math.nan] * first + [int(n) / images_seen for n in correct],
-        interval=[(math.nan, math.nan)] * first + [wilson(int(n), images_seen) for n in correct],
-        confusion=confusion.view(classes, classes).tolist(),
+        values=[math.nan] * first + [one.value for one in scores],
+        score=task.score,
+        share=task.share,
+        higher_is_better=task.higher_is_better,
+        interval=[(math.nan, math.nan)] * first + wide,
+        confusion=confusion.long().tolist() if task.classifies else [],
         layers=counter.layers(images_seen, spiking),
         mean_rate=counter.mean_rate(),
         synaptic_operations=operations,
@@ -102,8 +108,8 @@ def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> 
         device=torch.cuda.get_device_name(run.device) if on_gpu else machine.cpu_name(),
         events=bool(data.facts.frames),
         ms_per_step=None if data.bin_ms is None else float(data.bin_ms[test.members].mean()),
-        samples=_samples(run) if data.facts.frames and model.answers_each_step else [],
-        raster=raster_of(run),
+        samples=_samples(run) if _has_samples(run) else [],
+        raster=raster_of(run) if task.classifies else None,
     )
 
 
@@ -194,19 +200,17 @@ def _chunks_of_window(run: TrainedRun, images: Tensor, steps: int) -> Chunks:
 
 def _answers(
     run: TrainedRun, images: Tensor, chunks: Chunks, follow: Follow = lambda *_: None
-) -> Tensor:
-    """The class of the largest mean current after each step of the `chunks` of a window: [steps, B].
+) -> Iterator[Tensor]:
+    """The mean current [B, ...] after each step of the `chunks` of a window, float32. To be read to the end.
 
     follow: told the start and length of each chunk before the model is given it.
     """
     total = torch.zeros((), dtype=torch.float64, device=run.device)
-    answers = []
+    steps = itertools.count(1)
     for currents in _currents(run, run.to_device(images), chunks, follow):
-        # no cumsum, which CUDA refuses under train.deterministic
-        sums = total + torch.stack(list(itertools.accumulate(currents.double())))
-        answers.append(sums.argmax(2))
-        total = sums[-1]
-    return torch.cat(answers).cpu()
+        for current in currents.double():  # no cumsum, which CUDA refuses under train.deterministic
+            total = total + current
+            yield (total / next(steps)).float()
 
 
 def _currents(
@@ -233,7 +237,8 @@ def _images_per_s(run: TrainedRun, test: TestSet) -> float:
     batches = [run.to_device(images) for images, _ in some]
     first, *timed = batches * 2 if len(batches) == 1 else batches
     chunks = _chunks_of_window(run, first, run.time_steps)
-    _answers(run, first, chunks)
+    for _ in _answers(run, first, chunks):
+        pass
     _wait(run.device)
     start = time.perf_counter()
     for images in timed:
@@ -241,6 +246,18 @@ def _images_per_s(run: TrainedRun, test: TestSet) -> float:
             pass
     _wait(run.device)
     return sum(images.shape[-4] for images in timed) / (time.perf_counter() - start)
+
+
+def _confusion(answers: Tensor, targets: Tensor) -> Tensor:
+    """How often each class [row] got each answer [column], int64 [K, K]."""
+    classes = answers.shape[1]
+    pairs = targets * classes + answers.argmax(1)
+    return pairs.bincount(minlength=classes**2).view(classes, classes)
+
+
+def _has_samples(run: TrainedRun) -> bool:
+    data = run.data
+    return bool(data.facts.frames) and run.model.answers_each_step and data.task.classifies
 
 
 def _samples(run: TrainedRun) -> list[Sample]:
@@ -251,7 +268,8 @@ def _samples(run: TrainedRun) -> list[Sample]:
     chosen = test.members[np.array(firsts[:SAMPLES])]
     frames = test.dataset.split.read(chosen)
     images = test.dataset.whole(frames)
-    answers = _answers(run, images, _chunks_of_window(run, images, run.time_steps))
+    means = _answers(run, images, _chunks_of_window(run, images, run.time_steps))
+    answers = torch.stack([one.argmax(1) for one in means]).cpu()
     classes = run.data.classes
     return [
         Sample.of(classes[int(test.dataset.split.labels[index])], frame, [classes[a] for a in said])

@@ -106,7 +106,7 @@ def latency(evaluations: list[Evaluation], title: str) -> Figure | None:
         assert one.ms_per_step is not None
         ms = np.arange(1, one.steps + 1) * one.ms_per_step
         low, high = 100 * np.array(one.interval).T
-        axes.plot(ms, 100 * np.array(one.accuracy), marker="o", color=colour, label=one.label)
+        axes.plot(ms, 100 * np.array(one.values), marker="o", color=colour, label=one.label)
         axes.fill_between(ms, low, high, color=colour, alpha=0.15, lw=0)
     axes.set_xlim(left=0)
     axes.set(title="Accuracy by the time that was seen", ylabel="test accuracy (%)")

@@ -16,7 +16,7 @@ from spiketriton.evaluate.results import Evaluation
 from spiketriton.runs.rows import METRICS, Rows, replace_file
 from spiketriton.show import figures
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, heat_map, layer_figure, new_figure
-from spiketriton.show.words import in_unit, synthetic_note
+from spiketriton.show.words import in_unit, scored, synthetic_note, unit
 from spiketriton.tasks import Score
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURES = (
-    "events.gif", "accuracy.png", "learning.png", "latency.png", "events.png", "energy.png", "rates.png",
+    "events.gif", "accuracy.png", "score.png", "learning.png", "latency.png", "events.png", "energy.png", "rates.png",
     "confusion.png", "sample.png"
 )  # fmt: skip
 """Names of all files that ``draw_evaluations`` may write."""
@@ -47,7 +47,9 @@ def draw_evaluations(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
     return animated + figures.save(
         folder,
         {
-            "accuracy.png": partial(accuracy, evaluations, title),
+            f"{'accuracy' if main.score == 'accuracy' else 'score'}.png": partial(
+                accuracy, evaluations, title
+            ),
             "learning.png": partial(learning, evaluations, title),
             "latency.png": partial(event_pictures.latency, evaluations, title),
             "events.png": partial(event_pictures.frames, main, title),
@@ -59,12 +61,22 @@ def draw_evaluations(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
     )
 
 
+def _drawn(one: Evaluation) -> np.ndarray:
+    """Its values as an axis has them: a share in percent."""
+    return np.array(one.values) * (100 if one.share else 1)
+
+
+def _label(one: Evaluation) -> str:
+    return f"test {unit(one.at(1))}"
+
+
 def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
+    """The score by time step, of accuracy or another."""
     figure = new_figure(8, 5, title)
     axes = figure.subplots()
     longest = max(one.steps for one in evaluations)
     for one, colour in coloured(evaluations):
-        values = 100 * np.array(one.accuracy)
+        values = _drawn(one)
         low, high = 100 * np.array(one.interval).T
         if one.kind == "ann" and one.steps == 1:
             axes.axhline(values[0], color=colour, ls="--", label=one.label)
@@ -80,31 +92,33 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         figures.whole_numbers(axes.xaxis)
-    axes.set(title=_enough(evaluations[0]), ylabel="test accuracy (%)")
+    axes.set(title=_enough(evaluations[0]), ylabel=_label(evaluations[0]))
     axes.set_xlabel("time steps before the prediction" + (" (log scale)" if longest > 32 else ""))
     axes.legend(frameon=True)  # it may lie over a line
-    figures.explain(
-        figure, "diamond: T of the recipe; band: 95 % interval of the accuracy on these images"
-    )
+    band = "; band: 95 % interval of the accuracy on these images"
+    known = not math.isnan(evaluations[0].interval[-1][0])
+    figures.explain(figure, f"diamond: T of the recipe{band * known}")
     return figure
 
 
 def _diamond(axes: Axes, one: Evaluation, x: Sequence[float] | np.ndarray, colour: str) -> None:
     """Where a line of accuracies over `x` has the T of the recipe."""
     at = one.time_steps - 1
-    axes.plot(x[at], 100 * one.accuracy[at], "D", color=colour, ms=7, mfc="white", mew=1.5)
+    axes.plot(x[at], _drawn(one)[at], "D", color=colour, ms=7, mfc="white", mew=1.5)
 
 
 def _enough(one: Evaluation) -> str:
     """After how many time steps more of them gain less than a point."""
-    if one.steps == 1:
-        return f"{one.label}: {100 * one.accuracy[0]:.1f} %"
-    near = next(t for t, share in enumerate(one.accuracy, 1) if share >= max(one.accuracy) - 0.01)
+    if one.steps == 1 or not one.share:
+        last = one.at(one.time_steps)
+        shown = f"{100 * last.value:.1f} %" if one.share else scored(last)
+        return f"{one.label}: {shown}"
+    near = next(t for t in range(1, one.steps + 1) if abs(one.values[t - 1] - one.best) <= 0.01)
     return f"{one.label} is within a point of its best after {near} time step{'s' * (near > 1)}"
 
 
 def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
-    """Test accuracy during training, of all runs; None unless there are several to compare."""
+    """Test score during training, of all runs; None unless there are several to compare."""
     figure = new_figure(8, 5, title)
     axes = figure.subplots()
     ends: dict[str, float] = {}
@@ -117,17 +131,20 @@ def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
             ends[one.label] = points[-1][1]
     if len(ends) < 2:
         return None
-    best = max(ends.values())
+    higher = evaluations[0].higher_is_better
+    best = (max if higher else min)(ends.values())
     first = [name for name, end in ends.items() if end == best]
-    axes.set(title=f"{' and '.join(first)} end{'s' * (len(first) == 1)} highest, at {best:.1f} %")
-    axes.set(xlabel="epoch", ylabel="test accuracy (%)")
+    side = "highest" if higher else "lowest"
+    shown = f"{best:.1f} %" if evaluations[0].share else f"{best:.4g}"
+    axes.set(title=f"{' and '.join(first)} end{'s' * (len(first) == 1)} {side}, at {shown}")
+    axes.set(xlabel="epoch", ylabel=_label(evaluations[0]))
     figures.whole_numbers(axes.xaxis)
     axes.legend(frameon=True)  # it may lie over a line
     return figure
 
 
 def energy(evaluations: list[Evaluation], title: str) -> Figure | None:
-    """Accuracy against energy of one image, by operations alone and with data movement; None where none is counted."""
+    """Score against energy of one image, by operations alone and with data movement; None where none is counted."""
     evaluations = [one for one in evaluations if not one.uncounted]
     if not evaluations:
         return None
@@ -144,18 +161,19 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure | None:
         for one, colour in coloured(evaluations):
             marker, size = ("*", 11) if one.kind == "ann" else ("o", None)
             marker = marker if one.steps <= 32 else ""
-            x, y = getattr(one, field), 100 * np.array(one.accuracy)
+            x, y = getattr(one, field), _drawn(one)
             axes.plot(x, y, marker=marker, ms=size, color=colour, label=one.label)
             if one.kind != "ann":
                 _diamond(axes, one, x, colour)
         figures.log_scale(axes, "x")
         axes.set(title=f"{name}: {first.label} {spent:.3g} µJ{of_twin}")
         axes.set_xlabel(f"energy of one {first.what} (µJ, log scale)")
-    panels[0].set_ylabel("test accuracy (%)")
+    panels[0].set_ylabel(_label(evaluations[0]))
     panels[0].legend(frameon=True)  # it may lie over a line
     figures.explain(
         figure,
-        "up and left is better; a line begins after one time step and goes on to the last; diamond: T of the recipe.\n"
+        f"{'up' if evaluations[0].higher_is_better else 'down'} and left is better; a line begins after one time step "
+        "and goes on to the last; diamond: T of the recipe.\n"
         "By convention, in a 45 nm chip: 0.9 pJ per accumulate (the weight of one spike), 4.6 pJ per "
         "multiply-accumulate, 5 pJ more for each word that is read or written",
     )
@@ -186,8 +204,10 @@ def rates(one: Evaluation, title: str) -> Figure | None:
     return figure
 
 
-def confusion(one: Evaluation, title: str) -> Figure:
+def confusion(one: Evaluation, title: str) -> Figure | None:
     """Predictions by true class, in % of the class; names up to 120 classes, figures up to 20."""
+    if not one.confusion:
+        return None
     counts = np.array(one.confusion, float)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     few, named = len(one.classes) <= 20, len(one.classes) <= 120

@@ -20,6 +20,7 @@ from spiketriton.evaluate.raster import Raster
 from spiketriton.runs.rows import json_text
 from spiketriton.system.errors import UserError, one_line
 from spiketriton.system.plain import of_plain
+from spiketriton.tasks import Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,9 @@ class Evaluation:
     images: int
     classes: list[str]
     time_steps: int  # T of the recipe; values without a time axis are at T
-    accuracy: list[float]
-    interval: list[tuple[float, float]]  # 95 %, Wilson
-    confusion: list[list[int]]  # [true class][answer]
+    values: list[float]  # the score: the accuracy, or that of the recipe's task
+    interval: list[tuple[float, float]]  # 95 %, Wilson; nan of a score that is no share of images
+    confusion: list[list[int]]  # [true class][answer]; empty of a task without classes
     layers: list[Layer]
     mean_rate: float  # of all neurons and steps within T
     synaptic_operations: list[float]  # accumulates of one image within t steps
@@ -97,6 +98,9 @@ class Evaluation:
     samples: list[Sample] = dataclasses.field(default_factory=list)  # of events, for pictures
     raster: Raster | None = None  # of one image, for a picture
     membrane_macs: int = 1  # of a leaky neuron in a step
+    score: str = "accuracy"  # what `values` are, see `tasks.Score`
+    share: bool = True
+    higher_is_better: bool = True
 
     @property
     def what(self) -> str:
@@ -111,7 +115,25 @@ class Evaluation:
 
     @property
     def steps(self) -> int:
-        return len(self.accuracy)
+        return len(self.values)
+
+    @property
+    def accuracy(self) -> list[float]:
+        """`values`. AttributeError: they are another score."""
+        if self.score != "accuracy":
+            raise AttributeError(f"its score is {self.score!r}; accepted: values, by time step")
+        return self.values
+
+    def at(self, t: int) -> Score:
+        """The score after t time steps."""
+        higher = self.higher_is_better
+        value = self.values[t - 1]
+        return Score(value=value, name=self.score, share=self.share, higher_is_better=higher)
+
+    @property
+    def best(self) -> float:
+        """The best of the `values`."""
+        return (max if self.higher_is_better else min)(x for x in self.values if not math.isnan(x))
 
     @property
     def class_accuracy(self) -> list[float]:
@@ -161,7 +183,7 @@ class Evaluation:
             "synaptic_operations": len(found.synaptic_operations) == steps,
             "energy_uj": len(found.energy_uj) == steps,
             "energy_with_data_uj": len(found.energy_with_data_uj) == steps,
-            "confusion": [len(row) for row in found.confusion] == [classes] * classes,
+            "confusion": [len(row) for row in found.confusion] in ([], [classes] * classes),
             "layers": all(len(layer.rate) == steps and layer.neurons > 0 for layer in found.layers),
         }
         if wrong := [name for name, right in fits.items() if not right]:

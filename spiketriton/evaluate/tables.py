@@ -9,13 +9,14 @@ from rich.console import Console
 from spiketriton.evaluate.energy import BREAK_EVEN_RATES, ann_energy_pj
 from spiketriton.evaluate.results import Evaluation, Layer
 from spiketriton.show.screen import Table, say, show_table
+from spiketriton.show.words import in_words, scored
 
 if TYPE_CHECKING:
     from spiketriton.export.exports import Comparison
 
 ALL_STEPS = 16  # windows up to here are shown step by step, longer ones in powers of two
 STEP_LEGEND = (
-    "T: time steps before the prediction{ms}. 95 %: where the accuracy on other such {what}s is expected. "
+    "T: time steps before the prediction{ms}. 95 %: where the {score} on other such {what}s is expected. "
     "AC: accumulates, a weight added for a spike; MAC: multiply-accumulates; both of one {what}. "
     "µJ: their energy in a 45 nm chip, estimated, without and with the movement of data."
 )
@@ -28,12 +29,17 @@ LAYER_LEGEND = (
 def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> None:
     """The tables; `asked`: the time steps to show, or none for a choice of them."""
     first = evaluations[0]
-    note = ", synthetic images: the accuracy means nothing" if first.synthetic else ""
+    name = in_words(first.at(first.time_steps))
+    note = f", synthetic images: the {name} means nothing" if first.synthetic else ""
     say(console, f"{first.tested} of {first.data}{note}; {first.device}")
     if first.checkpoint == "best":
-        say(console, "checkpoint: best, chosen by its validation accuracy")
+        say(console, f"checkpoint: best, chosen by its validation {name}")
     console.print()
-    show_table(console, f"Accuracy and cost of one {first.what}", steps_table(evaluations, asked))
+    show_table(
+        console,
+        f"{name[0].upper()}{name[1:]} and cost of one {first.what}",
+        steps_table(evaluations, asked),
+    )
     console.print()
     if first.layers:
         title = f"Layers of {first.label} within T = {first.time_steps}"
@@ -49,13 +55,14 @@ def steps_table(evaluations: Sequence[Evaluation], asked: Sequence[int] = ()) ->
     timed = any(one.ms_per_step is not None for one in evaluations)
     ms = ", and the milliseconds of a recording that they are, on average" if timed else ""
     chosen = [(one, t) for one in evaluations for t in chosen_steps(one, asked)]
+    name = in_words(first.at(first.time_steps))
     costs = ("million AC", "million MAC", "µJ", "µJ with data")
     return Table(
-        ("run", "T", "accuracy %", "95 %", *costs, f"{first.what}s/s"),
+        ("run", "T", name + " %" * first.share, "95 %", *costs, f"{first.what}s/s"),
         [_step_row(one, t) for one, t in chosen],
         keys=2,
         bold=[row for row, (one, t) in enumerate(chosen) if t == one.time_steps],
-        legend=STEP_LEGEND.format(ms=ms, what=first.what),
+        legend=STEP_LEGEND.format(ms=ms, what=first.what, score=name),
     )
 
 
@@ -69,8 +76,8 @@ def _step_row(one: Evaluation, t: int) -> tuple[str, ...]:
     return (
         one.label,
         f"{t}" if one.ms_per_step is None else f"{t} ({t * one.ms_per_step:.0f} ms)",
-        f"{100 * one.accuracy[t - 1]:.2f}",
-        f"{100 * low:.1f}-{100 * high:.1f}",
+        scored(one.at(t)).removesuffix(" %"),
+        "-" if math.isnan(low) else f"{100 * low:.1f}-{100 * high:.1f}",
         *costs,
         f"{one.images_per_s:.0f}" if t == one.time_steps else "",
     )
@@ -84,7 +91,7 @@ def chosen_steps(one: Evaluation, asked: Sequence[int] = ()) -> list[int]:
         steps = set(range(1, one.steps + 1))
     else:
         steps = {1 << n for n in range(one.steps.bit_length())} | {one.time_steps, one.steps}
-    return sorted(t for t in steps if t <= one.steps and not math.isnan(one.accuracy[t - 1]))
+    return sorted(t for t in steps if t <= one.steps and not math.isnan(one.values[t - 1]))
 
 
 def layers_table(one: Evaluation) -> Table:
@@ -160,11 +167,15 @@ def _rate(one: Evaluation) -> str:
 
 
 def overtakes(one: Evaluation, other: Evaluation) -> str:
-    """At how many steps a run reaches the accuracy of another one at its own T, in a sentence."""
-    goal = other.accuracy[other.time_steps - 1]
-    name = f"{other.label} ({100 * goal:.2f} %)"
-    for allowance, words in ((0.0, "reaches"), (0.01, "comes within 1 point of")):
-        for t, accuracy in enumerate(one.accuracy, 1):
-            if accuracy >= goal - allowance - 1e-12:
+    """At how many steps a run reaches the score of another one at its own T, in a sentence."""
+    goal = other.at(other.time_steps)
+    name = f"{other.label} ({scored(goal)})"
+    points = ((0.0, "reaches"), (0.01, "comes within 1 point of"))
+    for allowance, words in points if goal.share else points[:1]:
+        for t, value in enumerate(one.values, 1):
+            if not math.isnan(value) and not goal.beats(value, allowance + 1e-12):
                 return f"It {words} {name} at {t} step{'s' * (t > 1)}."
-    return f"It stays more than 1 point below {name} in {one.steps} steps."
+    if not goal.share:
+        return f"It does not reach {name} in {one.steps} steps."
+    side = "below" if goal.higher_is_better else "above"
+    return f"It stays more than 1 point {side} {name} in {one.steps} steps."

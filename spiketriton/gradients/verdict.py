@@ -93,7 +93,7 @@ class Learned:
 
     loss, guess_loss: in training, and that of guessing; None where it says nothing, as that of a loss whose value for
         guessing is not known.
-    score, images: of the last test, with the score of guessing; None and 0 before it.
+    score, images: of the last test, with the score of guessing where it is known; None and 0 before it.
     """
 
     loss: float | None
@@ -113,9 +113,14 @@ class Learned:
         guess = task_of(config).guess_loss(tuple(counts))
         loss = loss if guess is not None else None
         score = None if test is None else Score.of_row(test)
-        if test is None or score is None or score.chance is None:
-            return None if loss is None else cls(loss, guess)
-        return cls(loss, guess, score, test["test_images"])
+        if test is not None and score is not None:
+            return cls(loss, guess, score, test["test_images"])
+        return None if loss is None else cls(loss, guess)
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known what guessing would have."""
+        return self.loss is not None or (self.score is not None and self.score.chance is not None)
 
     @property
     def at_chance(self) -> bool:
@@ -236,7 +241,7 @@ class Verdict:
             return Word.NOT_FINITE
         if self.learned is None and self.begun:
             return Word.EARLY
-        if self.learned is None:
+        if self.learned is None or not self.learned.known:
             return self.obstacles[0] if self.obstacles else Word.FREE
         if self.learned.at_chance:
             return Word.CHANCE

@@ -12,6 +12,7 @@ from spiketriton.config.names import BLOCK_NETS, LEAKY, PARALLEL, VGG, PlainNet
 from spiketriton.config.parts import chosen, lies_in
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network, trial
+from spiketriton.tasks import task_of
 from spiketriton_kernels.nn import PSN, MaskedPSN
 
 if TYPE_CHECKING:
@@ -29,28 +30,22 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     Parameters are drawn from torch's global random state. The ANN twin and `model.fused` have the same names and
     shapes, so that checkpoints fit.
     """
-    part = chosen("models", recipe.model.name)
+    part, task = chosen("models", recipe.model.name), task_of(recipe.loss)
+    answer = task.answer_shape(classes, image_size)
     parts = Parts(recipe.model, recipe.neuron, recipe.time_steps)
     sizes = {"classes": classes, "channels": channels, "image_size": image_size}
     if ":" in part.name:
         from spiketriton.models.foreign import make_foreign
 
         averages = recipe.loss.kind != "tet"
-        return make_foreign(part.name, part.make, parts, averages=averages, **sizes)
-    if part.built_in:
-        net = part.make(parts, **sizes)
-        if recipe.model.name in BLOCK_NETS:
-            _start(net, parts)
-        return net
-    from spiketriton.models.inspection import failing
+        return make_foreign(part.name, part.make, parts, averages=averages, answer=answer, **sizes)
+    if not part.built_in or answer != (classes,):
+        from spiketriton.models.own import make_own
 
-    what = f'model.name = "{part.name}" of the plugin {part.home}'
-    with failing(what, part.make):
-        net = part.make(recipe, parts, **sizes)
-        part.checked(net, Network, "spiketriton.models.Network")
-    shown = f"{what}, shown an image of {channels}x{image_size}x{image_size},"
-    with failing(shown, part.make):
-        net.look_at_calls(image_size)
+        return make_own(recipe, part, parts, answer, sizes)
+    net = part.make(parts, **sizes)
+    if recipe.model.name in BLOCK_NETS:
+        _start(net, parts)
     return net
 
 

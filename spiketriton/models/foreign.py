@@ -53,6 +53,7 @@ def make_foreign(
     parts: Parts,
     *,
     averages: bool,
+    answer: tuple[int, ...],
     classes: int,
     channels: int,
     image_size: int,
@@ -73,7 +74,7 @@ def make_foreign(
             f"{name} made a {type(net).__name__}; accepted: a function or class that makes a torch.nn.Module"
         )
     shape = (channels, image_size, image_size)
-    return ForeignNetwork(name, net, parts, averages, shape, classes, told)
+    return ForeignNetwork(name, net, parts, averages, shape, answer, told)
 
 
 def _plain(arguments: Arguments) -> dict[str, Any]:
@@ -97,8 +98,8 @@ class ForeignNetwork(Network):
     Args:
         name: "MODULE:NAME", for messages.
         net: the module, whose neurons are replaced in place.
-        averages: whether an answer without time, [B, K], will do.
-        shape, classes: of an image, [C, H, W]; K.
+        averages: whether an answer without time, [B, ...], will do.
+        shape, answer: of an image, [C, H, W]; of the answer to it.
         told: arguments that it was made with and did not ask for.
 
     Attributes:
@@ -121,7 +122,7 @@ class ForeignNetwork(Network):
         parts: Parts,
         averages: bool,
         shape: tuple[int, int, int],
-        classes: int,
+        answer: tuple[int, ...],
         told: Mapping[str, int],
     ) -> None:
         super().__init__(parts, shape[0])
@@ -141,8 +142,8 @@ class ForeignNetwork(Network):
             if isinstance(module, kernels.SpikingNeuron):
                 adopt(module)
         with undisturbed(net):
-            self.takes = self._recognised(parts.model.input, shape, classes)
-            self._leave_out_other_windows(shape)
+            self.takes = self._recognised(parts.model.input, shape, answer)
+            self._leave_out_other_windows(shape, answer)
             self._forget_membranes(shape)
             self._refuse_states(shape)
             if parts.model.fused:
@@ -263,7 +264,7 @@ class ForeignNetwork(Network):
         with watched(self.net) as calls:
             return self._called(self.net, takes, images, self.time_steps), calls
 
-    def _recognised(self, takes: str, shape: tuple[int, int, int], classes: int) -> str:
+    def _recognised(self, takes: str, shape: tuple[int, int, int], answer: tuple[int, ...]) -> str:
         """ "time_first", "images" or "steps"; sets what it answers and which neurons are measured."""
         steps, batch = self.time_steps, _batch(self.time_steps)
         images = noise(batch, shape)
@@ -283,13 +284,13 @@ class ForeignNetwork(Network):
                     f"{self.name} changes its images in place, which others read after it; accepted: a forward that "
                     "makes new tensors of them, such as 0.5 * x in place of x.mul_(0.5)"
                 )
-            wrong = wrong_answer(kind, found, batch, steps, classes, calls)
+            wrong = wrong_answer(kind, found, batch, steps, answer, calls)
             if wrong and kind == "time_first" and takes == "auto":
                 refused = wrong
                 continue
             if wrong:
                 raise UserError(f"{self.name} {refused or wrong}")
-            self.answers_each_step = found.ndim == 3
+            self.answers_each_step = found.ndim == 2 + len(answer)
             self._calls = calls
             self._measured(calls)
             self._learning(found, kind, images)
@@ -342,7 +343,9 @@ class ForeignNetwork(Network):
             )
         self.idle = [name for key, name in own.items() if key not in reached]
 
-    def _leave_out_other_windows(self, shape: tuple[int, int, int]) -> None:
+    def _leave_out_other_windows(
+        self, shape: tuple[int, int, int], answer: tuple[int, ...]
+    ) -> None:
         """A neuron that is shown more time steps of some images than of others has no rows to measure it in."""
         drawn = noise(2, shape)
         self._compare_windows(torch.zeros(1, *shape), "a blank image")
@@ -356,7 +359,7 @@ class ForeignNetwork(Network):
             self._replaced = [
                 place for place, one in before.items() if now.get(place, one) is not one
             ]
-            dims = 2 + self.answers_each_step
+            dims = 1 + len(answer) + self.answers_each_step
             if not isinstance(found, Tensor) or found.ndim != dims:
                 what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise UserError(

@@ -32,8 +32,8 @@ def failing(what: str, make: Callable[..., Any]) -> Iterator[None]:
 
 
 _TASK = (
-    ". What is trained here is classification, with one label an image; for another task use "
-    "spiketriton_kernels.nn.swap in a loop of your own"
+    ". The shape is that of the recipe's task, classification if loss.kind names no other; a task of your own has "
+    "targets of any shape (docs/plugins.md)"
 )
 
 
@@ -42,11 +42,16 @@ def wrong_answer(
     found: Any,
     batch: int,
     steps: int,
-    classes: int,
+    answer: tuple[int, ...],
     calls: Mapping[str, list[int]],
 ) -> str:
-    """What is wrong with an answer, and what to change; "" for a good one. `calls`: see `watched`."""
-    accepted = f"accepted: one tensor, [T, B, K] = {[steps, batch, classes]} or [B, K] = {[batch, classes]}"
+    """What is wrong with an answer, and what to change; "" for a good one.
+
+    answer: the shape of the answer to an image. calls: see `watched`.
+    """
+    sizes, one = ("K", answer[0]) if len(answer) == 1 else ("...", None)
+    whole, mean = [steps, batch, *answer], [batch, *answer]
+    accepted = f"accepted: one tensor, [T, B, {sizes}] = {whole} or [B, {sizes}] = {mean}"
     if not isinstance(found, Tensor):
         size = f" of {len(found)}" if isinstance(found, tuple | list | dict) else ""
         return (
@@ -54,12 +59,12 @@ def wrong_answer(
             f"whose forward returns the one to train{_TASK}"
         )
     shape = list(found.shape)
-    if shape == [batch, steps, classes]:
-        return f"returned [B, T, K] = {shape}; {accepted}, as transpose(0, 1) makes of it"
-    if shape not in ([steps, batch, classes], [batch, classes]):
-        if shape and shape[-1] != classes:
+    if shape == [batch, steps, *answer]:
+        return f"returned [B, T, {sizes}] = {shape}; {accepted}, as transpose(0, 1) makes of it"
+    if shape not in (whole, mean):
+        if shape and one is not None and shape[-1] != one:
             return (
-                f"gives {shape[-1]} numbers for {classes} classes, a tensor of {shape}; {accepted}. Its argument "
+                f"gives {shape[-1]} numbers for {one} classes, a tensor of {shape}; {accepted}. Its argument "
                 f"for the number of classes goes into [model.arguments]{_TASK}"
             )
         return f"returned a tensor of {shape} for {batch} images and {steps} time steps; {accepted}{_TASK}"
@@ -77,7 +82,7 @@ def wrong_answer(
             f"shows {name} as many time steps as there are images: it takes [B, T, ...]; accepted: [T, B, "
             "...]. Name a function that makes a module around it, whose forward swaps the two"
         )
-    if found.ndim == 2:  # an answer of each step says how many there are
+    if shape == mean:  # an answer of each step says how many there are
         return (
             f"shows {name} {window} time steps, and time_steps = {steps}; accepted: time_steps = {window}, or the "
             "argument of the network that sets its steps, in [model.arguments]"

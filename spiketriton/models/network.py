@@ -109,12 +109,12 @@ class Network(nn.Module):
         return [(name, m) for name, m in self.named_modules() if isinstance(m, SpikingNeuron)]
 
     @torch.no_grad()
-    def look_at_calls(self, image_size: int) -> None:
-        """Shows a blank image, and leaves out of what is measured the neurons that do not see all steps at once."""
+    def look_at_calls(self, image_size: int) -> list[int]:
+        """Leaves out of what is measured neurons that do not see all steps at once; returns the answer's shape."""
         neurons = self._neurons()
         calls: dict[str, set[int]] = {name: set() for name, _ in neurons}
         with undisturbed(self), told_of_spikes(neurons, lambda n, out: calls[n].add(len(out))):
-            self(torch.zeros(1, self.channels, image_size, image_size))
+            found = self(torch.zeros(1, self.channels, image_size, image_size))
         for name, seen in calls.items():
             if not seen:
                 self.unmeasured[name] = "never called"
@@ -123,6 +123,7 @@ class Network(nn.Module):
                     f"called with {max(seen)} of {self.time_steps} time steps, where each call begins at rest "
                     "unless the neuron is stateful"
                 )
+        return [*found.shape]
 
     def graph(self) -> Graph | None:
         """The network as a graph of `models.graph.Node`, from "input" to "fc"; None: a subclass gives none."""

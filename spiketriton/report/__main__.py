@@ -94,10 +94,11 @@ def refuse_other_data(evaluations: list["Evaluation"]) -> None:
     """UserError: a run was tested on other images than the first."""
     first = evaluations[0]
     for one in evaluations[1:]:
-        if (one.data, one.classes, one.images) != (first.data, first.classes, first.images):
+        same = (one.data, one.classes, one.images) == (first.data, first.classes, first.images)
+        if not (same and one.score == first.score):
             raise UserError(
                 f"{one.run} was tested on {one.images:,} images of {one.data}, and {first.run} on "
-                f"{first.images:,} of {first.data}; accepted by --against: runs of the same data"
+                f"{first.images:,} of {first.data}; accepted by --against: runs of the same data and task"
             )
 
 

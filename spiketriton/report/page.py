@@ -1,6 +1,7 @@
 """One HTML page about a run that needs no server, no network and no other file."""
 
 import base64
+import math
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
@@ -24,6 +25,7 @@ from spiketriton.show import run_pictures
 from spiketriton.show.figures import png, style
 from spiketriton.show.screen import Table
 from spiketriton.show.verdict import line, sentences
+from spiketriton.show.words import in_words, scored
 from spiketriton.system.errors import UserError
 from spiketriton.system.plain import of_plain
 from spiketriton.training import environment
@@ -88,9 +90,10 @@ class Page:
 
     def html(self, mark: str = "spiketriton") -> str:
         """The page. `mark`: what it says about who wrote it (`runs.outputs`)."""
-        name = escape(self.folder.path.resolve().name)
+        title = escape(self.folder.path.resolve().name)
+        name = in_words(self.main.at(1)).capitalize() if self.main else "Accuracy"
         sections = {
-            "Accuracy": self.accuracy,
+            name: self.accuracy,
             "Events": self.events,
             "Cost": self.cost,
             "Training": self.training,
@@ -114,8 +117,8 @@ class Page:
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="generator" content="{mark}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{name} - spiketriton</title><style>{CSS}</style></head><body>\n"
-            f"<header><h1>{name}</h1><p>{escape(self.subtitle())}</p></header>{warning}"
+            f"<title>{title} - spiketriton</title><style>{CSS}</style></head><body>\n"
+            f"<header><h1>{title}</h1><p>{escape(self.subtitle())}</p></header>{warning}"
             f"{self.facts()}<nav>{links}</nav>\n{bodies}"
             f"<footer><p>{escape(environment.version_line())}</p></footer></body></html>\n"
         )
@@ -138,9 +141,12 @@ class Page:
         if (main := self.main) is not None:
             at = main.time_steps - 1
             low, high = main.interval[at]
-            tested = f"accuracy on {main.tested}, 95 %: {100 * low:.1f}-{100 * high:.1f}"
+            score = main.at(main.time_steps)
+            tested = f"{in_words(score)} on {main.tested}"
+            if not math.isnan(low):
+                tested += f", 95 %: {100 * low:.1f}-{100 * high:.1f}"
             active = "active" if main.kind == "ann" else "spike in a step"
-            facts = [(f"{100 * main.accuracy[at]:.2f} %", tested)]
+            facts = [(scored(score), tested)]
             facts += [(f"{main.time_steps}", "time steps")]
             if not main.uncounted:
                 energy = f"energy of one {main.what} (operations)"
@@ -157,11 +163,13 @@ class Page:
         if (main := self.main) is None:
             return
         every, title = self.evaluations, self.title
-        yield _figure(evaluation_pictures.accuracy(every, title), "accuracy by time steps")
+        name = in_words(main.at(1))
+        yield _figure(evaluation_pictures.accuracy(every, title), f"{name} by time steps")
         yield _list(run_in_sentences(one, every) for one in every)
         yield _figure(evaluation_pictures.confusion(main, title), "confusion matrix")
         head = ("class", f"test {main.what}s", "accuracy")
-        yield _table(Table(head, list(_class_rows(main))))
+        if main.confusion:
+            yield _table(Table(head, list(_class_rows(main))))
 
     def events(self) -> Iterator[str]:
         """Recordings of event cameras: some frame by frame, one moving; accuracy by milliseconds."""
@@ -189,7 +197,7 @@ class Page:
             "spiking net and in the ANN alike. Neither is a measurement.</p>"
         )
         figure = evaluation_pictures.energy(self.evaluations, self.title)
-        yield _figure(figure, "accuracy against energy")
+        yield _figure(figure, f"{in_words(main.at(1))} against energy")
 
     def training(self) -> Iterator[str]:
         figure = run_pictures.curves(self.rows, self.title)

@@ -26,7 +26,7 @@ def line(verdict: Verdict) -> str:
     obstacles = " and ".join(f"{word} {way}" for word, way in ways if word != Word.FREE)
     if verdict.word == Word.EARLY:
         return Word.EARLY
-    if verdict.learned is None:
+    if verdict.learned is None or not verdict.learned.known:
         return obstacles or Word.FREE
     if verdict.word == Word.CHANCE:
         return f"at chance so far: {obstacles}" if obstacles else "at chance so far"
@@ -117,6 +117,9 @@ def learned(known: Learned) -> str:
             f"test {in_words(found)} {scored(found)} on {known.images:,} images, guessing has "
             f"{scored(found, found.chance)}"
         )
+    elif found is not None and not known.known:
+        name = in_words(found)
+        return f"not judged: test {name} {scored(found)}, and what guessing has is not known"
     else:
         numbers = f"loss {known.loss:.4g}, guessing has {known.guess_loss:.4g}"
     return f"{'at chance so far' if known.at_chance else 'above chance'}: {numbers}"

@@ -1,7 +1,4 @@
-"""What is learnt: what targets look like, the loss of answers to them, and the score by which nets are compared.
-
-`task_of(recipe.loss)` is the task of a recipe: classification.py, or a subclass of `Task` by a plugin.
-"""
+"""What is learnt: `task_of(recipe.loss)`, classification or a plugin's, with targets, their loss and a score."""
 
 from spiketriton.tasks.classification import Classification, build_loss, task_of
 from spiketriton.tasks.task import Batch, Loss, Score, Task

@@ -8,7 +8,7 @@ arXiv 2202.11946); the target 1.0 is the default `means=1.0` of the authors' `TE
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,8 +28,21 @@ TET_TARGET = 1.0
 
 
 def task_of(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Task:
-    """The task of a recipe. `class_counts`: the training images of each class, for weights that balance them."""
-    return Classification(cfg, class_counts)
+    """The task of a recipe. `class_counts`: the training images of each class, for weights that balance them.
+
+    UserError: a plugin made something else, or the recipe has keys that only classification reads.
+    """
+    part = chosen("losses", cfg.kind)
+    if part.built_in:
+        return Classification(cfg, class_counts)
+    what = "function of currents and labels, or a spiketriton.tasks.Task"
+    made = part.checked(part.make(cfg), Callable | Task, what)
+    if not isinstance(made, Task):
+        return Classification(cfg, class_counts, made)
+    from spiketriton.tasks.own import refuse_unfit
+
+    refuse_unfit(cfg, made)
+    return made
 
 
 def build_loss(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Loss:
@@ -41,10 +54,23 @@ class Classification(Task):
     """One class for each image. The score is the accuracy."""
 
     score = "accuracy"
-    share = of_images = classifies = True
+    targets = torch.int64
+    share = of_images = built_in = classifies = moves = True
 
-    def __init__(self, cfg: LossConfig, class_counts: Sequence[int] = ()) -> None:
-        self.cfg, self.class_counts = cfg, class_counts
+    def __init__(
+        self, cfg: LossConfig, class_counts: Sequence[int] = (), own: Loss | None = None
+    ) -> None:
+        """own: the loss of a plugin."""
+        self.cfg, self.class_counts, self.own = cfg, class_counts, own
+
+    def target_shape(self, outputs: int, side: int) -> tuple[int, ...]:
+        return ()
+
+    def unsound(self, targets: Tensor, outputs: int) -> str:
+        low, high = int(targets.min()), int(targets.max())
+        if low >= 0 and high < outputs:
+            return ""
+        return f"labels from {low} to {high}; accepted with {outputs} classes: 0 to {outputs - 1}"
 
     @cached_property
     def loss(self) -> Loss:
@@ -55,9 +81,9 @@ class Classification(Task):
         training images. The mean is taken over images, not over weights, so that parts of a batch add up.
         ValueError: other shapes.
         """
-        cfg, part = self.cfg, chosen("losses", self.cfg.kind)
+        cfg = self.cfg
         fit = CrossEntropy(cfg.label_smoothing, self._weights())
-        loss = part.make(cfg, fit) if part.built_in else part.make(cfg)
+        loss = self.own or chosen("losses", cfg.kind).make(cfg, fit)
 
         def checked(currents: Tensor, labels: Tensor) -> Tensor:
             of_images = currents.shape[1:] if labels.is_floating_point() else currents.shape[1:2]
@@ -93,8 +119,13 @@ class Classification(Task):
     def measure(self, answers: Tensor, targets: Tensor) -> Tensor:
         return (answers.argmax(1) == targets).sum()
 
+    def predict(self, answers: Tensor) -> Tensor:
+        return answers.softmax(1)
+
+    def groups(self, targets: Tensor) -> Tensor:
+        return targets
+
     def chance(self, targets: Tensor) -> float:
-        """The share of the class with most of the images."""
         return float(np.bincount(targets.numpy()).max() / len(targets))
 
     def guess_loss(self, counts: tuple[int, ...]) -> float | None:

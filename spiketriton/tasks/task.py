@@ -18,8 +18,7 @@ class Score:
 
     name: what the number is, as rows and pictures call it.
     share: whether it is one, from 0 to 1, which is shown in percent.
-    chance: that of answering without a look at the image, and its standard deviation over as many images; None where
-        it is not known.
+    chance, spread: of answering without a look, and its standard deviation over as many images; None: not known.
     """
 
     value: float
@@ -72,17 +71,42 @@ class Task:
     Attributes:
         score: the name of what `measure` measures, which columns of rows carry: letters, digits and "_".
         share: whether the score is a share, 0 to 1, which is shown in percent.
-        of_images: whether it is the share of the images with a right answer; then it has an interval, and chance a
-            spread.
+        of_images: whether it is the share of the images with a right answer; it has an interval then.
         higher_is_better: else the lowest score is the best.
         classifies: whether there is one class for each image: labels [B], and logits [B, K].
+        targets: their dtype, torch.int64 (of whole numbers, and of true and false) or torch.float32.
+        dense: whether each pixel has a target, [B, S, S] of whole numbers or [B, K, S, S]; answers are [B, K, S, S].
+        moves: whether they stay right where an image is shifted, mirrored, turned, cropped and resized. If not, the
+            recipe says `data.augment = "none"`, and images are arrays of the size that the network sees.
     """
 
     score: str
+    targets = torch.float32
+    dense = False
+    moves = False
     share = False
     of_images = False
+    built_in = False
     higher_is_better = True
     classifies = False
+
+    def __init__(self, config: Any = None) -> None:
+        """config: the recipe's [loss], with the keys of its own in `options`."""
+        self.config = config
+
+    def target_shape(self, outputs: int, side: int) -> tuple[int, ...]:
+        """Of the target of an image of `side` x `side` pixels, by default a number for each of K outputs."""
+        if self.dense and not self.targets.is_floating_point:
+            return (side, side)
+        return self.answer_shape(outputs, side)
+
+    def answer_shape(self, outputs: int, side: int) -> tuple[int, ...]:
+        """Of the network's answer to an image, in a time step."""
+        return (outputs, side, side) if self.dense else (outputs,)
+
+    def unsound(self, targets: Tensor, outputs: int) -> str:
+        """What no net can learn in targets [N, ...], with what is accepted; "" where they are good."""
+        return ""
 
     def loss(self, currents: Tensor, targets: Tensor) -> Tensor:
         """Of answers [T, B, ...]: a scalar, the mean over images."""
@@ -103,6 +127,14 @@ class Task:
         """The score on these targets of answering without a look at the image; None: it is not known."""
         return None
 
+    def predict(self, answers: Tensor) -> Tensor:
+        """What `Run.predict` gives of answers [B, ...]: by default these."""
+        return answers
+
+    def groups(self, targets: Tensor) -> Tensor:
+        """int64 [N]: `data.validation` holds out as large a part of each group; by default all are one."""
+        return torch.zeros(len(targets), dtype=torch.int64)
+
     def guess_loss(self, counts: tuple[int, ...]) -> float | None:
         """The loss in training of the same; None: it is not known. `counts`: see `count`."""
         return None
@@ -110,6 +142,17 @@ class Task:
     def count(self, targets: Tensor, outputs: int) -> tuple[int, ...]:
         """Of each class its images; of a task without classes all images, as one."""
         return (len(targets),)
+
+    def wrong_targets(self, targets: Tensor, outputs: int, side: int) -> str:
+        """What is wrong with targets [N, ...] of the data, with what is accepted; "" where they are good."""
+        wanted = [len(targets), *self.target_shape(outputs, side)]
+        floats = self.targets.is_floating_point
+        if [*targets.shape] != wanted or targets.is_floating_point() != floats:
+            what = f"labels of shape {[*targets.shape]} and {targets.dtype} for {len(targets):,} images"
+            return f"{what}; accepted: {'floats' if floats else 'integers'} {wanted}"
+        if floats and not bool(targets.isfinite().all()):
+            return "labels that are not finite; accepted: finite ones"
+        return self.unsound(targets, outputs)
 
     def scored(self, sums: Tensor, images: int, chance: float | None = None) -> Score:
         """The score on so many images."""

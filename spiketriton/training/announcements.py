@@ -100,7 +100,7 @@ class Announcements:
             shape = f"{self.recipe.time_steps} frames of {shape}"
         said = (
             f"data: {data.label}{self.display.suffix}, {data.train.images:,} training and {data.test.images:,} "
-            f"test {what} of {shape}, {len(data.classes)} classes"
+            f"test {what} of {shape}, {len(data.classes)} {'classes' if data.task.classifies else 'outputs'}"
         )
         if data.place:
             said += f", from {data.place}"
@@ -109,6 +109,9 @@ class Announcements:
         self.display.note(said)
         if data.note:
             self.display.note(data.note)
+        if (task := data.task).score != "accuracy":
+            best = "highest" if task.higher_is_better else "lowest"
+            self.display.note(f"task: {self.recipe.loss.kind}; the {best} {task.score} is the best")
         if left_out := data.train.images - data.train.steps_per_epoch * data.train.batch_size:
             self.display.note(
                 f"an epoch leaves out {left_out} training {what}, others each time: it has whole batches of "

@@ -25,7 +25,7 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import read_json
 from spiketriton.system.errors import UserError
 from spiketriton.system.ranks import Ranks
-from spiketriton.tasks import build_loss
+from spiketriton.tasks import task_of
 from spiketriton.training import environment
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.graphs import obstacle_of
@@ -112,7 +112,7 @@ def trial(recipe: Recipe, facts: Facts, frames: int, share: int, ranks: int, ima
     model = placement.place(build_model(recipe, **facts.sizes))
     forward = environment.compiled(model) if cfg.compile else model
     optimizer = build_optimizer(cfg, model, recipe.peak_lr)
-    loss = build_loss(recipe.loss, [1] * len(facts.classes))
+    task, outputs = task_of(recipe.loss, [1] * len(facts.classes)), len(facts.classes)
     average = MovingAverage(model, cfg.ema) if cfg.ema else None
     buckets = [torch.zeros_like(w) for w in model.parameters() if w.requires_grad and ranks > 1]
     graphed = cfg.graph and not obstacle_of(
@@ -125,10 +125,11 @@ def trial(recipe: Recipe, facts: Facts, frames: int, share: int, ranks: int, ima
 
     others = noise(share - images) if graphed else None
     batch = noise(images)
-    labels = torch.zeros(images, dtype=torch.int64, device=placement.device)
+    size = (images, *task.target_shape(outputs, facts.image_size))
+    targets = torch.zeros(size, dtype=task.targets, device=placement.device)
     for _ in range(2):
         with placement.autocast():
-            value = loss(forward(batch), labels)
+            value = task.loss(forward(batch), targets)
         value.backward()
         optimizer.step()
         if average is not None:

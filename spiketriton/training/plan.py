@@ -118,8 +118,8 @@ class Progress:
 
     def named(self, value: float) -> Score:
         """One of its scores, with what it is."""
-        higher = self.higher_is_better
-        return Score(value=value, name=self.score, share=self.share, higher_is_better=higher)
+        kind = {"share": self.share, "higher_is_better": self.higher_is_better}
+        return Score(value=value, name=self.score, **kind)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from spiketriton.system.errors import one_line
 from spiketriton.training.placement import Placement, compiles
 from spiketriton.training.randomness import random_state, set_random_state
 from spiketriton_kernels.backends.triton_launch import compiling
+
+if TYPE_CHECKING:
+    from spiketriton.training.trainer import Trainer
 
 PATIENCE = 10.0
 """Seconds between two lines about how far it is."""
@@ -75,3 +78,21 @@ def precompile(
         with torch.no_grad():
             for buffer, kept in zip(buffers, before, strict=True):
                 buffer.copy_(kept)
+
+
+def precompile_for(trainer: "Trainer") -> None:
+    """`precompile` with a batch as the trainer's steps have it, by the first rank of each machine."""
+    data, monitor, ranks = trainer.data, trainer.monitor, trainer.ranks
+    part = data.train.batch_size // (data.train.accumulate * data.train.world_size)
+    image = (part, *data.facts.image_shape)
+    shape = (data.frames, *image) if data.frames else image
+    note = trainer.display.note
+    first_here = ranks.rank % ranks.ranks_here == 0  # torchrun numbers a machine's ranks in a row
+    if not first_here:
+        ranks.meet()
+    with ranks.alone() if trainer.shares_statistics else nullcontext() as group:
+        trainer.model.set_synchronised(group or False)
+        precompile(trainer.model, shape, monitor.probes, monitor.watch, trainer.placement, note)
+        trainer.model.set_synchronised(False)
+    if first_here:
+        ranks.meet()

@@ -41,7 +41,7 @@ def probe_batches(data: Data, model: Network, device: torch.device, count: int) 
     size = data.image_size
     neurons = sum(elements_per_image(model, (data.channels, size, size), device))
     fit = BUDGET[device.type] / (neurons * model.time_steps)
-    if model.takes_any_size and fit < FEWEST:
+    if model.takes_any_size and data.task.moves and fit < FEWEST:
         size = min(size, max(2 * CROP, int(size * math.sqrt(fit / FEWEST)) // CROP * CROP))
         fit *= (data.image_size / size) ** 2
     images, margin = min(MOST[device.type], max(FEWEST, int(fit))), (data.image_size - size) // 2

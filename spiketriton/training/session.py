@@ -3,7 +3,6 @@
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -118,24 +117,10 @@ def compile_kernels(trainer: Trainer) -> None:
     A machine's first rank compiles them, and its others find them compiled. Norms that ranks share
     launch others than those of one rank, by themselves meanwhile: the other ranks wait.
     """
-    data, monitor, ranks = trainer.data, trainer.monitor, trainer.ranks
-    if not monitor.layers or not compiles(trainer.device):
-        return
-    from spiketriton.training.precompile import precompile
+    if trainer.monitor.layers and compiles(trainer.device):
+        from spiketriton.training.precompile import precompile_for
 
-    part = data.train.batch_size // (data.train.accumulate * data.train.world_size)
-    image = (part, *data.facts.image_shape)
-    shape = (data.frames, *image) if data.frames else image
-    note = trainer.display.note
-    first_here = ranks.rank % ranks.ranks_here == 0  # torchrun numbers a machine's ranks in a row
-    if not first_here:
-        ranks.meet()
-    with ranks.alone() if trainer.shares_statistics else nullcontext() as group:
-        trainer.model.set_synchronised(group or False)
-        precompile(trainer.model, shape, monitor.probes, monitor.watch, trainer.placement, note)
-        trainer.model.set_synchronised(False)
-    if first_here:
-        ranks.meet()
+        precompile_for(trainer)
 
 
 def train_for_command(

@@ -16,8 +16,6 @@ from spiketriton.training.placement import Placement
 
 
 class Measured(NamedTuple):
-    """On one set of images."""
-
     score: Score
     loss: float
 
@@ -65,8 +63,8 @@ class Tester:
     placement: Placement
     stop: StopSignals
     tell: Callable[[int, int], None]
-    sums: int = 1
-    chance: float | None = None
+    sums: int
+    chance: float | None
 
     def results(self, data: Data, average: MovingAverage | None) -> Results | None:
         """Of the test images, of those held out, and of the averaged weights; None if a signal came."""

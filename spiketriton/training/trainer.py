@@ -94,6 +94,13 @@ class Trainer:
             cfg, recipe.peak_lr, recipe.clipping, model, self.placement, ranks, self.plan.steps
         )
 
+        own = not data.task.built_in
+        sums, chance = 1, None if own else data.task.chance(data.test.targets)
+        if own:
+            from spiketriton.training.rehearsal import rehearsed
+
+            sums, chance = rehearsed(recipe, data, self.device)
+
         first, steps = ranks.first, self.plan.steps
         self.recorder = Recorder(recipe, data, folder, display, self.hooks, first, steps)
         self.monitor = GradientMonitor(
@@ -117,7 +124,8 @@ class Trainer:
             self.placement,
             self.stop,
             display.testing,
-            chance=data.task.chance(data.test.targets),
+            sums,
+            chance,
         )
         self.run = (
             self.work if self.device.type == "cpu" and cfg.graph is not True else self.steps()

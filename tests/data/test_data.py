@@ -105,7 +105,7 @@ SOUND = Source(
     [
         ({"train": ArraySplit(IMAGES, LABELS + 1)}, "train has labels from 1 to 3; accepted with 3 classes: 0 to 2"),
         ({"test": ArraySplit(IMAGES, LABELS - 1)}, "test has labels from -1 to 1"),
-        ({"train": ArraySplit(IMAGES, LABELS / 2)}, "train.labels of shape [20] and torch.float64"),
+        ({"train": ArraySplit(IMAGES, LABELS / 2)}, "train has labels of shape [20] and torch.float32"),
         ({"train": ArraySplit(IMAGES[:9], LABELS)}, "train holds 9 images and 20 labels"),
         ({"test": ArraySplit(IMAGES[:0], LABELS[:0])}, "test holds no images"),
         ({"train": ArraySplit(IMAGES.astype(np.int16), LABELS)}, "train: images of torch.int16; accepted: uint8"),

@@ -121,7 +121,7 @@ def test_a_training_and_the_diagnosis_of_its_recipe_and_run_give_one_verdict(tmp
         assert dataclasses.replace(ended, learned=None) == dataclasses.replace(after, learned=None)
         assert (ended.learned is None) == (after.learned is None) == (name == "short")
         if after.learned is not None:
-            assert ended.learned.accuracy == pytest.approx(after.learned.accuracy, rel=1e-6)
+            assert ended.learned.score.value == pytest.approx(after.learned.score.value, rel=1e-6)
             assert ended.learned.guess_accuracy == pytest.approx(after.learned.guess_accuracy)
         told.clear()
 

@@ -21,7 +21,7 @@ def test_the_command_compares_runs(runs, tmp_path, capsys):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
     both = json.loads((out / "comparison.json").read_text())
     assert [one["kind"] for one in both] == ["spiking", "ann"]
-    assert [len(one["accuracy"]) for one in both] == [6, 1]
+    assert [len(one["values"]) for one in both] == [6, 1]
 
 
 def test_json_and_nothing_else_and_the_run_is_left_as_it_is(runs, tmp_path, capsys):

@@ -73,7 +73,7 @@ def test_the_columns_of_a_layer():
     ],
 )
 def test_the_time_steps_worth_a_row(steps, time_steps, asked, chosen):
-    one = evaluation(accuracy=[0.5] * steps, time_steps=time_steps)
+    one = evaluation(values=[0.5] * steps, time_steps=time_steps)
     assert chosen_steps(one, asked) == chosen
 
 
@@ -102,11 +102,11 @@ def test_the_first_run_is_compared_with_all_and_others_with_it_and_with_anns():
 def test_when_a_run_reaches_another():
     one, twin = evaluation(), ann()
     assert overtakes(one, twin) == "It reaches twin (ANN) (76.00 %) at 4 steps."
-    near = replace(one, accuracy=[0.5, 0.75, 0.755, 0.5])
+    near = replace(one, values=[0.5, 0.75, 0.755, 0.5])
     assert overtakes(near, twin) == "It comes within 1 point of twin (ANN) (76.00 %) at 2 steps."
-    below = replace(one, accuracy=[0.7, 0.74, 0.749, 0.7])
+    below = replace(one, values=[0.7, 0.74, 0.749, 0.7])
     assert overtakes(below, twin) == (
         "It stays more than 1 point below twin (ANN) (76.00 %) in 4 steps."
     )
     assert overtakes(one, one).endswith("(75.00 %) at 3 steps.")  # at its own T
-    assert overtakes(one, replace(one, accuracy=[0.0] * 4)).endswith("at 1 step.")
+    assert overtakes(one, replace(one, values=[0.0] * 4)).endswith("at 1 step.")

@@ -126,7 +126,7 @@ def test_an_evaluation_counts_frame_by_frame(run, tmp_path, capsys):
             means = loaded.model(frames).cumsum(0)
         correct += (means.argmax(2) == labels).sum(1)
     durations = loaded.data.test.dataset.split.facts["duration_us"]
-    assert found["accuracy"] == [float(n) / 40 for n in correct]
+    assert found["values"] == [float(n) / 40 for n in correct]
     assert found["ms_per_step"] == pytest.approx(durations.mean() / 4 / 1000)
     assert 60 < found["ms_per_step"] < 76
     assert found["macs_once"] == 0

@@ -149,7 +149,7 @@ def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
         (
             "OneStep",
             ["model.arguments.num_classes=7"],
-            "classification, with one label an image; for another",
+            "that of the recipe's task, classification if loss.kind names no other; a task of",
         ),
         ("OneStep", ["model.arguments.depth=7"], "OneStep(num_classes=10, in_channels=1, depth=7)"),
         ("Recurrent", ["model.arguments.T=2"], "accepted: time_steps = 2"),

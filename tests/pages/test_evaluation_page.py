@@ -35,7 +35,7 @@ def test_rows_are_made_of_a_comparison(tmp_path, monkeypatch):
     (tmp_path / "LIF" / "environment.json").write_text(json.dumps([{}, session]))
     run = {
         "run": str(tmp_path / "LIF"), "kind": "spiking", "leaky": False, "images": 9, "device": "a CPU", "neurons": 10,
-        "accuracy": [0.5, 0.75], "interval": [[0.1, 0.9], [0.2, 0.8]], "synaptic_operations": [100.0, 150.5],
+        "values": [0.5, 0.75], "interval": [[0.1, 0.9], [0.2, 0.8]], "synaptic_operations": [100.0, 150.5],
         "macs_once": 7, "macs_per_step": 2, "energy_uj": [0.1, 0.2], "energy_with_data_uj": [1.0, 2.0],
     }  # fmt: skip
     comparison = tmp_path / "LIF" / "evaluation" / "comparison.json"

@@ -58,7 +58,7 @@ def evaluation(**changes: Any) -> Evaluation:
         "images": 1000,
         "classes": ["cat", "dog"],
         "time_steps": 3,
-        "accuracy": [0.5, 0.625, 0.75, 0.8125],
+        "values": [0.5, 0.625, 0.75, 0.8125],
         "interval": [(0.4, 0.6), (0.525, 0.725), (0.65, 0.85), (0.7125, 0.9125)],
         "confusion": [[30, 10], [5, 5]],
         "layers": [
@@ -102,7 +102,7 @@ def ann(**changes: Any) -> Evaluation:
         "kind": "ann",
         "neuron": "relu",
         "time_steps": 1,
-        "accuracy": [0.76],
+        "values": [0.76],
         "interval": [(0.66, 0.86)],
         "synaptic_operations": [0.0],
         "macs_once": 10_000_000,

@@ -1,0 +1,40 @@
+"""Images whose targets would not follow when they are moved, cropped or resized."""
+
+from typing import Any
+
+import numpy as np
+
+from spiketriton.config import DataConfig
+from spiketriton.data.sources import Source
+from spiketriton.system.errors import UserError
+
+
+def refuse_moves(config: DataConfig, source: Source, kind: str, side: int) -> None:
+    """Refuses what would move an image and not its target."""
+    policy = config.augmentation.policy
+    for key, value in (
+        ("data.augment", "none" if source.augment else config.augment),
+        ("data.augmentation.policy", "none" if policy == "auto" else policy),
+    ):
+        if value != "none":
+            raise UserError(
+                f'{key} = "{value}" moves images, and the targets of loss.kind = "{kind}" do not follow; accepted: '
+                f'"none", or a task with moves = True'
+            )
+    if source.move == "photo":
+        raise UserError(
+            f'data.name = "{config.name}": photographs are cropped and resized, and the targets of loss.kind = '
+            f'"{kind}" do not follow; accepted: images in memory (ArraySplit), or a task with moves = True'
+        )
+    if source.move == "events":  # frames have the size that was asked for
+        return
+    for split in (source.train, source.test, source.validation):
+        if split is None:
+            continue
+        first: Any = split.read(np.zeros(1, np.int64))
+        high, wide = first.shape[-2:]
+        if (high, wide) != (side, side):
+            raise UserError(
+                f'data.name = "{config.name}": images of {high}x{wide} would be resized to {side}x{side} and their '
+                "targets would not; accepted: that size, or a task with moves = True"
+            )
