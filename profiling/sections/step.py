@@ -44,6 +44,7 @@ from profiling.sections.kernels import Reference, relative_error, worst
 from profiling.sections.recipes import RecipeCase
 from spiketriton.config import Recipe, replace
 from spiketriton.models import Network, build_model
+from spiketriton.models.algebra import by_algebra
 from spiketriton.models.blocks import Block
 from spiketriton.models.feedforward import Layer
 from spiketriton.neurons import Norm, SpikingNeuron
@@ -214,9 +215,10 @@ class Step(Work):
         unequal: str = "",
         norm_of_torch: bool = False,
         place: Placement | None = None,
+        algebra: bool = False,
     ) -> None:
         self.bench, self.checked, self.unequal = bench, checked, unequal
-        self.norm_of_torch = norm_of_torch
+        self.norm_of_torch, self.algebra = norm_of_torch, algebra
         self.place, self.turn = place or bench.place, 0
         self.device = self.place.device
         self.model = self.place.place(model)
@@ -229,7 +231,7 @@ class Step(Work):
     def forward(self, batch: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The loss of a batch, or of the one whose turn it is."""
         images, labels = batch or self.bench.batches[self.turn % BATCHES]
-        with self.place.autocast():
+        with self.place.autocast(), by_algebra(self.algebra):
             return self.loss(self.network(images), labels)
 
     def backward(self) -> None:
@@ -367,6 +369,13 @@ def spikingjelly_norm(norm: Norm) -> nn.Module:
     return theirs
 
 
+def with_sums(bench: Bench) -> Network:
+    """The network, whose norms behind 1x1 convolutions take no passes. Unavailable: it has none of them."""
+    if bench.recipe.model.block != "ms" or not bench.recipe.train.channels_last:
+        raise Unavailable("only MS blocks in channels_last have norms by algebra")
+    return bench.model()
+
+
 class TrainingStep(RecipeCase):
     """Time and memory of a recipe's step. UserError: the recipe is an ANN's."""
 
@@ -396,6 +405,7 @@ class TrainingStep(RecipeCase):
         neuron = bench.model().spiking_layers()[0][1]
         return [
             contender(OURS, bench.model),
+            contender(f"{OURS} algebra", partial(with_sums, bench), algebra=True),
             contender(f"{OURS} unfused", unfused, norm_of_torch=True),
             contender(f"{OURS} packed", lambda: bench.model("model.memory=packed")),
             contender(TWIN, lambda: bench.model("neuron.kind=relu"), checked=False),

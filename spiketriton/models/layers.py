@@ -13,6 +13,9 @@ from spiketriton.models.memory import mark_spikes
 from spiketriton.models.small_maps import SmallMapConv2d
 from spiketriton.neurons import Norm, SpikingNeuron, build_neuron
 
+FASTER_BY_ALGEBRA = {"cpu": False, "cuda": False}
+"""Devices on which `models.algebra` is faster: a CPU by measurement (profiling/LOG.md); no GPU has run it."""
+
 
 def folded(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Applies a layer to every time step, [T, B, ...] -> [T, B, ...], by views alone: channels_last stays."""

@@ -110,14 +110,22 @@ def test_who_takes_part(quick):
     found = {
         one.name: one for one in TrainingStep(find_recipe("quickstart"), quick).contenders(quick)
     }
-    checked = [OURS, f"{OURS} unfused", f"{OURS} packed", f"{OURS} compiled", "torch.compile"]
-    assert list(found) == [*checked[:3], TWIN, FLOOR, *checked[3:]]
+    checked = [
+        OURS,
+        f"{OURS} algebra",
+        f"{OURS} unfused",
+        f"{OURS} packed",
+        f"{OURS} compiled",
+        "torch.compile",
+    ]
+    assert list(found) == [*checked[:4], TWIN, FLOOR, *checked[4:]]
     built = {name: one.build() for name, one in found.items()}
     assert [name for name, work in built.items() if work.checked] == checked
-    assert [name for name, work in built.items() if work.network is not work.model] == checked[3:]
+    assert [name for name, work in built.items() if work.network is not work.model] == checked[4:]
     assert not built[TWIN].model.spiking_layers()
     assert built[TWIN].check().keys() == {"status", "loss"}
-    for name in (f"{OURS} unfused", f"{OURS} packed"):
+    assert [name for name, work in built.items() if work.algebra] == [f"{OURS} algebra"]
+    for name in (f"{OURS} algebra", f"{OURS} unfused", f"{OURS} packed"):
         assert built[name].check()["status"] == Status.OK
 
 

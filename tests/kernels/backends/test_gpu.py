@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from spiketriton_kernels import multistep_bn_lif, multistep_lif, multistep_lif_reference
+from tests.kernels.calls.test_pointwise import Unit, error
 from tests.kernels.support import normal
 
 pytestmark = pytest.mark.gpu
@@ -52,3 +53,13 @@ def test_more_elements_than_32_bits_can_count():
     spikes = multistep_lif(x, reset="soft")
     tail = multistep_lif_reference(x[:, -1000:], reset="soft")
     assert torch.equal(spikes[:, -1000:], tail)
+
+
+def test_norms_by_algebra_are_those_of_the_definition():
+    """In bf16: products in parts, summed in float32, behind a stride, too."""
+    unit = Unit((4, 4, 64, 256, 128, (14, 14), 2), "normed", device="cuda")
+    unit.neuron = unit.neuron._replace(reset="none")
+    exact = unit.results("define", torch.float64)
+    found, usual = (unit.results(way, torch.bfloat16) for way in ("algebra", "fused"))
+    for name in set(exact) - {"spikes"}:
+        assert error(found[name], exact[name]) <= 1.25 * error(usual[name], exact[name]) + 1e-6
