@@ -33,9 +33,9 @@ from spiketriton.gradients.verdict import LIMITS, last_layers
 from spiketriton.models import build_model
 from spiketriton.models.blocks import Block
 from spiketriton.neurons import SpikingNeuron
+from spiketriton.plugins.tasks import Loss, build_loss
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from spiketriton.system import machine
-from spiketriton.tasks import Loss, build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule
 from spiketriton.training.probing import Prober
 

@@ -23,10 +23,10 @@ from spiketriton.config import load_recipe
 from spiketriton.data import build_data
 from spiketriton.gradients.verdict import last_layers
 from spiketriton.models import build_model
+from spiketriton.plugins.tasks import build_loss
 from spiketriton.runs.rows import replace_file
 from spiketriton.show.figures import BLUE, GREEN, ORANGE, STYLE
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import build_loss
 from spiketriton.training.probing import Prober
 
 HERE = Path(__file__).parent

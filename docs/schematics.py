@@ -189,7 +189,7 @@ CORE = {  # the core's folders and where they stand; what is low is imported by 
     "models": (3.2, 2.0),
     "runs": (8.9, 1.75),
     "data": (1.0, 2.65),
-    "tasks": (7.0, 1.0),
+    "plugins": (1.0, 0.45),
     "neurons": (5.2, 1.25),
     "config": (3.2, 0.45),
     "system": (3.2, -0.25),
@@ -223,7 +223,7 @@ def rooms() -> Figure:
     axes.text(0.1, 4.6, "rooms: a folder for each command", fontsize=10.5, color=GREY)
     axes.text(0.1, 4.22, "core", fontsize=10.5, color=GREY)
     for above, below in sorted(pairs):
-        if above in CORE and below in CORE and below not in ("config", "system"):
+        if above in CORE and below in CORE and below not in ("plugins", "config", "system"):
             (x0, y0), (x1, y1) = CORE[above], CORE[below]
             arrow(axes, (x0, y0 - 0.29), (x1, y1 + 0.29), colour=GREY)
     for name, (x, y) in CORE.items():

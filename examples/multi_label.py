@@ -6,7 +6,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import spiketriton
 from spiketriton.data.sources import ArraySplit, Source
 from spiketriton.plugins import data, task
-from spiketriton.tasks import Task
+from spiketriton.plugins.tasks import Task
 
 
 def drawn(count, seed):  # images [N, 1, 16, 16] and whether each bar is there, [N, 8]

@@ -5,7 +5,7 @@ import torch
 import spiketriton
 from spiketriton.data.sources import ArraySplit, Source
 from spiketriton.plugins import data, task
-from spiketriton.tasks import Task
+from spiketriton.plugins.tasks import Task
 
 
 def drawn(count, seed):  # images [N, 1, 16, 16] and places from -1 to 1, [N, 2]

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 import spiketriton
 from spiketriton.data.sources import ArraySplit, Source
 from spiketriton.plugins import data, task
-from spiketriton.tasks import Task
+from spiketriton.plugins.tasks import Task
 from spiketriton_kernels.nn import LIF
 
 

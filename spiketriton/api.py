@@ -34,13 +34,13 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import LIMITS, Verdict, judge
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
+from spiketriton.plugins.tasks import task_of
 from spiketriton.runs.request import Request
 from spiketriton.runs.rows import Row, replace_file
 from spiketriton.show.verdict import line, sentences
 from spiketriton.system import consent
 from spiketriton.system.errors import EXIT_DONE, EXIT_SIGINT, UserError
 from spiketriton.system.ranks import Ranks
-from spiketriton.tasks import task_of
 from spiketriton.training import trained
 from spiketriton.training.display import Quiet, make_display
 from spiketriton.training.environment import undisturbed

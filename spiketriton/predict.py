@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
     refuse_unusable(args.run, keys)
     with importing():
         from spiketriton.api import Run
-        from spiketriton.tasks import task_of
+        from spiketriton.plugins.tasks import task_of
         from spiketriton.training.trained import load_run
 
     run = Run(load_run(args.run, *keys, checkpoint=args.checkpoint))

@@ -10,9 +10,9 @@ import spiketriton
 from spiketriton.config import to_toml
 from spiketriton.diagnose.ablations import Experiment
 from spiketriton.diagnose.diagnosed import Subject
+from spiketriton.plugins.tasks import build_loss
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import build_loss
 from spiketriton.train import main
 from spiketriton.training.probing import Prober, cut_time
 from tests.models.test_foreign import HERE, SMALL_ONES, build, recipe_of

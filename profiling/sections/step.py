@@ -48,8 +48,8 @@ from spiketriton.models.algebra import by_algebra
 from spiketriton.models.blocks import Block
 from spiketriton.models.feedforward import Layer
 from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import build_loss
 from spiketriton.training.environment import choose_precision, name_of
 from spiketriton.training.graphs import WARM_UP, CudaGraphs, Steps, obstacle_of
 from spiketriton.training.optim import build_optimizer, tensors_of

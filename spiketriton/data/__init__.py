@@ -41,8 +41,8 @@ from spiketriton.data.transforms import (
     PhotoTransform,
     Transform,
 )
+from spiketriton.plugins.tasks import Task, task_of
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import Task, task_of
 
 __all__ = ["Data", "Facts", "TestSet", "TrainStream", "build_data", "given_images"]
 

@@ -17,8 +17,8 @@ from spiketriton.data.splits import (
     as_tensor,
     in_bytes,
 )
+from spiketriton.plugins.tasks import Task
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import Task
 
 Move = Literal["photo", "crop", "affine", "events"]
 Held = ArraySplit | FileSplit | Split

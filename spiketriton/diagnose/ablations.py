@@ -17,8 +17,8 @@ from spiketriton.gradients.verdict import CLOSED, starts_closed
 from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import BlockNetwork
 from spiketriton.neurons import Norm
+from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError, one_line
-from spiketriton.tasks import build_loss
 from spiketriton.training.placement import Placement
 from spiketriton.training.probing import Prober, cut_time, probe_batches
 from spiketriton.training.randomness import seed_everything

@@ -17,8 +17,8 @@ from spiketriton.data import Data
 from spiketriton.diagnose.cures import Cure, change_neurons
 from spiketriton.gradients.verdict import LIMITS
 from spiketriton.models import Network, build_model
+from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule, clipped_norm
 from spiketriton.training.placement import Placement
 from spiketriton.training.probing import MOST

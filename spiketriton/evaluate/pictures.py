@@ -13,11 +13,11 @@ import numpy as np
 
 from spiketriton.evaluate import event_pictures
 from spiketriton.evaluate.results import Evaluation
+from spiketriton.plugins.tasks import Score
 from spiketriton.runs.rows import METRICS, Rows, replace_file
 from spiketriton.show import figures
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, heat_map, layer_figure, new_figure
 from spiketriton.show.words import in_unit, scored, synthetic_note, unit
-from spiketriton.tasks import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spiketriton.evaluate.raster import Raster
+from spiketriton.plugins.tasks import Score
 from spiketriton.runs.rows import json_text
 from spiketriton.system.errors import UserError, one_line
 from spiketriton.system.plain import of_plain
-from spiketriton.tasks import Score
 
 
 @dataclass(frozen=True, kw_only=True)

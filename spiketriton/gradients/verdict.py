@@ -23,7 +23,7 @@ import numpy as np
 from spiketriton.config import LossConfig, ModelConfig, Recipe, TrainConfig
 from spiketriton.config.names import BLOCK_NETS, PlainNet
 from spiketriton.gradients.measurement import Measurement, Signal
-from spiketriton.tasks import Score, task_of
+from spiketriton.plugins.tasks import Score, task_of
 
 
 class Word(StrEnum):

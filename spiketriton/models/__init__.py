@@ -12,7 +12,7 @@ from spiketriton.config.names import BLOCK_NETS, LEAKY, PARALLEL, VGG, PlainNet
 from spiketriton.config.parts import chosen, lies_in
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network, trial
-from spiketriton.tasks import task_of
+from spiketriton.plugins.tasks import task_of
 from spiketriton_kernels.nn import PSN, MaskedPSN
 
 if TYPE_CHECKING:

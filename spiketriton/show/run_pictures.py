@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spiketriton.gradients.measurement import Measurement
+from spiketriton.plugins.tasks import Score
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show import figures
 from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, layer_figure, positive
 from spiketriton.show.words import in_unit, in_words, scored, unit
-from spiketriton.tasks import Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,7 +3,7 @@
 import math
 
 from spiketriton.gradients.verdict import Word
-from spiketriton.tasks import Score
+from spiketriton.plugins.tasks import Score
 
 COLOURS = {
     Word.HEALTHY: "green",

@@ -138,9 +138,9 @@ def main(arguments: list[str]) -> int:
     print(in_short(cells, out), flush=True)
     refuse_other_sweep(out / "results.json", cells)
     with importing():
+        from spiketriton.plugins.tasks import Score
         from spiketriton.show.words import scored
         from spiketriton.sweep.pictures import draw_sweep
-        from spiketriton.tasks import Score
 
     results = []
     for number, cell in enumerate(cells, 1):

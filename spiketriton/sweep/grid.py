@@ -14,7 +14,7 @@ from spiketriton.runs.rows import Row, read_record
 from spiketriton.system.errors import UserError
 
 if TYPE_CHECKING:  # it imports torch, for which --help does not wait
-    from spiketriton.tasks import Score
+    from spiketriton.plugins.tasks import Score
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Group:
 
     @property
     def scores(self) -> "list[Score]":
-        from spiketriton.tasks import Score
+        from spiketriton.plugins.tasks import Score
 
         return [found for row in self.results if (found := Score.of_row(row)) is not None]
 
@@ -100,7 +100,7 @@ class Group:
 
 def kind_of(groups: Sequence[Group]) -> "Score":
     """What the scores of a sweep are."""
-    from spiketriton.tasks import Score
+    from spiketriton.plugins.tasks import Score
 
     return next((one for group in groups for one in group.scores), Score(value=math.nan))
 

@@ -16,12 +16,12 @@ from rich.table import Column
 from rich.text import Text
 
 from spiketriton.gradients.verdict import Verdict
+from spiketriton.plugins.tasks import Score
 from spiketriton.runs.rows import Lines, Row
 from spiketriton.show.screen import GAP, console_of, fill, say, show_whole
 from spiketriton.show.verdict import brief
 from spiketriton.show.words import COLOURS, duration, in_words, scored, speed
 from spiketriton.system.errors import one_line, warn
-from spiketriton.tasks import Score
 from spiketriton.training.plan import Plan
 
 COST_SECONDS, COST_STEPS = 2.0, 3  # measured before the time that the run will take is reported

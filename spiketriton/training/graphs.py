@@ -23,8 +23,8 @@ from torch.optim import Optimizer
 from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves, tree_map
 
+from spiketriton.plugins.tasks import Batch
 from spiketriton.system.errors import one_line
-from spiketriton.tasks import Batch
 
 Numbers = tuple[Tensor, Tensor]  # loss and norm of the gradient of a step, scalars on the device
 Work = Callable[[Iterable[Batch], bool], Numbers]

@@ -21,11 +21,11 @@ from torch import Tensor
 from spiketriton.config import ModelConfig, Recipe, TrainConfig
 from spiketriton.data import Data, Facts
 from spiketriton.models import build_model
+from spiketriton.plugins.tasks import task_of
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import read_json
 from spiketriton.system.errors import UserError
 from spiketriton.system.ranks import Ranks
-from spiketriton.tasks import task_of
 from spiketriton.training import environment
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.graphs import obstacle_of

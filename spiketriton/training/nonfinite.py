@@ -19,9 +19,9 @@ from spiketriton.config import NeuronConfig
 from spiketriton.data import TrainStream
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one
+from spiketriton.plugins.tasks import Batch, Loss
 from spiketriton.runs.rows import write_json
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import Batch, Loss
 from spiketriton.training.guard import Counts, Diverged
 from spiketriton.training.meters import is_out_of_memory
 from spiketriton.training.placement import Placement

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import TrainConfig
+from spiketriton.plugins.tasks import Batch
 from spiketriton.system.errors import warn_once
-from spiketriton.tasks import Batch
 from spiketriton.training import environment
 from spiketriton_kernels.triton_import import HAVE_TRITON
 

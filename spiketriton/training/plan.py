@@ -5,7 +5,7 @@ from typing import Any
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
-from spiketriton.tasks import Score
+from spiketriton.plugins.tasks import Score
 from spiketriton.training.testing import Results
 
 

@@ -18,8 +18,8 @@ from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one, told_of_spikes
 from spiketriton.neurons.base import normalised
+from spiketriton.plugins.tasks import Batch
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import Batch
 from spiketriton_kernels import PROBE_FIELDS
 from spiketriton_kernels import nn as kernels
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spiketriton.data import Data, TestSet
-from spiketriton.tasks import Score, Task
+from spiketriton.plugins.tasks import Score, Task
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.placement import Placement

@@ -15,6 +15,7 @@ from spiketriton.config.names import NONE
 from spiketriton.data import Data
 from spiketriton.gradients.monitor import GradientMonitor
 from spiketriton.models import build_model
+from spiketriton.plugins.tasks import Batch
 from spiketriton.runs.checkpoint import Checkpoints, State
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
@@ -22,7 +23,6 @@ from spiketriton.runs.same_recipe import extension
 from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR, UserError
 from spiketriton.system.ranks import Ranks
 from spiketriton.system.version import __version__
-from spiketriton.tasks import Batch
 from spiketriton.training import environment, randomness
 from spiketriton.training.display import Display
 from spiketriton.training.guard import Counts, Diverged

@@ -12,8 +12,8 @@ from spiketriton.export.exports import export_onnx
 from spiketriton.export.nir_graph import to_nir
 from spiketriton.models import build_model
 from spiketriton.neurons import SpikingNeuron, build_neuron, of_engine
+from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import build_loss
 from spiketriton.training.probing import Prober, cut_time
 from spiketriton.training.trained import load_run
 from spiketriton_kernels.nn import ALIF, CLIF, ILIF, PSN, CuBaLIF, MaskedPSN, SlidingPSN

@@ -11,7 +11,7 @@ from spiketriton.data.transforms import Augmentation
 from spiketriton.models import build_model, count_parameters
 from spiketriton.models.blocks import PreActBlock
 from spiketriton.neurons import Norm, build_neuron
-from spiketriton.tasks import build_loss
+from spiketriton.plugins.tasks import build_loss
 from spiketriton.training.optim import build_optimizer, build_schedule
 from spiketriton_kernels import use_backend
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from spiketriton.config import replace
 from spiketriton.data import build_data
-from spiketriton.tasks import Score
+from spiketriton.plugins.tasks import Score
 from spiketriton.training.plan import Plan, Progress
 from spiketriton.training.testing import Measured, Results
 from tests.small_runs import small_recipe

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.models import Network, build_model
+from spiketriton.plugins.tasks import Batch, build_loss
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import Batch, build_loss
 from spiketriton.training.probing import Prober, overlap_of
 from tests.small_runs import assert_equal, small_recipe
 

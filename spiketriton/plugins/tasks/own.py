@@ -4,8 +4,8 @@ import re
 
 from spiketriton.config import LossConfig
 from spiketriton.config.recipe import KEYS, no_effect
+from spiketriton.plugins.tasks.task import Task
 from spiketriton.system.errors import UserError
-from spiketriton.tasks.task import Task
 
 TAKEN = ("loss", "images", "seconds", "chance", "chance_spread")
 """What columns of tests are named already."""

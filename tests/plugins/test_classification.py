@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from spiketriton.config import LossConfig
+from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import build_loss
 from tests.covering import pairwise
 
 T, B, K = 3, 4, 5

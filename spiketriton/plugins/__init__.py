@@ -56,7 +56,7 @@ def loss(*names: str, options: type[PartOptions] | None = None) -> Decorator:
 
 
 def task(*names: str, options: type[PartOptions] | None = None) -> Decorator:
-    """`loss.kind`: (config: LossConfig) -> `spiketriton.tasks.Task`, of targets of any shape."""
+    """`loss.kind`: (config: LossConfig) -> `spiketriton.plugins.tasks.Task`, of targets of any shape."""
     return _registers("losses", names, options)
 
 

@@ -1,6 +1,6 @@
 """What is learnt: `task_of(recipe.loss)`, classification or a plugin's, with targets, their loss and a score."""
 
-from spiketriton.tasks.classification import Classification, build_loss, task_of
-from spiketriton.tasks.task import Batch, Loss, Score, Task
+from spiketriton.plugins.tasks.classification import Classification, build_loss, task_of
+from spiketriton.plugins.tasks.task import Batch, Loss, Score, Task
 
 __all__ = ["Batch", "Classification", "Loss", "Score", "Task", "build_loss", "task_of"]

@@ -18,11 +18,11 @@ from spiketriton.config import LossConfig
 from spiketriton.data.sources import ArraySplit, Source
 from spiketriton.evaluate.results import Evaluation
 from spiketriton.gradients.verdict import learned_by
+from spiketriton.plugins.tasks import Score, Task, task_of
 from spiketriton.predict import main as predict
 from spiketriton.show.run_pictures import curves
 from spiketriton.show.verdict import learned
 from spiketriton.system.errors import UserError
-from spiketriton.tasks import Score, Task, task_of
 from tests.small_runs import last_state, small_recipe, small_trainer
 
 SIDE, OUTPUTS = 8, 2

@@ -21,8 +21,8 @@ from spiketriton import plugins
 from spiketriton.config import LossConfig
 from spiketriton.config.names import NONE
 from spiketriton.config.parts import chosen
+from spiketriton.plugins.tasks.task import Loss, Task
 from spiketriton.system.errors import UserError
-from spiketriton.tasks.task import Loss, Task
 
 TET_TARGET = 1.0
 
@@ -35,11 +35,11 @@ def task_of(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Task:
     part = chosen("losses", cfg.kind)
     if part.built_in:
         return Classification(cfg, class_counts)
-    what = "function of currents and labels, or a spiketriton.tasks.Task"
+    what = "function of currents and labels, or a spiketriton.plugins.tasks.Task"
     made = part.checked(part.make(cfg), Callable | Task, what)
     if not isinstance(made, Task):
         return Classification(cfg, class_counts, made)
-    from spiketriton.tasks.own import refuse_unfit
+    from spiketriton.plugins.tasks.own import refuse_unfit
 
     refuse_unfit(cfg, made)
     return made
