@@ -6,7 +6,7 @@ Optimizer and schedule are torch's own classes, which save and resume.
 import math
 import warnings
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,22 @@ from torch.utils._pytree import tree_leaves
 
 from spiketriton.config import TrainConfig
 from spiketriton.system.ranks import Ranks
-from spiketriton.training.ema import MovingAverage
 from spiketriton.training.guard import FiniteGuard
 from spiketriton.training.placement import Placement
+
+if TYPE_CHECKING:
+    from spiketriton.training.ema import MovingAverage
 
 # OneCycleLR's defaults: where the rate starts below its peak, and where it ends below that start
 SKIPS = 10  # steps in a row that train.nonfinite = "skip" leaves out before the run ends
 START_FACTOR = 1 / 25
 END_FACTOR = START_FACTOR / 1e4
+
+
+def _average(model: nn.Module, decay: float) -> "MovingAverage":
+    from spiketriton.training.ema import MovingAverage
+
+    return MovingAverage(model, decay)
 
 
 class Update:
@@ -60,7 +68,7 @@ class Update:
             patience=SKIPS if cfg.nonfinite == "skip" else 0,
             scaled=self.scaler.is_enabled(),
         )
-        self.ema = MovingAverage(model, cfg.ema) if cfg.ema else None
+        self.ema = _average(model, cfg.ema) if cfg.ema else None
         self.number = torch.zeros((), dtype=torch.int64, device=self.device)  # of the step
 
     def backward(self, loss: Tensor) -> None:

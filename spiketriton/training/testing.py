@@ -3,16 +3,18 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from spiketriton.data import Data, TestSet
 from spiketriton.plugins.tasks import Score, Task
-from spiketriton.training.ema import MovingAverage
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.placement import Placement
+
+if TYPE_CHECKING:
+    from spiketriton.training.ema import MovingAverage
 
 
 class Measured(NamedTuple):
@@ -66,7 +68,7 @@ class Tester:
     sums: int
     chance: float | None
 
-    def results(self, data: Data, average: MovingAverage | None) -> Results | None:
+    def results(self, data: Data, average: "MovingAverage | None") -> Results | None:
         """Of the test images, of those held out, and of the averaged weights; None if a signal came."""
         start, averaged = time.perf_counter(), None
         if (test := self.tested(data.test, self.chance)) is None:
