@@ -31,6 +31,7 @@ DEFAULTS = {  # of gradient_flow_cells.toml, and what "auto" stands for there
 # 97.5 % of Student's t, by degrees of freedom from 1
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 STUDENT += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
+STUDENT += (2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 END = "<!-- end -->\n"
 Key = frozenset[tuple[str, str]]
 Row = dict[str, str]

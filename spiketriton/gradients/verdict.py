@@ -59,7 +59,7 @@ class LIMITS:
     # under AdamW or clipping told anything
     growth = Predicts(1e3, 0, 16)
     # of an image, kept by the last layer, of neurons other than I-LIF; in other nets it told nothing
-    chain = Predicts(0.25, 0, 9, layers=20)  # without skip connections
+    chain = Predicts(0.25, 0, 11, layers=20)  # without skip connections
     plain = Predicts(0.1, 1, 16, layers=48)  # of plain blocks
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...

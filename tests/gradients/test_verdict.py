@@ -372,9 +372,8 @@ def test_the_newest_of_test_and_loss_decides():
     found = learned_by([*rows, trained(250, 0.2)], recipe, COUNTS, 400)
     assert (found.score, found.at_chance) == (None, False)
     old = [trained(150, 0.2), {"kind": "eval", "step": 200, "test_accuracy": 0.5, "test_images": 9}]
-    assert (
-        learned_by(old, recipe, COUNTS, 400) is None
-    )  # of which nobody knows how much guessing has
+    found = learned_by(old, recipe, COUNTS, 400)  # of which nobody knows how much guessing has
+    assert (found.known, found.at_chance) == (False, False)
 
 
 def test_the_steps_of_a_training():

@@ -50,6 +50,8 @@ def test_the_page_names_the_keys_that_are_clear_of_zero():
         "plain blocks: start, bias and shortcut's gradient together",
         "plain blocks: straight-through shortcut",
         "MS blocks: from zero instead of 1",
+        "no shortcuts: from the identity",
+        "SGD, no shortcuts: limit of 1",
         "width 0.3 instead of a wider one",
     ]
 
