@@ -218,12 +218,19 @@ class _Back:
 
 
 def _moments(rows: Tensor, binary: bool) -> tuple[Tensor, Tensor]:
-    """Mean [K] and covariance [K, K] of rows [M, K], in the membrane's dtype."""
+    """Mean [K] and covariance [K, K] of rows [M, K], in the membrane's dtype.
+
+    Of spikes x'x and m m' lie close together in float64. Of currents far from zero their difference would lose the
+    digits that x'x has in float32: these are centred first.
+    """
     wide, count = membrane_dtype(rows.dtype), len(rows)
-    gram = _products(rows, rows, torch.float64)
-    sums = gram.diagonal() if binary else rows.sum(0, dtype=wide).double()
-    m = sums / count
-    return m.to(wide), torch.addr(gram, m, m, beta=1 / count, alpha=-1).to(wide)
+    if binary:
+        gram = _products(rows, rows, torch.float64)
+        m = gram.diagonal() / count
+        return m.to(wide), torch.addr(gram, m, m, beta=1 / count, alpha=-1).to(wide)
+    m = (rows.sum(0, dtype=torch.float64) / count).to(wide)
+    centred = rows - m
+    return m, _products(centred, centred) / count
 
 
 def _through(weight: Tensor, m: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:

@@ -122,7 +122,7 @@ def test_a_training_and_the_diagnosis_of_its_recipe_and_run_give_one_verdict(tmp
         assert (ended.learned is None) == (after.learned is None) == (name == "short")
         if after.learned is not None:
             assert ended.learned.score.value == pytest.approx(after.learned.score.value, rel=1e-6)
-            assert ended.learned.guess_accuracy == pytest.approx(after.learned.guess_accuracy)
+            assert ended.learned.score.chance == pytest.approx(after.learned.score.chance)
         told.clear()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from profiling.harness.memory import peak_bytes
 from spiketriton.data import Data, Facts, build_data
 from spiketriton.models import build_model
+from spiketriton.plugins.tasks import Classification
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import EXIT_USER, UserError
 from spiketriton.system.ranks import Ranks
@@ -244,7 +245,7 @@ def test_a_trial_is_a_step_and_one_more_backward_on_noise(monkeypatch, compiles)
         seen.append((list(currents.shape), labels.tolist()))
         return currents.sum()
 
-    monkeypatch.setattr(memory_limit, "build_loss", lambda cfg, counts: loss)
+    monkeypatch.setattr(Classification, "loss", lambda task, *given: loss(*given))
     monkeypatch.setattr(
         memory_limit.environment, "compiled", lambda model: compiled.append(model) or model
     )

@@ -514,7 +514,7 @@ def test_a_resumed_run_has_the_threads_that_it_had(tmp_path, monkeypatch, chosen
 def test_a_test_that_fails_costs_no_step(usual, tmp_path, monkeypatch):
     trainer = small_trainer(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(Tester, "score", lambda *_: 1 / 0)
+        patch.setattr(Tester, "tested", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trainer.fit()
     assert last_state(tmp_path / "run")["step"] == 7

@@ -153,7 +153,7 @@ def test_under_autocast_statistics_and_small_products_stay_exact():
 def test_what_needs_no_gradient_gets_none_and_the_rest_is_the_same():
     unit = Unit(SHAPES["odd"], "normed")
     exact = unit.results("define", torch.float64)
-    values = {name: value.clone() for name, value in unit.leaves.items()}
+    values = {name: value.detach().clone() for name, value in unit.leaves.items()}
     for name in ("weight", "gamma", "beta", "weight2", "gamma2", "beta2"):
         values[name].requires_grad_()
     norm, other = (
