@@ -56,10 +56,15 @@ def rank_main(rank: int, address: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def on_two_ranks(main, folder):
+    """What each of two processes saves that run `main`."""
+    address = f"file://{folder}/meet"
+    mp.start_processes(main, (address, str(folder)), nprocs=2, start_method=START)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
 def test_two_ranks_equal_one(tmp_path):
-    address = f"file://{tmp_path}/meet"
-    mp.start_processes(rank_main, (address, str(tmp_path)), nprocs=2, start_method=START)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    ranks = on_two_ranks(rank_main, tmp_path)
     y, residual, upstream = inputs()
     for i, extra in enumerate((None, None, residual, residual)):
         whole = step(y, extra, upstream)
@@ -125,9 +130,7 @@ def converted_main(rank: int, address: str, folder: str) -> None:
 
 def test_a_fused_norm_that_is_converted_is_synchronised_by_torch(tmp_path):
     """convert_sync_batchnorm after fuse: statistics of both ranks, and not of one in silence."""
-    address = f"file://{tmp_path}/meet"
-    mp.start_processes(converted_main, (address, str(tmp_path)), nprocs=2, start_method=START)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    ranks = on_two_ranks(converted_main, tmp_path)
     y, _, upstream = inputs()
     spikes, *rest = trained(Folded(), y, upstream)
     assert torch.equal(torch.cat([r[0] for r in ranks], 1), spikes)
