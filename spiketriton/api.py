@@ -1,4 +1,4 @@
-"""spiketriton in Python: train a recipe, load a run, look at images with it. docs/python.md shows each use.
+"""spiketriton in Python: train a recipe, load a run, look at images with it. docs/own_code.md shows each use.
 
 run = spiketriton.train("quickstart", epochs=2, overrides={"neuron.kind": "if"})
 run = spiketriton.load_run("runs/quickstart-20260101-120000")

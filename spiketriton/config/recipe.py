@@ -292,7 +292,7 @@ class ModelConfig(TableOfPart):
     """architecture; `plain` (convolutions), `mlp` (fully connected), `vggsnn`, `vgg11`, `vgg16` and `csnn` (of PSN)
     have no skip connections; `resnet19`: tdBN's, with two fully connected layers; `net7b`: seven small blocks, each
     halving the image; `MODULE:NAME`: any network that a function or class makes, `spikingjelly:NAME` one of
-    SpikingJelly's (docs/any_network.md)"""
+    SpikingJelly's (docs/own_code.md)"""
     arguments: Arguments = key(Arguments(), only={"model.name": FOREIGN})  # noqa: RUF009
     """keyword arguments of the function or class that `MODULE:NAME` names"""
     input: Literal["auto", "time_first", "images"] = key("auto", only={"model.name": FOREIGN})
@@ -569,7 +569,7 @@ class CheckpointConfig(Table):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PluginsConfig(Table):
-    """Plugins: see docs/plugins.md."""
+    """Plugins: see docs/own_code.md."""
 
     path: ClassVar[str] = "plugins"
 

@@ -33,7 +33,7 @@ def failing(what: str, make: Callable[..., Any]) -> Iterator[None]:
 
 _TASK = (
     ". The shape is that of the recipe's task, classification if loss.kind names no other; a task of your own has "
-    "targets of any shape (docs/plugins.md)"
+    "targets of any shape (docs/own_code.md)"
 )
 
 

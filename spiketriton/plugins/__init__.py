@@ -7,7 +7,7 @@
     @model("two_layers", options=Keys)
     def two_layers(recipe, parts, *, classes, channels, image_size): ...
 
-docs/plugins.md says what each function is called with and what it returns.
+docs/own_code.md says what each function is called with and what it returns.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Functions of the caller's that a training calls: see docs/python.md. What one raises ends the run as an error."""
+"""Functions of the caller's that a training calls: see docs/own_code.md. What one raises ends the run as an error."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -64,7 +64,7 @@ class Score:
 
 
 class Task:
-    """What a net is trained for. `loss` and `measure` are all that a task needs; docs/plugins.md shows one.
+    """What a net is trained for. `loss` and `measure` are all that a task needs; docs/own_code.md shows one.
 
     Answers are what the network returns, [T, B, ...] or their mean over time, [B, ...], in float32.
 

@@ -1,4 +1,4 @@
-"""docs/python.md and docs/any_network.md, line by line."""
+"""docs/own_code.md, line by line."""
 
 import contextlib
 import re
@@ -13,30 +13,38 @@ import spiketriton
 from spiketriton.config import reading
 from spiketriton.config.shipped import find_recipe
 
-PAGE = Path(__file__).parents[2] / "docs" / "python.md"
-ANY_NETWORK = PAGE.with_name("any_network.md")
+PAGE = Path(__file__).parents[2] / "docs" / "own_code.md"
 
 
-def run_page(page: Path) -> dict:
-    """The names that the page's blocks leave behind."""
-    text, names = page.read_text("utf-8"), {}
-    for block in re.finditer(r"```python\n(.*?)```", text, re.DOTALL):
-        line = text[: block.start()].count("\n") + 1
-        exec(compile("\n" * line + block[1], str(page), "exec"), names)
+def blocks(section: str, language: str) -> list[tuple[int, str]]:
+    """Line and text of each block of code in a section, by its heading."""
+    text = PAGE.read_text("utf-8")
+    begin = text.index(f"## {section}\n")
+    end = text.find("\n## ", begin)
+    found = re.compile(rf"```{language}\n(.*?)```", re.DOTALL).finditer(
+        text, begin, len(text) if end < 0 else end
+    )
+    return [(text[: block.start()].count("\n") + 1, block[1]) for block in found]
+
+
+def run_section(section: str, **names: object) -> dict:
+    """The names that its blocks leave behind, and those that they were given."""
+    for line, block in blocks(section, "python"):
+        exec(compile("\n" * line + block, str(PAGE), "exec"), names)
     return names
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_any_network_of_the_page_is_trained(tmp_path, monkeypatch):
+def test_any_network_is_trained(tmp_path, monkeypatch):
     pytest.importorskip("spikingjelly")
     monkeypatch.chdir(tmp_path)
-    names = run_page(ANY_NETWORK)
+    names = run_section("Any network", spiketriton=spiketriton)
     assert names["run"].step == 2
     assert "swapped: 25 neurons" in (tmp_path / "runs/qkformer/network.txt").read_text()
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+def test_its_python_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     quickstart = find_recipe("quickstart").read_text()
     Path("quickstart.toml").write_text(quickstart.replace("image_size = 16", "image_size = 8"))
@@ -47,7 +55,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
         log_metrics=lambda numbers, step: logged.append((step, numbers)),
     )
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    names = run_page(PAGE)
+    names = run_section("Python")
     assert logged[-1][0] == 20
     assert logged[-1][1]["eval/test_accuracy"] > 0
     shown = capsys.readouterr().out
@@ -60,3 +68,15 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert torch.equal(tuned.model.conv1.weight, first.model.conv1.weight)
     assert not torch.equal(tuned.model.fc.weight, first.model.fc.weight)
     assert 0.2 < names["found"].accuracy[-1] <= 1
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_its_plugin_is_trained(tmp_path):
+    ((_, plugin),), ((_, recipe),) = blocks("Plugins", "python"), blocks("Plugins", "toml")
+    (tmp_path / "my_net.py").write_text(plugin)
+    (tmp_path / "my_net.toml").write_text(recipe)
+    run = spiketriton.train(
+        tmp_path / "my_net.toml", max_steps=2, run_dir=tmp_path / "run", quiet=True
+    )
+    assert run.model.fc.in_features == run.recipe.model.options.hidden == 32
+    assert len(run.model.layers) == 2
