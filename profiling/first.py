@@ -1,8 +1,8 @@
 """Command `first`: what a GPU tells in ten minutes, the cheapest and most decisive first.
 
 Each step is a process of its own with a limit, so that one that hangs or breaks the GPU's context costs its
-own time alone. It prints into a file beside the rows, which come as they are measured. What is not
-reached is said. At the end stand a table, measured beside predicted, and one archive for an issue.
+own time alone. It prints into a file beside the rows, which come as they are measured. At the end stand
+a table, measured beside predicted, what failed and what was not reached by name, and one archive for an issue.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ from typing import NamedTuple
 
 from profiling.harness import attribution
 from profiling.harness.contenders import OURS, Row, Status
+from profiling.harness.session import file_name, short
 from profiling.render.rows import find
-from profiling.render.tables import BLANK, Grid, number, percent
+from profiling.render.tables import BLANK, Grid, number, percent, where
+from spiketriton.system.errors import one_line
+from spiketriton.training.environment import version_line
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 3
+"""How many times as long a rehearsal may take: it is of the plan, on processors that others use."""
 LEAST = 15.0
 """Seconds that must be left to begin a step: torch alone takes ten to start."""
 BIG = "* training T=4 256x64x56x56 bf16 *,* training T=10 256x64x56x56 bf16 *"
@@ -37,6 +42,11 @@ PREDICTED = {
     "B200": {"spikingjelly_740": (16, 2), "imagenette_r50": (33, 10)},
 }
 """Milliseconds of a step by GPU and recipe, as docs/gpu.md has them: of convolutions and all else, and of ours."""
+MODES = {"H100": (16, 2.2), "A100": (16, 3.2), "RTX 4090": (14, 5), "B200": (15, 1.5)}
+"""The same of ResNet-20 on CIFAR: a step launch by launch, and as a graph."""
+FAILED = Status.WRONG, Status.FAILED, Status.TOO_LARGE
+MOST = 5
+"""Lines of what a step printed that are repeated under the table."""
 
 
 class Step(NamedTuple):
@@ -57,6 +67,8 @@ class Ended(NamedTuple):
     how: str
     right: bool | None
     rows: Sequence[Row] = ()  # that it measured
+    why: Sequence[str] = ()  # it failed
+    log: Path | None = None
 
 
 def steps(
@@ -104,7 +116,7 @@ def steps(
         ("training", "loader, guard, monitor and files", 60, trained("false"), "rich matplotlib torchvision"),
         ("training by a graph", "the same, replayed", 60, trained("auto"), "rich matplotlib torchvision"),
     )  # fmt: skip
-    patience = 3 if quick else 1  # a rehearsal is of the plan, on processors that others use
+    patience = PATIENCE if quick else 1
     return [Step(name, asks, patience * seconds, *more) for name, asks, seconds, *more in plan]
 
 
@@ -121,7 +133,7 @@ def run(plan: Sequence[Step], out: Path, minutes: float) -> Iterator[Ended]:
         elif left < LEAST:
             yield Ended(step, f"{label}: not reached, --minutes are over", "not reached", None)
         else:
-            log = out / f"first-{at}.txt"
+            log = out / f"first-{at}-{file_name(step.name)}.txt"
             begun, before = time.monotonic(), set(_lines(out))
             code = _ended(step.command, log, min(left, step.seconds))
             took = f"{time.monotonic() - begun:.0f} s"
@@ -132,7 +144,11 @@ def run(plan: Sequence[Step], out: Path, minutes: float) -> Iterator[Ended]:
             if code in (0, NOTHING_RUN) and step.command[1] == "pytest" and not _passed(log):
                 how, right = f"no test was run, after {took}", None
             rows = [json.loads(line) for line in _lines(out) if line not in before]
-            yield Ended(step, f"{label}: {how}; see {log}", how, right, rows)
+            broken = [_failure(row) for row in rows if row["status"] in FAILED]
+            if broken and right:
+                how, right = f"{how}, with failures", False
+            why = broken or (_telling(log) if right is False and code is not None else [])
+            yield Ended(step, f"{label}: {how}; see {log}", how, right, rows, why[:MOST], log)
 
 
 NOTHING_RUN = 5  # pytest's exit code where it collected no test
@@ -148,12 +164,29 @@ def _lines(out: Path) -> list[str]:
     return [line for file in files for line in file.read_text("utf-8").splitlines()]
 
 
-def table(ended: Iterable[Ended]) -> Grid:
-    """What became of each step, and each measured training step beside what was predicted for this GPU."""
+def _failure(row: Row) -> str:
+    return f"{short(row)}, {row.get('contender', '')}: {row['status']}: {row['why']}"
+
+
+def _telling(log: Path) -> list[str]:
+    """What a step that failed said of it: the lines that begin as doctor, pytest and Python mark them, or the last."""
+    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    marks = r"wrong |FAILED |ERROR |error: |[\w.]*(?:Error|Exception)\b"
+    return [one_line(line) for line in lines if re.match(marks, line)] or lines[-1:]
+
+
+def failed(ended: Iterable[Ended]) -> bool:
+    return any(one.right is False for one in ended)
+
+
+def table(ended: Sequence[Ended]) -> Grid:
+    """What became of each step, and what it measured beside what was predicted for this GPU."""
     lines = []
     for one in ended:
         verdict = {True: "right", False: "FAILED", None: BLANK}[one.right]
         lines.append([one.step.name, one.step.asks, one.how, verdict, BLANK, BLANK])
+        lines += [_kernel(row) for row in one.rows if row["section"] == "kernels" and _ours(row)]
+        lines += [_measured(row, _of_mode(row)) for row in one.rows if row["section"] == "modes"]
         steps = [row for row in one.rows if row["section"] == "step"]
         for row in steps:
             ours = row is find(steps, OURS)
@@ -163,7 +196,27 @@ def table(ended: Iterable[Ended]) -> Grid:
             for part in attribution.by_part(row.get("parts", ())):
                 lines.append(_part(part, parts.get(part["part"])))
     header = ["step", "question", "how it ended", "verdict", "ms", "predicted ms"]
-    return Grid("The first minutes", header, lines)
+    rows = [row for one in ended for row in one.rows]
+    title = f"The first minutes: {where(rows[0]) if rows else version_line()}"
+    return Grid(title, header, lines, _verdict(ended), left=4)
+
+
+def _verdict(ended: Sequence[Ended]) -> list[str]:
+    """What failed and what is missing, by name."""
+    found = []
+    for one in ended:
+        if one.right is False:
+            found += [f"FAILED, {one.step.name}: {why}" for why in one.why or [one.how]]
+    missing = [one.step.name for one in ended if one.right is None]
+    if missing:
+        found.append(
+            f"not known, because it was not reached, left out or skipped: {', '.join(missing)}"
+        )
+    return found or ["all right"]
+
+
+def _ours(row: Row) -> bool:
+    return str(row.get("contender", "")).startswith(OURS)
 
 
 def _predicted(row: Row) -> tuple[float | None, float | None]:
@@ -172,15 +225,38 @@ def _predicted(row: Row) -> tuple[float | None, float | None]:
     return (None, None) if row["quick"] else known.get(row["recipe"], (None, None))
 
 
+def _of_mode(row: Row) -> float | None:
+    eager, graph = next((of for card, of in MODES.items() if card in row["device"]), (None, None))
+    if row["quick"] or row["recipe"] != "cifar_r20":
+        return None
+    return {"ms": eager, "ms graph": graph}.get(row["contender"])
+
+
 def _measured(row: Row, predicted: float | None) -> list[str]:
-    said = row["status"] if row["status"] in Status.MEASURED else f"{row['status']}: {row['why']}"
     return [
         f"  {row['contender']}",
         row["recipe"],
-        said,
-        "FAILED" if row["status"] in (Status.WRONG, Status.FAILED, Status.TOO_LARGE) else "",
+        _said(row),
+        "FAILED" if row["status"] in FAILED else "",
         number(row.get("median_ms")),
         number(predicted),
+    ]
+
+
+def _said(row: Row) -> str:
+    return row["status"] if row["status"] in Status.MEASURED else f"{row['status']}: {row['why']}"
+
+
+def _kernel(row: Row) -> list[str]:
+    speed = f"{percent(row['of_copy'])} of a copy" if row.get("of_copy") else _said(row)
+    verdict = "FAILED" if row["status"] in FAILED else ""
+    return [
+        f"  {row['contender']}",
+        short(row),
+        speed,
+        verdict,
+        number(row.get("median_ms")),
+        BLANK,
     ]
 
 
@@ -196,9 +272,11 @@ def packed(out: Path, ended: Sequence[Ended]) -> Path:
     (out / "first.md").write_text(table(ended).markdown(), "utf-8")
     (out / "first-rows.jsonl.txt").write_text("".join(rows), "utf-8")
     archive = out / "first.tar.gz"
+    traces = {out / row["trace"] for one in ended for row in one.rows if "trace" in row}
+    logs = [one.log for one in ended if one.log is not None]
+    own = [out / "first.md", out / "first-rows.jsonl.txt"]
     with tarfile.open(archive, "w:gz") as tar:
-        traces = {out / row["trace"] for one in ended for row in one.rows if "trace" in row}
-        for path in sorted([*out.glob("first*.txt"), out / "first.md", *traces]):
+        for path in sorted([*own, *logs, *traces]):
             tar.add(path, f"first/{path.name}")
     return archive
 

@@ -36,7 +36,7 @@ from profiling.sections.step import TrainingStep, in_precisions, modes  # noqa: 
 from spiketriton.config import Recipe  # noqa: E402
 from spiketriton.runs.folder import make_writable  # noqa: E402
 from spiketriton.system.commandline import Parser  # noqa: E402
-from spiketriton.system.errors import EXIT_ERROR, EXIT_SIGINT, UserError, run_command  # noqa: E402
+from spiketriton.system.errors import EXIT_ERROR, EXIT_SIGINT, UserError, one_line, run_command  # noqa: E402
 from spiketriton.training import environment  # noqa: E402
 from spiketriton.training.environment import choose_precision, name_of  # noqa: E402
 from spiketriton_kernels.backends import tuning  # noqa: E402
@@ -106,7 +106,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "step, modes: a step's kernels by name with their time and bytes, and a Chrome trace of it"
     )
     add("--trace", action="store_true", help=trace)
-    minutes = "begin no case later (first, all: 10; 0: no limit)"
+    minutes = "begin no case later (first, all: 10, a rehearsal of first 30; 0: no limit)"
     share = "compare: times that differ by less are left out (0.1, a tenth)"
     add("--threshold", type=float, metavar="SHARE", help=share)
     add("--minutes", type=float, metavar="M", help=minutes)
@@ -127,6 +127,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--threads and --minutes: accepted: numbers from 0")
     if args.minutes is None:
         args.minutes = 10.0 if args.command in ("all", "first") else 0.0
+        args.minutes *= first.PATIENCE if args.command == "first" and args.quick else 1
     return args
 
 
@@ -269,26 +270,39 @@ def main(arguments: list[str]) -> int:
         grid, slower = compare(*map(Path, args.words), args.threshold or 0.1)
         print(shown(grid))
         return EXIT_ERROR if slower else 0
+    if args.command == "first":
+        return run_first(args)
     options = options_of(args)
-    if args.command in ("first", "tune") and options.device.type != "cuda" and not args.quick:
+    if args.command == "tune":
+        _needs_a_gpu(args, options.device.type)
+    return measure(args, options)
+
+
+def _needs_a_gpu(args: argparse.Namespace, device: str) -> None:
+    if device != "cuda" and not args.quick:
         about = "PyTorch finds no GPU; accepted: a GPU, or --quick for a rehearsal"
         raise UserError(f"{args.command}: {about}")
-    return run_first(args, options) if args.command == "first" else measure(args, options)
 
 
-def run_first(args: argparse.Namespace, options: Options) -> int:
+def run_first(args: argparse.Namespace) -> int:
     """Prints a line of each step of the plan, then all in a table; packs it. EXIT_ERROR: a step failed."""
+    try:
+        device = options_of(args).device
+        kind, precision = device.type, name_of(choose_precision("auto", device).value)
+    except (RuntimeError, AssertionError) as error:  # each step says so, too
+        kind, precision = "cuda", "auto"
+        print(f"PyTorch counts a GPU and cannot use it: {one_line(error)}")
+    _needs_a_gpu(args, kind)
     make_writable(args.out)
     if find_spec("rich") is None:
         print("the package rich is missing: tables are in Markdown, doctor and trainings left out")
-    precision = name_of(choose_precision("auto", options.device).value)
-    plan = first.steps(args.out.absolute(), args.quick, options.device.type, precision)
+    plan = first.steps(args.out.absolute(), args.quick, kind, precision)
     ended = []
     for one in first.run(plan, args.out.absolute(), args.minutes or float("inf")):
         print(one.line, flush=True)
         ended.append(one)
     print(f"\n{shown(first.table(ended))}\n\nfor an issue: {first.packed(args.out, ended)}")
-    return EXIT_ERROR if any(one.right is False for one in ended) else 0
+    return EXIT_ERROR if first.failed(ended) else 0
 
 
 if __name__ == "__main__":

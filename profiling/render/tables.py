@@ -25,12 +25,13 @@ Cell = Callable[[Row, list[Row]], str]
 
 @dataclass
 class Grid:
-    """A table of strings; the first column is aligned to the left, the others to the right."""
+    """A table of strings; the first columns are aligned to the left, the others to the right."""
 
     title: str
     header: list[str]
     lines: list[list[str]]
     notes: list[str] = field(default_factory=list)
+    left: int = 1
 
     def rich(self) -> Table:
         """For a terminal, where the package rich is installed."""
@@ -39,13 +40,13 @@ class Grid:
         table = Table(title=self.title, title_justify="left", caption_justify="left")
         table.caption = "\n".join(self.notes) or None
         for i, name in enumerate(self.header):
-            table.add_column(name, justify="right" if i else "left", overflow="fold")
+            table.add_column(name, justify="right" if i >= self.left else "left", overflow="fold")
         for line in self.lines:
             table.add_row(*line, style="bold" if line[0].startswith(OURS) else None)
         return table
 
     def markdown(self) -> str:
-        rule = ["---:" if i else "---" for i in range(len(self.header))]
+        rule = ["---:" if i >= self.left else "---" for i in range(len(self.header))]
         lines = [self.header, rule, *self.lines]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         notes = "".join(f"\n\n{note}" for note in self.notes)

@@ -172,7 +172,8 @@ class Truth:
     def whole_errors(self, step: Step) -> tuple[float, float]:
         """The relative errors of a network's loss and of the norm of its gradient."""
         loss = step.forward(step.bench.first_images)
-        gradient = norm(torch.autograd.grad(loss, step.parameters))
+        with by_algebra(step.algebra):
+            gradient = norm(torch.autograd.grad(loss, step.parameters))
         return abs(loss.item() / self.loss - 1), abs(gradient / self.norm - 1)
 
 
@@ -235,7 +236,8 @@ class Step(Work):
             return self.loss(self.network(images), labels)
 
     def backward(self) -> None:
-        self.scaler.scale(self.forward()).backward()
+        with by_algebra(self.algebra):  # for blocks that are computed again
+            self.scaler.scale(self.forward()).backward()
 
     def __call__(self) -> None:
         self.backward()
@@ -248,7 +250,7 @@ class Step(Work):
         """A block's output and the gradient by its input, both on the CPU."""
         # a block is given what autocast's convolutions and neurons give
         x = x.to(self.device, self.place.precision)
-        with self.place.autocast():
+        with self.place.autocast(), by_algebra(self.algebra):
             return there_and_back(self.model.get_submodule(name), x, rest, grad)
 
     def compile_ahead(self) -> None:
@@ -284,7 +286,8 @@ class Step(Work):
 
     def once(self) -> None:
         """Forward and backward by launches one by one, whatever a call does; the weights stay."""
-        self.forward().backward()
+        with by_algebra(self.algebra):
+            self.forward().backward()
         self.optimizer.zero_grad(set_to_none=True)
 
     def memory(self) -> Row:

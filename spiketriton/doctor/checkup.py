@@ -27,7 +27,9 @@ from spiketriton.system.ranks import Ranks
 from spiketriton.training import environment
 from spiketriton.training.display import Quiet
 from spiketriton.training.session import Session
+from spiketriton_kernels import pointwise
 from spiketriton_kernels.backends import choice, native
+from spiketriton_kernels.neuron import Norm
 
 SUPPORTED = {  # distribution: the oldest and the newest version that were tested
     "torch": ((2, 11), (2, 13)),
@@ -62,7 +64,7 @@ class Kernel:
     name: str
     fused: Callable[..., Any]
     definition: Callable[..., Any]
-    leaves: tuple[str, ...] = ()  # of LIKE_X as x, step_gain (T,), else (C,)
+    leaves: tuple[str, ...] = ()  # of LIKE_X as x, step_gain (T,), CONVOLUTIONS (C, C), else (C,)
     constants: dict[str, Any] = field(default_factory=dict)
     kind: str = "lif"
     shape: tuple[int, ...] = SHAPE
@@ -77,7 +79,33 @@ def _fired(x: Tensor) -> Tensor:
     return (x > 1).to(x.dtype)
 
 
+def _by_algebra(x: Tensor, shortcut: Tensor, conv: Tensor, **given: Tensor) -> Any:
+    """Spikes and currents of norm(conv(x)) + norm(shortcut(x)), whose norms take no pass over what they read."""
+    around, into = _norms(given)
+    residual, into = pointwise.as_residual(x, shortcut, around, into)
+    y, into, residual = pointwise.before_neuron(x, conv, into, residual)
+    weight, bias, mean, var = into[:4]
+    return kernels.multistep_bn_lif(
+        y, weight, bias, mean, var, training=False, residual=residual, return_current=True
+    )
+
+
+def _by_passes(x: Tensor, shortcut: Tensor, conv: Tensor, **given: Tensor) -> Any:
+    around, into = _norms(given)
+    current = pointwise.norm_reference(x, conv, into) + pointwise.norm_reference(
+        x, shortcut, around
+    )
+    return kernels.multistep_lif_reference(current), current
+
+
+def _norms(given: dict[str, Tensor]) -> tuple[Norm, Norm]:
+    """A shortcut's, whose statistics nobody follows, and the one in front of the neuron."""
+    affine = given["bn_weight"], given["bn_bias"]
+    return Norm(*affine, None, None), Norm(*affine, given["running_mean"], given["running_var"])
+
+
 LIKE_X = ("residual", "spike_add")
+CONVOLUTIONS = ("conv", "shortcut")
 LIF = kernels.multistep_lif, kernels.multistep_lif_reference
 BN_LIF = kernels.multistep_bn_lif, kernels.multistep_bn_lif_reference
 AFFINE = ("bn_weight", "bn_bias")
@@ -87,6 +115,7 @@ KERNELS = (
     Kernel("LIF, soft reset, learnt decay and threshold", *LIF, ("decay", "threshold"), SOFT),
     Kernel("LIF, learnt surrogate width", *LIF, ("width",)),
     Kernel("LIF, membranes of every step", *LIF, (), dict(return_trace=True)),
+    Kernel("LIF, a probe's sums", kernels.multistep_lif, kernels.multistep_lif, ("probe",)),
     Kernel("batch norm + LIF", *BN_LIF, AFFINE),
     Kernel(
         "batch norm + shortcut + LIF, currents",
@@ -104,6 +133,14 @@ KERNELS = (
     Kernel("batch norm + LIF + SEW's addition", *BN_LIF, (*AFFINE, "spike_add")),
     Kernel("tdBN + TEBN + LIF", *BN_LIF, (*AFFINE, "step_gain"), dict(bn_scale=0.9)),
     Kernel("packed spikes", _packed, _fired),
+    Kernel(
+        "norms behind 1x1 convolutions by algebra",
+        _by_algebra,
+        _by_passes,
+        (*CONVOLUTIONS, *AFFINE),
+        kind="algebra",
+        shape=WIDE,
+    ),
     Kernel("I-LIF", kernels.multistep_ilif, kernels.multistep_ilif_reference, kind="ilif"),
     Kernel("CLIF", kernels.multistep_clif, kernels.multistep_clif_reference, kind="clif"),
     Kernel("ALIF", kernels.multistep_alif, kernels.multistep_alif_reference, kind="alif"),
@@ -112,7 +149,7 @@ KERNELS = (
 
 
 def looked_at(dtype: torch.dtype) -> list[Kernel]:
-    """Kinds other than LIF in float32 only: on a CPU each of them has builds of its own."""
+    """Kinds other than LIF in float32 only: on a CPU each of them has builds of its own, and algebra no float16."""
     return [kernel for kernel in KERNELS if kernel.kind == "lif" or dtype == torch.float32]
 
 
@@ -199,9 +236,9 @@ def backend(dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
 
 def compared(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> Iterator[Finding]:
     """A kernel and its definition on the same numbers: spikes, what else it returns, and every gradient."""
-    (spikes, *found), (wanted, *right) = (
-        _pass(function, kernel, dtype, device) for function in (kernel.fused, kernel.definition)
-    )
+    spikes, *found = _pass(kernel.fused, kernel, dtype, device)
+    with kernels.use_backend("torch"):  # of a probe that is the definition
+        wanted, *right = _pass(kernel.definition, kernel, dtype, device)
     error, allowed = max(map(_difference, found, right), default=0.0), TOLERANCE[dtype]
     words = f"spikes equal, gradients off by {error:.1e} (allowed: {allowed:.1e})"
     if different := int((spikes != wanted).sum()):
@@ -224,7 +261,12 @@ def _pass(
     def leaf(name: str) -> Tensor:
         if name in LIKE_X:
             return normal(*kernel.shape).to(device, dtype)
-        size = kernel.shape[0 if name == "step_gain" else 2]
+        T, _, C, *_ = kernel.shape
+        if name == "probe":
+            return torch.zeros(T, len(kernels.PROBE_FIELDS), device=device)
+        if name in CONVOLUTIONS:
+            return (C**-0.5 * normal(C, C)).to(device, wide)
+        size = T if name == "step_gain" else C
         return (0.6 + 0.1 * normal(size).tanh()).to(device, wide)
 
     x = (normal(*kernel.shape) + 0.3).to(device, dtype)
@@ -239,7 +281,11 @@ def _pass(
     returned = returned if isinstance(returned, tuple) else (returned,)
     if returned[0].requires_grad:
         torch.autograd.backward(returned, [normal(*kernel.shape).to(one) for one in returned])
-    gradients = [one.grad for one in inputs if one.grad is not None]
+    gradients: list[Tensor] = []
+    for one in inputs:
+        grad = one.grad
+        if grad is not None:  # each field of a probe has a size of its own
+            gradients += grad.unbind(1) if one is given.get("probe") else [grad]
     return [*(one.detach() for one in returned), *gradients]
 
 

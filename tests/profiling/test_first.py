@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from profiling import first, run
 from profiling.harness.attribution import OURS
@@ -31,7 +32,7 @@ def test_each_step_is_bounded_and_one_that_fails_leaves_the_others(tmp_path, mon
     for one, part in zip(ended, says, strict=True):
         assert part in one.line
     assert [one.right for one in ended] == [True, False, False, None]
-    assert (tmp_path / "first-1.txt").read_text() == "found\n"
+    assert (tmp_path / "first-1-right.txt").read_text() == "found\n"
     (late,) = first.run(plan[:1], tmp_path, minutes=0.01)
     assert late.line == "[1/1] right (why): not reached, --minutes are over"
     assert late.right is None
@@ -54,39 +55,128 @@ def measuring(*rows: dict) -> first.Step:
     return made_up("ResNet-50", f"open('rows.jsonl', 'a').write({text!r})")
 
 
-def test_it_ends_with_a_table_an_archive_and_a_code_that_tells_a_failure(
-    tmp_path, monkeypatch, capsys
-):
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """Runs `first` with steps that are made up: its exit code, and first.md."""
     monkeypatch.setattr(first, "ROOT", tmp_path)  # where steps run
+
+    def run_it(*plan: first.Step) -> tuple[int, str]:
+        monkeypatch.setattr(first, "steps", lambda *given: list(plan))
+        code = run.main(["first", "--quick", "--device", "cpu", "--out", str(tmp_path)])
+        return code, (tmp_path / "first.md").read_text()
+
+    return run_it
+
+
+FACTS = {"device_type": "cuda", "threads": 1, "torch": "2.13", "commit": "0123456789", "T": 4}
+FACTS |= {"op": "lif", "mode": "training", "shape": [2, 3], "dtype": "bf16", "layout": "contiguous"}
+
+
+def test_it_ends_with_a_table_an_archive_and_a_code_that_tells_a_failure(planned, tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROW | {"run": "0000", "median_ms": 1}) + "\n")
+    (tmp_path / "first-7-of-an-earlier-run.txt").write_text("old")
     part = {"part": "norms", "kernel": "walk", "calls": 2, "ms": 19.3, "bytes": 5, "of_copy": 0.8}
     twin = ROW | {"contender": "ANN twin", "median_ms": 30.0, "parts": [part], "trace": "t.json.gz"}
     (tmp_path / "t.json.gz").write_text("a trace")
-    wrong = ROW | {"contender": "convolutions alone", "status": "failed", "why": "a reason"}
     kernels = [{"part": OURS, "calls": 9, "ms": 20.0}, {"part": "optimizer", "calls": 1, "ms": 1.0}]
     kernels = [one | {"kernel": "k", "bytes": None, "of_copy": None} for one in kernels]
-    ours = ROW | {"contender": "spiketriton", "parts": kernels}
-    plan = [measuring(ours, twin, wrong), made_up("right", "")]
-    monkeypatch.setattr(first, "steps", lambda *given: plan)
-    call = ["first", "--quick", "--device", "cpu", "--out", str(tmp_path)]
-    assert run.main(call) == 0
-    said = (tmp_path / "first.md").read_text()
+    ours = ROW | FACTS | {"contender": "spiketriton", "parts": kernels}
+    mode = ROW | {"section": "modes", "recipe": "cifar_r20", "median_ms": 17.0}
+    eager, graph = mode | {"contender": "ms"}, mode | {"contender": "ms graph", "median_ms": 2.4}
+    plain = mode | {"contender": "plain", "median_ms": 18.0}
+    (case,) = [FACTS | {"section": "kernels", "device": "NVIDIA H100", "status": "ok", "why": ""}]
+    copy = case | {"contender": "copy", "median_ms": 1.0, "of_copy": 1.0}
+    kernel = case | {"contender": "spiketriton", "median_ms": 1.2, "of_copy": 0.83}
+    plan = [
+        measuring(ours, twin),
+        measuring(eager, graph, plain),
+        measuring(copy, kernel),
+        made_up("right", ""),
+    ]
+    code, said = planned(*plan)
+    assert code == 0
+    assert said.startswith(
+        "**The first minutes: NVIDIA H100 80GB HBM3, torch 2.13, commit 01234567"
+    )
     assert "|   spiketriton | imagenette_r50 | ok |  | 75.0 | 78.0 |" in said
     assert "|     norms and neurons, ours | 9.00 calls |  |  | 20.0 | 24.0 |" in said
     assert "|     optimizer | 1.00 calls |  |  | 1.00 | - |" in said
     assert "|   ANN twin | imagenette_r50 | ok |  | 30.0 | - |" in said
     assert "|     norms | 2.00 calls | 80.0 % of a copy |  | 19.3 | - |" in said
-    assert "| imagenette_r50 | failed: a reason | FAILED |" in said
+    assert "|   ms | cifar_r20 | ok |  | 17.0 | 16.0 |" in said
+    assert "|   ms graph | cifar_r20 | ok |  | 2.40 | 2.20 |" in said
+    assert "|   plain | cifar_r20 | ok |  | 18.0 | - |" in said
+    assert "| --- | --- | --- | --- | ---: | ---: |" in said
+    label = "lif training T=4 2x3 bf16 contiguous"
+    assert f"|   spiketriton | {label} | 83.0 % of a copy |  | 1.20 | - |" in said
+    assert "copy |" not in said.replace("of a copy |", "")
+    assert said.rstrip().endswith("all right")
     with tarfile.open(tmp_path / "first.tar.gz") as tar:
         names = set(tar.getnames())
         rows = tar.extractfile("first/first-rows.jsonl.txt").read().decode().splitlines()
-    assert names >= {"first/first.md", "first/first-1.txt", "first/first-2.txt", "first/t.json.gz"}
-    assert [json.loads(row)["median_ms"] for row in rows] == [75.0, 30.0, 75.0]  # of this run alone
-    plan.append(made_up("broken kernel", "raise SystemExit(1)"))
-    assert run.main(call) == 1
+    logs = {f"first-{n}-resnet-50.txt" for n in (1, 2, 3)} | {"first-4-right.txt"}
+    others = {"first.md", "first-rows.jsonl.txt", "t.json.gz"}
+    assert names == {f"first/{name}" for name in logs | others}  # of this run alone
+    assert [json.loads(row)["median_ms"] for row in rows] == [75.0, 30.0, 17.0, 2.4, 18.0, 1.0, 1.2]
+    code, said = planned(*plan, made_up("broken kernel", "raise SystemExit(1)"))
+    assert code == 1
+    assert "| broken kernel | why | exit code 1 after" in said
+    assert capsys.readouterr().out.rstrip().endswith("first.tar.gz")
+
+
+@pytest.mark.parametrize("status", ["wrong result", "failed", "out of memory"])
+@pytest.mark.parametrize("section", ["step", "modes", "kernels"])
+def test_what_was_measured_and_is_wrong_fails_its_step_by_name(planned, section, status):
+    wrong = ROW | FACTS | {"section": section, "contender": "spiketriton", "status": status}
+    wrong |= {"why": "a reason", "median_ms": None}
+    code, said = planned(measuring(wrong), made_up("hangs", ""), made_up("bare", "", needs="no_x"))
+    assert code == 1
+    assert f"| {status}: a reason | FAILED |" in said
+    assert "s, with failures | FAILED |" in said
+    assert f"FAILED, ResNet-50: imagenette_r50, spiketriton: {status}: a reason" in said
+    assert "not known, because it was not reached, left out or skipped: bare" in said
+
+
+@pytest.mark.parametrize(
+    ("printed", "repeated"),
+    [
+        (["ok    A: fine", "wrong B: 3 spikes differ", "2 checks"], ["wrong B: 3 spikes differ"]),
+        (
+            ["..F", "FAILED test_gpu.py::test_x - no", "1 failed"],
+            ["FAILED test_gpu.py::test_x - no"],
+        ),
+        (["Traceback", "torch.AcceleratorError: illegal"], ["torch.AcceleratorError: illegal"]),
+        (["so far", "the last line", ""], ["the last line"]),
+        ([f"wrong {n}" for n in range(9)], [f"wrong {n}" for n in range(first.MOST)]),
+    ],
+)
+def test_a_step_that_failed_is_told_by_its_own_lines(planned, printed, repeated):
+    text = "\n".join(printed)
+    code, said = planned(made_up("doctor", f"print({text!r}); raise SystemExit(1)"))
+    assert code == 1
+    told = [line for line in said.splitlines() if line.startswith("FAILED, doctor: ")]
+    assert told == [f"FAILED, doctor: {line}" for line in repeated]
+
+
+def test_a_step_that_was_stopped_is_told_by_its_limit(planned, monkeypatch):
+    hangs = made_up("hangs", "import time; print('wrong A', flush=True); time.sleep(60)", seconds=1)
+    code, said = planned(hangs)
+    assert code == 1
+    assert re.search(r"^FAILED, hangs: stopped after \d+ s, its limit$", said, re.MULTILINE)
+
+
+def test_a_gpu_that_pytorch_counts_and_cannot_use_ends_with_the_table_too(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    seen = []
+    monkeypatch.setattr(first, "steps", lambda *given: seen.append(given[1:]) or [])
+    monkeypatch.setattr(first, "run", lambda *_: [first.Ended(made_up("a", ""), "line", "", False)])
+    assert run.main(["first", "--out", str(tmp_path)]) == 1
+    assert seen == [(False, "cuda", "auto")]
     shown = capsys.readouterr().out
-    assert "FAILED" in shown
-    assert shown.rstrip().endswith("first.tar.gz")
+    assert shown.startswith("PyTorch counts a GPU and cannot use it: ")
+    assert (tmp_path / "first.tar.gz").exists()
 
 
 @pytest.mark.parametrize(
@@ -112,6 +202,12 @@ def test_predictions_are_those_of_the_page():
         cells = [re.match(r" (\d+) \+ (\d+) = (\d+)", cell) for cell in line.split("|")[2:-1]]
         found = [tuple(map(int, cell.groups())) for cell in cells]
         assert found == [(*of[recipe], sum(of[recipe])) for of in first.PREDICTED.values()]
+    (line,) = (
+        line for line in page.splitlines() if line.startswith("| ResNet-20, CIFAR, T = 4, 128")
+    )
+    cells = [re.findall(r"[\d.]+", cell) for cell in line.split("|")[2:-1]]
+    assert [tuple(map(float, cell)) for cell in cells] == list(first.MODES.values())
+    assert list(first.MODES) == list(first.PREDICTED)
 
 
 def test_every_command_of_the_plan_is_understood(tmp_path):
@@ -129,6 +225,10 @@ def test_every_command_of_the_plan_is_understood(tmp_path):
             assert args.trace == (args.command == "step")
         elif "spiketriton.train" in rest:
             load_recipe(Path(first.ROOT / rest[1]), tuple(w for w in rest if "=" in w))
+    assert (find_recipe("cifar_r20").time_steps, find_recipe("cifar_r20").train.batch_size) == (
+        4,
+        128,
+    )
     setting = find_recipe("spikingjelly_740")
     assert (setting.data.classes, setting.train.optimizer) == (1000, "sgd")
 

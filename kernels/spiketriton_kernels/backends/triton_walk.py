@@ -329,6 +329,9 @@ def walk_kernel(
                     own_dx, earlier, by_constants, factor, unit, s = BACK(
                         replayed.h[j], own, grad_s, by, OWN_SLOPE, OWN_AREA
                     )
+                    # Its slope may be infinite of what a norm makes of a zero beyond the tensor.
+                    if norm.mean is not None and not OWN.apart:
+                        own_dx = tl.where(now.inside, own_dx, 0.0)
                 else:
                     h = replayed.h[j]
                     step_of = step_back(h, grad_s, carry, c, RULES, OWN_SLOPE)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from spiketriton_kernels import multistep_bn_lif, multistep_lif, multistep_lif_reference
 from tests.kernels.calls.test_pointwise import Unit, error
-from tests.kernels.support import normal
+from tests.kernels.support import as_layout, normal
 
 pytestmark = pytest.mark.gpu
 
@@ -63,3 +64,27 @@ def test_norms_by_algebra_are_those_of_the_definition():
     found, usual = (unit.results(way, torch.bfloat16) for way in ("algebra", "fused"))
     for name in set(exact) - {"spikes"}:
         assert error(found[name], exact[name]) <= 1.25 * error(usual[name], exact[name]) + 1e-6
+
+
+def test_statistics_over_ranks_are_those_of_the_one_rank_that_there_is(tmp_path):
+    """By NCCL: the walk for sums, and the one from sums that have travelled."""
+    y, residual, upstream = (
+        as_layout(normal((4, 8, 64, 6, 6), torch.bfloat16, "cuda", seed), "channels_last")
+        for seed in range(3)
+    )
+
+    def found(group=None):
+        leaves = [value.detach().clone().requires_grad_() for value in (y, residual)]
+        norm = [torch.full((64,), v, device="cuda") for v in (1.2, 0.3, 0.0, 1.0)]
+        leaves += [value.requires_grad_() for value in norm[:2]]
+        out = multistep_bn_lif(leaves[0], *norm, residual=leaves[1], process_group=group)
+        return out, *torch.autograd.grad(out, leaves, upstream), *norm[2:]
+
+    expected = found()
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        over_ranks = found(dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+    for one, other in zip(over_ranks, expected, strict=True):
+        assert error(one, other.double()) <= 2e-3

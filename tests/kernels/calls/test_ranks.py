@@ -10,10 +10,11 @@ from torch.distributed.nn.functional import all_reduce
 from spiketriton_kernels import multistep_bn_lif, use_backend
 from spiketriton_kernels.nn import LIF
 from spiketriton_kernels.nn.fuse import fuse
-from tests.conftest import START
+from tests.conftest import CUDA, START
 from tests.kernels.support import normal
 
 T, B, C = 4, 6, 3
+BACKENDS = "auto", "torch", *["triton"] * (not CUDA)  # interpreted
 
 
 def step(
@@ -49,7 +50,7 @@ def rank_main(rank: int, address: str, folder: str) -> None:
     y, residual, upstream = (value[:, own].contiguous() for value in inputs())
     results = []
     for extra in (None, residual):
-        for backend in ("auto", "torch"):
+        for backend in BACKENDS:
             with use_backend(backend):
                 results.append(step(y, extra, upstream, dist.group.WORLD))
     torch.save(results, f"{folder}/{rank}.pt")
@@ -63,10 +64,12 @@ def on_two_ranks(main, folder):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-def test_two_ranks_equal_one(tmp_path):
+def test_two_ranks_equal_one(tmp_path, request):
+    if not CUDA:
+        request.getfixturevalue("triton_backend")
     ranks = on_two_ranks(rank_main, tmp_path)
     y, residual, upstream = inputs()
-    for i, extra in enumerate((None, None, residual, residual)):
+    for i, extra in enumerate([None] * len(BACKENDS) + [residual] * len(BACKENDS)):
         whole = step(y, extra, upstream)
         first, second = (results[i] for results in ranks)
         for name, expected in whole.items():

@@ -133,6 +133,32 @@ def test_behind_batch_norm_and_a_residual(backend, device, cls, T):
         assert_close(found, truth, 5e-5)
 
 
+class Exponential(SpikingNeuron):
+    states = ("v",)
+
+    def step(self, x, v):
+        h = 0.5 * v + torch.exp(x)
+        s = self.fire(h - 1.0)
+        return s, torch.where(s > 0, 0.0, h)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_slope_that_is_infinite_of_zeros_beyond_the_tensor_reaches_no_gradient(
+    backend, device, layout
+):
+    """A norm makes 1,000 of a zero where the mean is -100: its exponential is infinite, and 0 times that no number."""
+    neuron = Exponential()
+    y = as_layout(normal((3, 3, 5, 3, 3), device=device, mean=-100.0, std=0.1), layout)
+    weight, bias = (torch.full((5,), v, device=device).requires_grad_() for v in (1.0, 0.0))
+    leaves = [y.requires_grad_(), weight, bias]
+    upstream = normal(y.shape, device=device, seed=1)
+    spikes = neuron.fused_norm(y, Norm(weight, bias, None, None))
+    expected = neuron.define(normalised(y, Norm(weight, bias, None, None)))
+    assert torch.equal(spikes, expected)
+    found, truth = (torch.autograd.grad((s * upstream).sum(), leaves) for s in (spikes, expected))
+    assert_close(found, truth, 1e-3)
+
+
 @pytest.mark.parametrize("T", [3, 17])
 def test_chunks_continue_the_window_and_hand_gradients_back(backend, device, T):
     whole, parts = (Adaptive(C, stateful=stateful).to(device) for stateful in (False, True))
