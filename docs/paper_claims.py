@@ -137,7 +137,7 @@ SHOWN = (
 def draw(rows: list[dict[str, str]]) -> None:
     """The gradient by block and by time step, as a share of the last one's, geometric means over the seeds."""
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+        figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
         for axes, name in zip(panels, ("by_layer", "by_step"), strict=True):
             for cell, colour, line in SHOWN:
                 values = [list(map(float, r[name].split())) for r in rows if r["cell"] == cell]
@@ -155,7 +155,7 @@ def draw(rows: list[dict[str, str]]) -> None:
         panels[0].set_ylabel("gradient, as a multiple of the last one's")
         panels[1].set_title("Through time, of ten steps")
         panels[1].set_xlabel("time step")
-        panels[0].legend()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         figure.savefig(PICTURE, dpi=150)
         plt.close(figure)
 

@@ -41,7 +41,7 @@ COLUMNS = (
 # what a stranger has elsewhere, or what changes no weight
 ELSEWHERE = ("data.root=", "data.workers=", "data.cache=", "train.device=")
 NAMES = {"cifar10": "CIFAR-10", "imagenette": "Imagenette", "ilif": "I-LIF"}
-MARKERS = "os^Dv"
+MARKERS = "os^DvP*X"
 Row = dict[str, str]
 
 
@@ -223,7 +223,7 @@ def draw(rows: Sequence[Row]) -> None:
             accuracy = [100 * test["test_accuracy"] for test in tests]
             label, colour = line_of(row)
             marker = MARKERS[len(axes.lines) % len(MARKERS)]
-            label = f"{label}: {row['accuracy']} %"
+            label = f"{label}, {row['epochs']} epochs: {row['accuracy']} %"
             axes.plot(minutes, accuracy, marker + "-", color=colour, label=label)
         for name, axes in panels.items():
             axes.set_title(f"{NAMES.get(name, name)}: accuracy of all test images after each epoch")
