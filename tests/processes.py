@@ -40,8 +40,9 @@ IMPORTED = (
     "spiketriton.data.digits",
     "spiketriton.models.resnet",
     "spiketriton.models.feedforward",
+    "tests.small_runs",
 )
-"""By the server, before it forks: what a training needs."""
+"""By the server, before it forks: what a training needs, and pytest, which programs of tests import."""
 
 
 class Forked:

@@ -168,10 +168,14 @@ def test_versions(installed, state, monkeypatch):
     assert found["triton"].state == "ok"
 
 
-def test_a_busy_machine_and_one_without_a_compiler_are_slow(monkeypatch):
+def test_a_busy_machine_with_little_memory_and_no_compiler_is_slow(monkeypatch):
     for taken, state in ((machine.usable() / 2, "slow"), (0.0, "ok")):
         monkeypatch.setattr(machine, "taken", lambda taken=taken: taken)
         (found,) = [one for one in checkup.devices(CPU) if one.name == "processors"]
+        assert found.state == state
+    for memory, state in ((2**31 - 1, "slow"), (2**31, "ok")):
+        monkeypatch.setattr(machine, "available_memory", lambda memory=memory: memory)
+        (found,) = [one for one in checkup.devices(CPU) if one.name == "memory"]
         assert found.state == state
     with kernels.use_backend("torch"):
         states = [finding.state for dtype in TOLERANCE for finding in checkup.backend(dtype, CPU)]

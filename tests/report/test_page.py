@@ -81,6 +81,12 @@ def test_synthetic_images_and_the_row_at_t_are_marked(folder):
     assert "<h2>Environment" not in text
 
 
+def test_the_worst_class_comes_first_and_one_without_images_last():
+    one = evaluation(classes=["cat", "dog", "owl"], confusion=[[30, 10, 0], [0, 0, 0], [1, 0, 1]])
+    rows = [("owl", "2", "50.0 %"), ("cat", "40", "75.0 %"), ("dog", "0", "-")]
+    assert list(report_page._class_rows(one)) == rows
+
+
 def test_a_run_without_rows_says_why(folder, monkeypatch):
     state = {}
     monkeypatch.setattr(report_page, "read_state", lambda folder: (state, "last"))

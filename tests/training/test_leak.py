@@ -14,7 +14,10 @@ from spiketriton.training.trainer import Trainer
 
 TOLERANCE = 8.0
 """MiB between the second and the last quarter of a run: 8 KiB a step over 2,000 steps is found."""
-SMALL = ("data.image_size=8", "model.width=4", "time_steps=2", "data.train_images=64")
+SMALL = (
+    *("data.image_size=8", "data.train_images=64", "data.test_images=32", "train.batch_size=16"),
+    *("model.width=4", "time_steps=2"),
+)
 
 
 class Watched(Quiet):

@@ -8,6 +8,7 @@ ahead, which serve in their place. Without a compiler the caller falls back to e
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -22,6 +23,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,11 @@ from ..layout import axis_of
 from ..neuron import PARAMETERS, Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..steps.step import named
 from ..surrogate import SHAPES
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("spiketriton_kernels")
 
@@ -137,10 +144,31 @@ def _compiled(
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="spiketriton-"))
         target = folder / target.name
+    with _alone(target):
+        return target if target.exists() else _compile(target, compiler, dtype, name, chosen)
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Of processes that want one library at once the first compiles it, and the others find it."""
+    if fcntl is None:
+        yield
+        return
+    lock = target.with_suffix(".lock")
+    with open(lock, "ab") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: each compiles
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _compile(target: Path, compiler: str, dtype: torch.dtype, name: str, chosen: list[str]) -> Path:
     errors = ""
     started = time.perf_counter()
     for extra in _EXTRAS:
-        part = folder / f"{target.stem}.{uuid.uuid4().hex}.part"
+        part = target.parent / f"{target.stem}.{uuid.uuid4().hex}.part"
         command = [
             compiler, *_FLAGS, f"-DSPIKETRITON_DTYPE={_DTYPES[dtype]}",
             *chosen, *extra, str(_SOURCE), "-o", str(part),

@@ -6,6 +6,8 @@ import struct
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,6 +148,26 @@ def test_threads_that_call_at_once_wait_for_one_build(monkeypatch):
     for thread in threads:
         thread.join()
     assert most == 1
+
+
+def test_processes_that_come_at_once_compile_once(monkeypatch, tmp_path):
+    """Threads stand for them: a lock of flock is its file's, whoever opens it."""
+    compiled, run = [], subprocess.run
+
+    def compile_slowly(command, **given):
+        if "-o" not in command:
+            return run(command, **given)
+        compiled.append(command)
+        time.sleep(0.2)
+        Path(command[-1]).touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setenv("SPIKETRITON_CACHE", str(tmp_path))
+    monkeypatch.setattr(native.subprocess, "run", compile_slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(native._build, [torch.float32] * 3 + [torch.float64], ["lif"] * 4))
+    assert len(compiled) == len({*found}) == 2
+    assert {*tmp_path.iterdir()} == {*found}
 
 
 @pytest.mark.parametrize(

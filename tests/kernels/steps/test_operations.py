@@ -64,9 +64,9 @@ class Applies(SpikingNeuron):
 
 @pytest.mark.parametrize("backend", ["torch", *(["triton"] if INTERPRETED else [])])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_and_its_gradient(name, backend, monkeypatch):
+def test_an_operation_and_its_gradient(name, backend, request):
     if backend == "triton":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        request.getfixturevalue("triton_backend")
     neuron = Applies(name)
     x = normal((3, 2, 3, 5), std=1.2).requires_grad_()
     weights = normal(x.shape, seed=1)
