@@ -1,0 +1,285 @@
+"""What the instrument says of nets that were drawn before any of them was trained: docs/data/verdicts.csv.
+
+    python docs/verdicts.py --draw                       # the settings, from a seed: written before anything is trained
+    python docs/verdicts.py --train RUNS --root data     # trains the rows without an answer, in a run folder each
+    python docs/verdicts.py --again RUNS --root data     # asks again about the runs that are there
+    python docs/verdicts.py                              # the table of docs/gradient_flow.md
+
+Three groups: `recipe`, every shipped recipe of a spiking net for still images, narrow; `drawn`, nets of random parts;
+`chance`, nets that cannot learn. On CIFAR-10 (in data/cifar10) or Imagenette at 64 pixels (in data/imagenette). Asked
+are `diagnose` and Python before training, `train` at each of its rows, `diagnose RUN` and Python at the end.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import random
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+import spiketriton
+from spiketriton.config import load_recipe
+from spiketriton.config.shipped import shipped_recipes
+from spiketriton.data import build_data
+from spiketriton.diagnose.__main__ import main as diagnose
+from spiketriton.gradients.verdict import Word, learned_by, planned_steps
+from spiketriton.models import build_model
+from spiketriton.runs.folder import RunFolder
+from spiketriton.runs.request import Request
+from spiketriton.runs.rows import replace_file
+from spiketriton.system import machine
+from spiketriton.system.errors import UserError
+from spiketriton.system.ranks import Ranks
+from spiketriton.training.display import make_display
+from spiketriton.training.environment import undisturbed
+from spiketriton.training.nonfinite import Diverged
+from spiketriton.training.session import Session
+
+HERE = Path(__file__).resolve().parent
+ROWS = HERE / "data" / "verdicts.csv"
+COLUMNS = (
+    *("group", "recipe", "settings", "before", "python", "said", "run", "python_run", "loss", "test"),
+    *("guessing", "registered", "commit", "machine", "hours"),
+)  # fmt: skip
+Row = dict[str, str]
+SEED = 4029
+COMMON = (
+    *("data.workers=0", "data.test_images=1000", "train.threads=1", "train.precision=fp32"),
+    *("train.accumulate=1", "train.micro_batch=0"),
+)
+CIFAR, IMAGENETTE = "data.name=cifar10", "data.name=imagenette data.image_size=64"
+CELLS = "gradient_flow_cells"
+SIZES = {  # of networks whose sizes are arguments
+    "cifar10_qkformer": "model.arguments.embed_dims=64",
+    "cifar10_sdt": "model.arguments.embed_dims=64 model.arguments.depths=1",
+    "cifar10_spikformer": "model.arguments.embed_dims=48 model.arguments.depths=2",
+}
+USUAL = "model.residual_gain=1 model.residual_bias=0 model.shortcut_gradient=surrogate"
+TINY = f"{CIFAR} data.image_size=16 model.width=8"
+STILL = "train.max_steps=200 train.batch_size=32 train.schedule=constant train.warmup=0"
+UNLEARNABLE = f"plugins.modules=['{Path('docs') / 'unlearnable.py'}'] data.image_size=16 {STILL}"
+CHANCE = (
+    ("quickstart", f"{CIFAR} {STILL} model.width=8 train.lr=1e-7"),
+    ("cifar10_r20", f"{TINY} {STILL} train.lr=1e-7 seed=1"),
+    ("imagenette_r18_64", f"{IMAGENETTE} {STILL} train.batch_size=16 model.width=8 train.lr=1e-7"),
+    ("cifar10_r19_tet", f"{TINY} {STILL} train.lr=1e-7"),
+    ("cifar10_speedrun", f"{TINY} {STILL} train.freeze=['*']"),
+    ("quickstart", f"{TINY} {STILL} neuron.v_threshold=50"),
+    (CELLS, f"{TINY} {STILL} model.name=vgg11 neuron.v_threshold=50 neuron.surrogate.shape=rectangle"),
+    ("cifar10_r20", f"{TINY} {STILL} train.lr=10 seed=2"),
+    (CELLS, f"{TINY} {STILL} model.name=vgg11 train.optimizer=sgd train.lr=10"),
+    (CELLS, f"{CIFAR} data.image_size=16 {STILL} model.name=resnet110 model.width=1 {USUAL} train.lr=1e-2"),
+    ("quickstart", f"data.name=shuffled_cifar10 {UNLEARNABLE} model.width=8"),
+    ("quickstart", f"data.name=shuffled_cifar10 {UNLEARNABLE} model.width=16 data.train_images=64 train.epochs=200"),
+    ("quickstart", f"data.name=dark_cifar10 {UNLEARNABLE} model.width=8"),
+)  # fmt: skip
+
+
+def drawn() -> list[Row]:
+    """The settings, of a generator's seed, in the order in which they are trained."""
+    rng = random.Random(SEED)
+    rows = [*of_recipes(rng), *of_random_parts(rng)]
+    rows += [row_of("chance", *net) for net in CHANCE]
+    rng.shuffle(rows)
+    return rows
+
+
+def of_recipes(rng: random.Random) -> Iterator[Row]:
+    for name, path in shipped_recipes().items():
+        if re.search("dvs|_ann", name):
+            continue
+        photographs = "imagenet" in name
+        batch = "16" if photographs or "r50" in name else "32"
+        words = [IMAGENETTE if photographs else CIFAR]
+        words += [] if photographs else ["data.image_size=16"]
+        width = rng.choice((4, 8))
+        words += [SIZES.get(name, f"model.width={width}")]
+        words += [f"train.max_steps={rng.choice((60, 120))} train.batch_size={batch}"]
+        if "spikingjelly:" in path.read_text("utf-8"):
+            words[1] = "data.image_size=32"
+        yield row_of("recipe", name, " ".join([*words, f"seed={rng.randrange(100)}"]))
+
+
+def of_random_parts(rng: random.Random) -> Iterator[Row]:
+    """Four nets of 50 layers and more, and sixteen at random; what a recipe refuses is drawn again."""
+    fifty = [
+        f"{TINY} model.name=resnet{depth} {block} {kind}train.batch_size=16 train.max_steps={rng.choice((120, 200))}"
+        f" train.lr=1e-2 seed={rng.randrange(100)}"
+        for depth, block, kind in (
+            (56, "model.block=plain", "neuron.kind=ilif "),
+            (50, "model.block=sew", "neuron.kind=ilif "),
+            (56, "model.block=sew", "neuron.kind=plif "),
+            (50, "model.block=ms", "neuron.kind=alif "),
+        )
+    ]
+    for settings in fifty:
+        yield row_of("drawn", CELLS, settings)
+    found: list[Row] = []
+    while len(found) < 16:
+        row = row_of("drawn", CELLS, at_random(rng))
+        with contextlib.suppress(UserError):
+            load_recipe(recipe_of(row), row["settings"].split())
+            found.append(row)
+    yield from found
+
+
+def at_random(rng: random.Random) -> str:
+    """A net and its training."""
+    name = rng.choice(("resnet20", "resnet32", "resnet56", "resnet110", "vgg11", "vgg16", "plain", "mlp"))  # fmt: skip
+    steps, photographs = rng.choice((1, 2, 4, 8)), rng.random() < 0.25
+    deep = steps * int(re.sub(r"\D", "", name) or 20) > 80
+    words = [IMAGENETTE if photographs and not deep else f"{CIFAR} data.image_size=16"]
+    width = rng.choice((8,) if deep else (8, 16))
+    words += [f"model.name={name} model.width={width} time_steps={steps}"]
+    kind = rng.choice(("if", "lif", "plif", "ilif", "clif", "alif"))
+    words += [f"neuron.kind={kind} model.norm={rng.choice(('none', 'bn', 'tdbn', 'tebn'))}"]
+    if kind != "ilif":
+        shape, width = rng.choice(("atan", "triangle", "rectangle")), rng.choice((0.1, 0.3, 0.5, 1))
+        words += [f"neuron.surrogate.shape={shape} neuron.surrogate.width={width}"]
+    usual = rng.random() < 0.5
+    if name.startswith("resnet"):
+        block = rng.choice(("plain", "sew", "ms"))
+        start = USUAL if block == "plain" else "model.residual_gain=1"
+        words += [f"model.block={block}", *([start] if usual else [])]
+    elif name in ("plain", "mlp"):
+        words += [f"model.depth={rng.choice((10, 20, 40))}", *["model.start=kaiming"] * usual]
+    optimizer = rng.choice(("adamw", "sgd"))
+    clip = f"train.clip_grad_norm={rng.choice(('0', 'auto'))}"
+    words += [f"train.optimizer={optimizer} train.lr=auto", *[clip] * (optimizer == "sgd")]
+    words += [f"train.max_steps={rng.choice((120, 200))}"]
+    words += [f"train.batch_size={16 if deep or photographs else 32}"]
+    return " ".join([*words, f"seed={rng.randrange(100)}"])
+
+
+def row_of(group: str, recipe: str, settings: str) -> Row:
+    common = [word for word in (*COMMON, "train.epochs=10") if word.split("=")[0] not in settings]
+    return {"group": group, "recipe": recipe, "settings": " ".join([settings, *common])}
+
+
+def recipe_of(row: Row) -> str:
+    return str(HERE / f"{CELLS}.toml") if row["recipe"] == CELLS else row["recipe"]
+
+
+def asked(*arguments: str) -> str:
+    """What the command `diagnose` says."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        diagnose([*arguments, "--json", "--tries", "0"])
+    return str(json.loads(said.getvalue())["verdict"]["line"])
+
+
+def before(row: Row, root: str) -> Row:
+    """What is said of the untrained net, by the command and in Python."""
+    words = [*row["settings"].split(), f"data.root={root}"]
+    recipe = load_recipe(recipe_of(row), words)
+    data = build_data(recipe)
+    torch.manual_seed(recipe.seed)
+    net, batch = build_model(recipe, **data.facts.sizes), next(data.train.from_step(0))
+    found = spiketriton.diagnose(net, batch, optimizer=recipe.train.optimizer, tries=0)
+    return {"before": asked(recipe_of(row), *words), "python": str(found).splitlines()[0]}
+
+
+def after(run: Path) -> Row:
+    """What is said of a run, row by row and at its end."""
+    trained = spiketriton.load_run(run)
+    folder, recipe, facts = RunFolder.find(run), trained.recipe, trained.facts
+    rows = folder.metrics.read()
+    steps = planned_steps(recipe.train, sum(facts.class_counts))
+    said: list[str] = []
+    for number, row in enumerate(rows, 1):
+        known = learned_by(rows[:number], recipe, facts.class_counts, steps)
+        word = Word.EARLY if known is None else Word.CHANCE if known.at_chance else Word.HEALTHY
+        if not said or not said[-1].endswith(word):
+            said.append(f"{row['step']} {word}")
+    tests = [row for row in rows if row["kind"] == "eval"]
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    batch = next(build_data(recipe).train.from_step(0))
+    found = spiketriton.diagnose(trained.model, batch, optimizer=recipe.train.optimizer, tries=0)
+    return {
+        "said": "; ".join(said),
+        "run": asked(str(run)),
+        "python_run": str(found).splitlines()[0],
+        "loss": f"{losses[-1]:.4f}" if losses else "",
+        "test": f"{tests[-1]['test_accuracy']:.4f}" if tests else "",
+        "guessing": f"{tests[-1]['test_chance']:.4f}" if tests else "",
+    }
+
+
+def train(row: Row, run: Path, root: str) -> None:
+    """Trains a row in a run folder. A loss that is not finite ends it."""
+    words = [*row["settings"].split(), f"data.root={root}"]
+    recipe, folder = Request(recipe_of(row), words, run_dir=str(run)).find_run()
+    with contextlib.suppress(Diverged), undisturbed():
+        Session(recipe, folder, make_display(), Ranks(), draws=False).train()
+
+
+def git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def read() -> list[Row]:
+    with ROWS.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(rows: Sequence[Row]) -> None:
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    replace_file(ROWS, text.getvalue())
+
+
+def answer(row: Row, run: Path, root: str) -> None:
+    """Trains a row, and fills in what was said of it."""
+    registered = git("log", "-1", "--format=%h", "--abbrev=9", "--", str(ROWS))
+    started = time.process_time()
+    row.update(before(row, root))
+    train(row, run, root)
+    row.update(after(run))
+    row["hours"] = f"{(time.process_time() - started) / 3600:.3f}"
+    row["registered"] = row["registered"] or registered
+    row["commit"] = git("describe", "--always", "--dirty", "--abbrev=9", "--exclude=*")
+    row["machine"] = machine.cpu_name()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--train", metavar="RUNS", type=Path)
+    parser.add_argument("--again", metavar="RUNS", type=Path)
+    parser.add_argument("--root", default="data")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no row after so many")
+    asked = parser.parse_args()
+    if asked.draw:
+        write(drawn())
+        return
+    runs, started = asked.train or asked.again, time.monotonic()
+    if runs is None:
+        return
+    torch.set_num_threads(1)
+    rows = read()
+    for number, row in enumerate(rows):
+        run = runs / f"{number:02}"
+        if asked.again and run.exists():
+            row.update(before(row, asked.root) | after(run))
+        elif asked.train and not row["commit"] and time.monotonic() - started < asked.seconds:
+            answer(row, run, asked.root)
+        else:
+            continue
+        print(number, row, flush=True)
+        write(rows)
+
+
+if __name__ == "__main__":
+    main()
