@@ -3,7 +3,8 @@
     python docs/verdicts.py --draw                       # the settings, from a seed: written before anything is trained
     python docs/verdicts.py --train RUNS --root data     # trains the rows without an answer, in a run folder each
     python docs/verdicts.py --again RUNS --root data     # asks again about the runs that are there
-    python docs/verdicts.py                              # the table of docs/gradient_flow.md
+    python docs/verdicts.py --table                      # the table of docs/data/gradient_flow_log.md
+    python docs/verdicts.py --untrained --root data      # the score of nets that were never trained
 
 Three groups: `recipe`, every shipped recipe of a spiking net for still images, narrow; `drawn`, nets of random parts;
 `chance`, nets that cannot learn. On CIFAR-10 (in data/cifar10) or Imagenette at 64 pixels (in data/imagenette). Asked
@@ -15,6 +16,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import random
 import re
 import subprocess
@@ -43,7 +45,8 @@ from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.session import Session
 
 HERE = Path(__file__).resolve().parent
-ROWS = HERE / "data" / "verdicts.csv"
+ROWS, PAGE = HERE / "data" / "verdicts.csv", HERE / "data" / "gradient_flow_log.md"
+BEGIN, END = "<!-- made by docs/verdicts.py: begin -->\n", "<!-- end -->\n"
 COLUMNS = (
     *("group", "recipe", "settings", "before", "python", "said", "run", "python_run", "loss", "test"),
     *("guessing", "registered", "commit", "machine", "hours"),
@@ -182,7 +185,7 @@ def before(row: Row, root: str) -> Row:
     data = build_data(recipe)
     torch.manual_seed(recipe.seed)
     net, batch = build_model(recipe, **data.facts.sizes), next(data.train.from_step(0))
-    found = spiketriton.diagnose(net, batch, optimizer=recipe.train.optimizer, tries=0)
+    found = spiketriton.diagnose(net, batch, tries=0)
     return {"before": asked(recipe_of(row), *words), "python": str(found).splitlines()[0]}
 
 
@@ -201,7 +204,7 @@ def after(run: Path) -> Row:
     tests = [row for row in rows if row["kind"] == "eval"]
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     batch = next(build_data(recipe).train.from_step(0))
-    found = spiketriton.diagnose(trained.model, batch, optimizer=recipe.train.optimizer, tries=0)
+    found = spiketriton.diagnose(trained.model, batch, tries=0)
     return {
         "said": "; ".join(said),
         "run": asked(str(run)),
@@ -218,6 +221,26 @@ def train(row: Row, run: Path, root: str) -> None:
     recipe, folder = Request(recipe_of(row), words, run_dir=str(run)).find_run()
     with contextlib.suppress(Diverged), undisturbed():
         Session(recipe, folder, make_display(), Ranks(), draws=False).train()
+
+
+def untrained(root: str) -> list[float]:
+    """Accuracies of 24 untrained nets on CIFAR-10's test images at 16x16, with each batch's own statistics."""
+    rng, found, tiny = random.Random(7), [], [*TINY.split(), "model.width=4", "time_steps=1"]
+    cells = str(HERE / f"{CELLS}.toml")
+    given = ["data.validation=0", "data.test_images=0", f"data.root={root}"]
+    data = build_data(load_recipe(cells, [*tiny, *given]))
+    images, labels = map(torch.cat, zip(*data.test.rounds(torch.device("cpu")), strict=True))
+    for seed in range(24):
+        name = rng.choice(("resnet8", "mlp", "vgg11"))
+        kind, block = rng.choice(("lif", "ilif", "if")), rng.choice(("plain", "sew", "ms"))
+        words = [f"model.name={name}", f"neuron.kind={kind}"]
+        words += [f"model.block={block}"] * name.startswith("resnet")
+        torch.manual_seed(seed)
+        net = build_model(load_recipe(cells, [*tiny, *words]), **data.facts.sizes)
+        with torch.no_grad():
+            answers = torch.cat([net(part)[0] for part in images.split(250)])
+        found.append(float((answers.argmax(1) == labels).double().mean()))
+    return found
 
 
 def git(*words: str) -> str:
@@ -251,6 +274,47 @@ def answer(row: Row, run: Path, root: str) -> None:
     row["machine"] = machine.cpu_name()
 
 
+def wilson(hits: int, of: int) -> str:
+    """`40 of 41 (87-100 %)`, with Wilson's interval of 95 %."""
+    if not of:
+        return ""
+    z = 1.96
+    middle = (hits + z * z / 2) / (of + z * z)
+    half = z * math.sqrt(hits * (of - hits) / of + z * z / 4) / (of + z * z)
+    low, high = (round(100 * value) for value in (middle - half, middle + half))
+    return f"{hits} of {of} ({low}-{high} %)"
+
+
+SAID = (  # what is said, the column, how it begins
+    ("before training: no obstacle found", "before", (Word.FREE,)),
+    ("before training: an obstacle", "before", (Word.LOST, Word.SILENT, Word.EXPLODING)),
+    ("at the end: healthy, or learning", "run", (Word.HEALTHY, Word.LEARNING)),
+    ("at the end: too early to tell", "run", (Word.EARLY,)),
+    ("at the end: at chance so far", "run", (Word.CHANCE,)),
+)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Of the rows that were trained: what was said, and how many learnt."""
+    trained = [row for row in rows if row["commit"]]
+    nets = [row for row in trained if row["group"] != "chance"]
+    never = [row for row in trained if row["group"] == "chance"]
+    lines = [
+        f"| what is said | of {len(nets)} drawn nets, above 20 % | of {len(never)} nets that cannot learn |\n"
+        "| --- | --- | ---: |\n"
+    ]
+    for label, column, words in SAID:
+        said, wrong = ([r for r in part if r[column].startswith(words)] for part in (nets, never))
+        learnt = sum(float(row["test"]) > 0.2 for row in said)
+        lines.append(f"| {label} | {wilson(learnt, len(said))} | {len(wrong)} |\n")
+    return "".join(lines)
+
+
+def page(text: str, rows: Sequence[Row]) -> str:
+    before, _, rest = text.partition(BEGIN)
+    return before + BEGIN + table(rows) + END + rest.partition(END)[2]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -258,12 +322,17 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true")
     parser.add_argument("--train", metavar="RUNS", type=Path)
     parser.add_argument("--again", metavar="RUNS", type=Path)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--untrained", action="store_true")
     parser.add_argument("--root", default="data")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no row after so many")
     asked = parser.parse_args()
     if asked.draw:
         write(drawn())
-        return
+    if asked.table:
+        PAGE.write_text(page(PAGE.read_text("utf-8"), read()), "utf-8")
+    if asked.untrained:
+        print(" ".join(f"{100 * share:.2f}" for share in untrained(asked.root)))
     runs, started = asked.train or asked.again, time.monotonic()
     if runs is None:
         return

@@ -24,14 +24,14 @@ from spiketriton.config.parts import IN_HAND, handed
 from spiketriton.config.reading import PLUGINS
 from spiketriton.data import Facts, given_images
 from spiketriton.diagnose.cures import own_cures
-from spiketriton.diagnose.modules import Called, is_chain, named_as_given, try_on_batch
+from spiketriton.diagnose.modules import Called, named_as_given, try_on_batch
 from spiketriton.diagnose.trials import STEPS, Trials
 from spiketriton.diagnose.words import tried
 from spiketriton.evaluate.evaluation import evaluate
 from spiketriton.evaluate.results import Evaluation
 from spiketriton.export.nir_network import network as from_nir
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.verdict import LIMITS, Verdict, judge
+from spiketriton.gradients.verdict import Verdict, judge
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
 from spiketriton.plugins.tasks import task_of
@@ -204,7 +204,7 @@ def diagnose(
     net: nn.Module,
     batch: Tensor | Sequence[Tensor],
     *,
-    optimizer: str = "adamw",
+    optimizer: str | None = None,
     loss: Callable[..., Tensor] | None = None,
     images: int | None = None,
     time_steps: int = 4,
@@ -219,7 +219,8 @@ def diagnose(
         net: any module whose neurons are those of `spiketriton_kernels.nn`, or of a library that
             `spiketriton_kernels.nn.swap` knows; a copy is swapped and measured, in training mode.
         batch: (x, y), inputs [T, B, ...] or [B, ...] and labels [B]; or x alone, with a `loss`.
-        optimizer: that it will be trained with, "adamw", or "sgd" without a limit on the gradient's norm.
+        optimizer: that it will be trained with, "adamw", or "sgd" without a limit on the gradient's norm; None: that
+            of the recipe of one of our networks, which is judged by it, else AdamW.
         loss: (outputs, y) -> scalar, of x alone (outputs) -> scalar; None: cross-entropy of the outputs
             [B, K], or of their mean over time, [T, B, K].
         images: the dimension of x that counts images; None: the first of the size of y, of x alone 0.
@@ -234,6 +235,9 @@ def diagnose(
         kinds = ", ".join(type(part).__name__ for part in pair)
         raise UserError(f"a batch of {kinds}; accepted: (x, y), or x, which are tensors")
     x, y = pair
+    if optimizer is None:
+        ours = net.made_from if isinstance(net, Network) else None
+        optimizer = "adamw" if ours is None else ours.train.optimizer
     if optimizer not in RATES:
         raise UserError(f"optimizer = {optimizer!r}: accepted: {', '.join(RATES)}")
     for name, value in (("time_steps", time_steps), ("tries", tries)):
@@ -270,8 +274,11 @@ def _diagnosed(
     fresh = deepcopy(copy)
     prober = Prober(copy, [batch], loss, images=images)
     measured, signal = named_as_given(prober.measure()), prober.signal()
-    chain = len(measured.names) >= LIMITS.chain.layers and is_chain(prober)
-    verdict = judge(measured, optimizer, signal, chain=chain)
+    made_from = net.made_from if isinstance(net, Network) else None
+    if made_from is None or made_from.train.optimizer != optimizer:
+        verdict = judge(measured, optimizer, signal)
+    else:
+        verdict = judge(measured, made_from, signal)
     found = own_cures([neuron for _, neuron in copy.neurons()], verdict) if tries else []
     trials = None
     if found:

@@ -1,4 +1,4 @@
-"""A module without a recipe, diagnosed: how it is called, whether its layers form a chain, and what helps it."""
+"""A module without a recipe, diagnosed: how it is called, and what helps it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -16,7 +16,7 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.models.network import trial
 from spiketriton.neurons import SpikingNeuron, adopt, told_of_spikes
 from spiketriton.system.errors import UserError, one_line
-from spiketriton.training.probing import MOST, Prober, tells_apart
+from spiketriton.training.probing import MOST
 from spiketriton_kernels.nn import SpikingNeuron as KernelNeuron
 from spiketriton_kernels.nn import swap
 
@@ -96,22 +96,6 @@ class Called(nn.Module):
             return f"{self.name} calls no spiking neuron; {accepted}"
         why = some([f"{name} ({reason})" for name, reason in self.left.items()], 3)
         return f"none of the neurons of {self.name} can be measured: {why}; {accepted}"
-
-
-def is_chain(prober: Prober) -> bool:
-    """Whether the outputs are the same for all images as soon as any one layer is silenced: no path goes around it."""
-    (x, _), *_ = prober.batches
-    images = x.shape[prober.images]
-    for _, neuron in prober.layers:
-        cut = neuron.register_forward_hook(lambda _, given, spikes: torch.zeros_like(spikes))
-        try:
-            with trial(prober.model), torch.no_grad():
-                out = prober.model(x)
-        finally:
-            cut.remove()
-        if not isinstance(out, Tensor) or tells_apart(out, images):
-            return False
-    return True
 
 
 def try_on_batch(

@@ -93,7 +93,7 @@ def conclusion(found: Diagnosis) -> str:
     if verdict.word == Word.FREE and found.trials is None:
         return "no obstacle was found; whether it learns shows in a training, after the warm-up"
     if verdict.word == Word.EARLY:
-        return words.EARLY
+        return words.EARLY if verdict.learned is None else words.learned(verdict.learned)
     if verdict.word in (Word.HEALTHY, Word.LEARNING):
         return f"nothing to change: {words.line(verdict)}"
     trouble = words.line(verdict)

@@ -30,6 +30,12 @@ def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int)
     Parameters are drawn from torch's global random state. The ANN twin and `model.fused` have the same names and
     shapes, so that checkpoints fit.
     """
+    net = _made(recipe, classes, channels, image_size)
+    net.made_from = recipe
+    return net
+
+
+def _made(recipe: Recipe, classes: int, channels: int, image_size: int) -> Network:
     part, task = chosen("models", recipe.model.name), task_of(recipe.loss)
     answer = task.answer_shape(classes, image_size)
     parts = Parts(recipe.model, recipe.neuron, recipe.time_steps)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from spiketriton.config import Recipe
 from spiketriton.models.graph import Graph
 from spiketriton.models.layers import Parts
 from spiketriton.models.memory import PackedSpikes
@@ -26,6 +27,7 @@ class Network(nn.Module):
     """
 
     fc: nn.Linear
+    made_from: Recipe | None = None
     takes_any_size = False  # whether images may be smaller than those that it is made for
     uses_all_weights = True  # whether every step's loss depends on every weight
     answers_each_step = True  # whether there is a current for each time step, not their mean alone

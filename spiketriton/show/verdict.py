@@ -112,17 +112,33 @@ def backward(verdict: Verdict) -> str:
 
 
 def learned(known: Learned) -> str:
-    if (found := known.score) is not None and found.chance is not None:
-        numbers = (
+    found = known.score
+    if found is not None and not known.known:
+        name = in_words(found)
+        return f"not judged: test {name} {scored(found)}, and what guessing has is not known"
+    numbers = []
+    if found is not None and found.chance is not None:
+        numbers.append(
             f"test {in_words(found)} {scored(found)} on {known.images:,} images, guessing has "
             f"{scored(found, found.chance)}"
         )
-    elif found is not None and not known.known:
-        name = in_words(found)
-        return f"not judged: test {name} {scored(found)}, and what guessing has is not known"
-    else:
-        numbers = f"loss {known.loss:.4g}, guessing has {known.guess_loss:.4g}"
-    return f"{'at chance so far' if known.at_chance else 'above chance'}: {numbers}"
+    if known.loss is not None:
+        since = " since" if numbers else ""
+        numbers.append(f"loss{since} {known.loss:.4g}, guessing has {known.guess_loss:.4g}")
+    said = "; ".join(numbers)
+    if known.learns is None:
+        return f"{Word.EARLY}: {said}; {_open(known)}"
+    return f"{'at chance so far' if known.at_chance else 'above chance'}: {said}"
+
+
+def _open(known: Learned) -> str:
+    """Why it is not known whether the net learns."""
+    if known.loss is None:
+        return "an untrained net may have that"
+    assert known.guess_loss is not None
+    if known.loss < known.guess_loss:
+        return "the next test tells whether the net learns, or its training images by heart"
+    return "the next test tells"
 
 
 def forward(found: Forward, names: Sequence[str]) -> str:

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spiketriton.config.names import BLOCK_NETS, SKIPLESS
 from spiketriton.data import Data
 from spiketriton.gradients.measurement import Measurement, Signal
 from spiketriton.gradients.monitor import elements_per_image
+from spiketriton.gradients.verdict import LIMITS
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one, told_of_spikes
 from spiketriton.neurons.base import normalised
@@ -174,7 +176,9 @@ class Prober:
             arrives |= tells_apart(torch.as_tensor(out), 2 * pairs)
             overlaps = [overlap_of(torch.as_tensor(rate), pairs) for rate in rates.values()]
             found += np.array(overlaps) * self.share
-        return Signal(found, arrives)
+        deep = len(self.layers) >= LIMITS.chain.layers and not knows_its_paths(self.model)
+        judged = deep and arrives and all(layer.kind != "ilif" for _, layer in self.layers)
+        return Signal(found, arrives, judged and is_chain(self))
 
 
 @contextlib.contextmanager
@@ -197,6 +201,28 @@ def tells_apart(out: Tensor, images: int) -> bool:
     out = out.detach().float()
     spread = out.amax(places[-1]) - out.amin(places[-1])
     return not bool((spread <= 1e-6 * out.abs().max()).all())
+
+
+def is_chain(prober: Prober) -> bool:
+    """Whether the outputs are the same for all images as soon as any one layer is silenced: no path goes around it."""
+    (x, _), *_ = prober.batches
+    images = x.shape[prober.images]
+    for _, neuron in prober.layers:
+        cut = neuron.register_forward_hook(lambda _, given, spikes: torch.zeros_like(spikes))
+        try:
+            with trial(prober.model), torch.no_grad():
+                out = prober.model(x)
+        finally:
+            cut.remove()
+        if not isinstance(out, Tensor) or tells_apart(out, images):
+            return False
+    return True
+
+
+def knows_its_paths(model: nn.Module) -> bool:
+    """Whether it is one of ours, whose recipe says where paths go around layers."""
+    made_from = model.made_from if isinstance(model, Network) else None
+    return made_from is not None and made_from.model.name in (*BLOCK_NETS, *SKIPLESS)
 
 
 def neurons_of(model: nn.Module) -> list[tuple[str, SpikingNeuron]]:

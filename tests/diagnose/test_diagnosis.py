@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+import spiketriton
+from spiketriton.data import build_data
 from spiketriton.diagnose.ablations import Change, Experiment
 from spiketriton.diagnose.cures import INPUT, NORM, THRESHOLD, Why
 from spiketriton.diagnose.diagnosed import find_subject
@@ -14,6 +16,7 @@ from spiketriton.diagnose.diagnosis import diagnose
 from spiketriton.diagnose.page import as_json
 from spiketriton.diagnose.trials import try_changes
 from spiketriton.gradients.verdict import Verdict, Word
+from spiketriton.models import build_model
 from tests.gradients.support import DEEP, nothing, subject
 from tests.small_runs import small_trainer
 
@@ -48,6 +51,46 @@ def test_a_deep_net_of_the_usual_start_forgets_the_image_and_the_default_keeps_i
     default = diagnose(subject(*usual), tries=30)
     assert default.signal.overlap[-1] > 0.8
     assert (default.verdict.word, default.trials) == (Word.FREE, None)
+
+
+USUAL = ("model.residual_gain=1", "model.residual_bias=0", "time_steps=4")
+
+
+CHAIN = (
+    "model.name=mlp",
+    "model.depth=24",
+    "model.width=128",
+    "time_steps=4",
+    "model.start=kaiming",
+)
+FOREIGN = ("model.name=tests.models.foreign_nets:Deep",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        (("model.name=resnet56", "model.width=8", *USUAL), Word.LOST),
+        (("model.name=resnet56", "model.block=sew"), Word.FREE),
+        (CHAIN, Word.LOST),
+        ((*CHAIN, "neuron.kind=ilif"), Word.FREE),
+        ((*CHAIN, "model.start=identity", "train.optimizer=sgd"), Word.FREE),  # with its limit
+        (FOREIGN, Word.LOST),
+        ((*FOREIGN, "model.arguments.integers=true"), Word.FREE),
+    ],
+)
+def test_the_command_and_python_say_the_same_of_one_net(changes, word):
+    told = subject(*changes, "train.batch_size=32")
+    found = diagnose(told)
+    assert found.verdict.word == word
+    data = build_data(told.recipe)
+    torch.manual_seed(told.recipe.seed)
+    net, batch = build_model(told.recipe, **data.facts.sizes), next(data.train.from_step(0))
+    own = spiketriton.diagnose(net, batch, tries=0).verdict
+    assert (own.word, own.optimizer) == (word, told.recipe.train.optimizer)
+    assert own.forward.judged == found.verdict.forward.judged
+    if net.made_from.model.name.endswith("Deep"):  # as its author has it
+        alone = spiketriton.diagnose(net.net, batch, tries=0).verdict
+        assert (alone.word, alone.forward.judged) == (word, own.forward.judged)
 
 
 def test_a_shallow_net_that_forgets_the_image_is_not_called_lost():

@@ -22,6 +22,7 @@ from spiketriton.diagnose.page import (
 )
 from spiketriton.diagnose.trials import Trials
 from spiketriton.diagnose.words import WHY, change, tried
+from spiketriton.gradients.verdict import Learned
 from spiketriton.report.page import Page
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import json_text
@@ -124,6 +125,26 @@ def test_what_did_not_help_is_not_named_as_a_change():
         50, 32, math.inf, ((rate, 1.91),)
     )  # of a net whose loss is not finite everything else is
     assert [cure for cure, _ in better.helped] == [rate]
+
+
+def test_the_conclusion_says_what_is_not_known_yet():
+    found = diagnose(subject(*LOST))
+    row = {
+        "kind": "eval",
+        "step": 200,
+        "test_accuracy": 0.13,
+        "test_images": 9999,
+        "test_loss": 9.0,
+    }
+    row |= {"test_chance": 0.1, "test_chance_spread": 0.003}
+    open_ = Learned.of(found.subject.recipe.loss, (5, 5), None, row)
+    for learned, said in (
+        (None, "known after the warm-up, and not before step 100"),
+        (open_, "test accuracy 13.00 % on 9,999 images, guessing has 10.00 %; an untrained net"),
+    ):
+        verdict = dataclasses.replace(found.verdict, begun=True, learned=learned)
+        text = " ".join(page(dataclasses.replace(found, verdict=verdict)).split())
+        assert f"conclusion: too early to tell: {said}" in text
 
 
 @pytest.mark.parametrize("width", [60, 120])

@@ -27,6 +27,7 @@ from spiketriton.gradients.watch import Watch
 from spiketriton.show.verdict import (
     brief,
     findings,
+    learned,
     line,
     nothing_learnt,
     sentences,
@@ -174,10 +175,10 @@ def test_a_lost_signal_is_an_obstacle_only_where_rows_say_that_it_predicts(chang
 
 def test_a_net_without_a_recipe_is_judged_where_its_layers_form_a_chain():
     measured = made(20)
-    lost = Signal(np.linspace(1, 0, 20), True)
-    assert judge(measured, "adamw", lost).word == Word.FREE
-    assert judge(measured, "adamw", lost, chain=True).word == Word.LOST
-    assert judge(made(19), "adamw", Signal(np.zeros(19), True), chain=True).word == Word.FREE
+    lost = np.linspace(1, 0, 20)
+    assert judge(measured, "adamw", Signal(lost, True)).word == Word.FREE
+    assert judge(measured, "adamw", Signal(lost, True, chain=True)).word == Word.LOST
+    assert judge(made(19), "adamw", Signal(np.zeros(19), True, chain=True)).word == Word.FREE
 
 
 def test_most_of_a_layer_out_of_reach_is_told():
@@ -277,9 +278,10 @@ COUNTS = (30, 50, 20)
 
 
 def row_of_test(
-    accuracy: float, images: int, step: int = 200, largest: float = 0.5
+    accuracy: float, images: int, step: int = 200, largest: float = 0.5, loss: float = 9.0
 ) -> dict[str, object]:
     row = {"kind": "eval", "step": step, "test_accuracy": accuracy, "test_images": images}
+    row |= {"test_loss": loss}
     spread = (largest * (1 - largest) / images) ** 0.5
     return row | {"test_chance": largest, "test_chance_spread": spread}
 
@@ -295,29 +297,45 @@ def known(loss=None, test=None, *changes) -> Learned:
 
 
 @pytest.mark.parametrize(
-    ("learned", "chance"),
+    ("learned", "learns"),
     [
-        (known(loss=1.03), True),  # the entropy of the shares is 1.0297
-        (known(loss=0.97), False),  # 5 % below
-        (known(loss=0.99), True),
-        (known(loss=math.nan), True),
-        (known(test=row_of_test(0.5, 100)), True),
-        (known(test=row_of_test(0.64, 100)), True),  # within three standard deviations of 5 %
-        (known(test=row_of_test(0.66, 100)), False),
-        (known(test=row_of_test(0.52, 10_000)), False),
+        (known(loss=1.03), False),  # the entropy of the shares is 1.0297
+        (known(loss=0.97), True),  # 5 % below
+        (known(loss=0.99), False),
+        (known(loss=math.nan), False),
+        (known(test=row_of_test(0.5, 100)), False),
+        (known(test=row_of_test(0.64, 100, loss=0.9)), False),  # three standard deviations of 5 %
+        (known(test=row_of_test(0.66, 100, loss=0.97)), True),  # a loss that no untrained net has
+        (known(test=row_of_test(0.66, 100, loss=0.99)), None),
+        (known(test=row_of_test(0.74, 10_000)), None),
+        (known(test=row_of_test(0.76, 10_000)), True),  # halfway to 1
+        (known(test=row_of_test(0.13, 10_000, largest=0.1)), None),  # ten classes, untrained
+        (known(test=row_of_test(0.199, 10_000, largest=0.1)), None),
+        (known(test=row_of_test(0.201, 10_000, largest=0.1)), True),  # twice that of guessing
+        (known(None, row_of_test(0.13, 10_000, largest=0.1, loss=0.9), "loss.kind=tet"), None),
         # the largest class of the images that were tested, not of those that were trained on
-        (known(test=row_of_test(0.91, 34, largest=30 / 34)), True),
-        (known(0.2, row_of_test(0.5, 100)), True),  # the test counts for more
-        (known(1.03, None, "loss.class_weights=balanced"), False),  # log 3 is 1.0986
+        (known(test=row_of_test(0.91, 34, largest=30 / 34)), False),
+        (known(0.2, row_of_test(0.5, 100)), None),  # perhaps learnt by heart
+        (known(1.0, row_of_test(0.5, 100)), False),
+        (known(1.0, row_of_test(0.9, 100)), True),  # training images may be mixed
+        (known(1.04, row_of_test(0.9, 100)), None),  # it has got worse since
+        (known(math.nan, row_of_test(0.9, 100)), None),
+        (known(1.03, None, "loss.class_weights=balanced"), True),  # log 3 is 1.0986
     ],
 )
 def test_a_net_at_chance_is_never_healthy_and_one_that_learns_is_whatever_its_gradients(
-    learned, chance
+    learned, learns
 ):
-    assert learned.at_chance == chance
+    assert learned.learns is learns
+    assert learned.at_chance == (learns is False)
     measured = (made(), through_depth(GROWN))
     free, exploding = (judge(one, learned=learned, begun=True) for one in measured)
-    if chance:
+    if learns is None:
+        assert (free.word, exploding.word) == (Word.EARLY, Word.EARLY)
+        assert line(free) == line(exploding) == "too early to tell"
+        assert findings(free) == []
+        assert sentences(free)[0].startswith("learning: too early to tell: test accuracy ")
+    elif not learns:
         assert (free.word, exploding.word) == (Word.CHANCE, Word.CHANCE)
         assert line(free) == "at chance so far"
         assert line(exploding) == "at chance so far: exploding backward"
@@ -326,6 +344,20 @@ def test_a_net_at_chance_is_never_healthy_and_one_that_learns_is_whatever_its_gr
         assert (free.word, exploding.word) == (Word.HEALTHY, Word.LEARNING)
         assert line(free) == "healthy: it learns, and no obstacle was found"
         assert line(exploding) == "learning, although exploding backward"
+
+
+def test_why_it_is_not_known_whether_a_net_learns():
+    untrained = known(test=row_of_test(0.13, 10_000, largest=0.1))
+    assert learned(untrained) == (
+        "too early to tell: test accuracy 13.00 % on 10,000 images, guessing has 10.00 %; an untrained net may have "
+        "that"
+    )
+    by_heart = known(0.2, row_of_test(0.5, 100))
+    assert learned(by_heart).endswith(
+        "loss since 0.2, guessing has 1.03; the next test tells whether the net learns, or its training images by heart"
+    )
+    worse = known(9.0, row_of_test(0.9, 100))
+    assert learned(worse).endswith("loss since 9, guessing has 1.03; the next test tells")
 
 
 def test_a_loss_whose_value_for_guessing_is_not_known_says_nothing():
@@ -364,13 +396,15 @@ def test_nothing_is_said_before_the_warm_up_ends_and_step_100(warmup, steps, exp
             assert cures(recipe, judge(made(), recipe, begun=True)) == []
 
 
-def test_the_newest_of_test_and_loss_decides():
+def test_of_the_loss_only_what_came_after_the_last_test_counts():
     recipe = small_recipe()
     rows = [trained(150, 0.2), row_of_test(0.5, 100, 200), trained(249, 0.2)]
     found = learned_by(rows, recipe, COUNTS, 400)
-    assert (found.score.value, found.at_chance) == (0.5, True)
+    assert (found.score.value, found.loss, found.learns) == (0.5, None, False)
     found = learned_by([*rows, trained(250, 0.2)], recipe, COUNTS, 400)
-    assert (found.score, found.at_chance) == (None, False)
+    assert (found.score.value, found.loss, found.learns) == (0.5, 0.2, None)
+    found = learned_by([*rows, trained(250, 0.2), row_of_test(0.9, 100, 251)], recipe, COUNTS, 400)
+    assert (found.loss, found.learns) == (None, True)
     old = [trained(150, 0.2), {"kind": "eval", "step": 200, "test_accuracy": 0.5, "test_images": 9}]
     found = learned_by(old, recipe, COUNTS, 400)  # of which nobody knows how much guessing has
     assert (found.known, found.at_chance) == (False, False)
@@ -393,7 +427,9 @@ def test_a_watch_hears_what_the_rows_of_the_run_say():
         assert watch.learned == learned_by(rows[:count], recipe, COUNTS, 300)
         assert watch.verdict is not None
         expected = Word.EARLY if row["step"] < 100 else Word.HEALTHY
-        assert watch.verdict.word == (Word.CHANCE if 110 <= row["step"] < 160 else expected)
+        if row["step"] >= 110:  # then the training images may be learnt by heart
+            expected = Word.CHANCE if row["step"] < 160 else Word.EARLY
+        assert watch.verdict.word == expected
     assert said == []
 
 
@@ -497,9 +533,9 @@ def test_no_sentence_contradicts_its_numbers(seed):
     fields |= {"outside": outside, "nonfinite": nonfinite}
     names = tuple(f"layer{i}" for i in range(layers))
     optimizer = str(rng.choice(["sgd", "adamw"]))
-    signal = None if overlap is None else Signal(overlap, bool(rng.random() < 0.5))
-    chain = bool(rng.random() < 0.5)
-    verdict = judge(Measurement(names, **fields), optimizer, signal, chain=chain)
+    chain, arrives = rng.random(2) < 0.5
+    signal = None if overlap is None else Signal(overlap, bool(arrives), bool(chain))
+    verdict = judge(Measurement(names, **fields), optimizer, signal)
 
     forward, backward, *rest = sentences(verdict)
     told = LIMITS.chain if chain and layers >= LIMITS.chain.layers else None

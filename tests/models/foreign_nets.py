@@ -7,6 +7,8 @@ import torch
 from spikingjelly.activation_based import layer, neuron
 from torch import Tensor, nn
 
+from spiketriton_kernels import nn as kernels
+
 
 class Conv(nn.Module):
     """Convolution, batch norm and neuron over whole windows."""
@@ -20,6 +22,25 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.neuron(self.bn(self.conv(x)))
+
+
+class Deep(nn.Module):
+    """A chain of 24 layers of the usual start; with I-LIF where `integers` says so."""
+
+    def __init__(self, in_channels: int, num_classes: int, integers: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.LazyLinear(64) for _ in range(24))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(64) for _ in range(24))
+        kind = kernels.ILIF if integers else kernels.LIF
+        given = {} if integers else {"decay_input": False}
+        self.neurons = nn.ModuleList(kind(**given) for _ in range(24))
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2)
+        for linear, norm, fire in zip(self.layers, self.norms, self.neurons, strict=True):
+            x = fire(norm(linear(x).flatten(0, 1)).unflatten(0, x.shape[:2]))
+        return self.fc(x)
 
 
 class Attention(nn.Module):

@@ -69,6 +69,8 @@ def test_a_pair_differs_in_its_change_alone():
             ("model.block=sew model.residual_gain=1", ""),  # not finite: at chance
             ("train.optimizer=sgd", "0.2"),
             ("train.optimizer=sgd train.clip_grad_norm=1", "0.6"),
+            ("train.lr=0.01", "0.5"),
+            ("train.lr=0.01 train.clip_grad_norm=1", "0.9"),  # under AdamW none is the default
         )
     }
     found = [

@@ -1,0 +1,102 @@
+"""docs/data/verdicts.csv: what was said of nets drawn before any of them was trained, and the table of it."""
+
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spiketriton.config import DataConfig
+from spiketriton.data.sources import Source
+from spiketriton.data.splits import ArraySplit
+from spiketriton.gradients.verdict import Word
+
+DOCS = Path(__file__).parents[2] / "docs"
+SCRIPT = runpy.run_path(str(DOCS / "verdicts.py"))
+ROWS = SCRIPT["read"]()
+TRAINED = [row for row in ROWS if row["commit"]]
+
+
+def test_the_table_is_that_of_the_rows():
+    text = (DOCS / "data" / "gradient_flow_log.md").read_text("utf-8")
+    assert SCRIPT["page"](text, ROWS) == text
+    other = [row | {"test": "0.9"} for row in ROWS]
+    assert SCRIPT["page"](text, other) != text
+
+
+def test_what_is_said_is_counted():
+    def row(group, before, run, test):
+        return {"group": group, "before": before, "run": run, "test": test, "commit": "0"}
+
+    made = SCRIPT["table"](
+        [
+            row("drawn", "no obstacle found", "healthy: it learns", "0.3"),
+            row("recipe", "no obstacle found", "too early to tell", "0.19"),
+            row("drawn", "lost forward", "learning, although lost forward", "0.21"),
+            row("chance", "silent forward", "at chance so far: silent forward", "0.1"),
+            {"group": "drawn", "commit": ""},
+        ]
+    )
+    assert "of 3 drawn nets, above 20 % | of 1 nets that cannot learn |" in made
+    for label, learnt, wrong in (
+        ("before training: no obstacle found", "1 of 2 (9-91 %)", 0),
+        ("before training: an obstacle", "1 of 1 (21-100 %)", 1),
+        ("at the end: healthy, or learning", "2 of 2 (34-100 %)", 0),
+        ("at the end: too early to tell", "0 of 1 (0-79 %)", 0),
+        ("at the end: at chance so far", "", 1),
+    ):
+        assert f"| {label} | {learnt} | {wrong} |\n" in made
+
+
+def test_a_row_was_registered_before_it_was_trained():
+    assert len(ROWS) == 59
+    assert {row["group"] for row in ROWS} == {"recipe", "drawn", "chance"}
+    for row in TRAINED:
+        assert re.fullmatch("[0-9a-f]{9}", row["registered"])
+        assert re.fullmatch("[0-9a-f]{9}(-dirty)?", row["commit"])
+        assert row["machine"]
+        assert float(row["hours"]) > 0
+
+
+def test_nothing_was_said_before_it_can_be_known_nothing_at_chance_was_healthy():
+    assert len(TRAINED) >= 8
+    for row in TRAINED:
+        words = [said.split(" ", 1) for said in row["said"].split("; ")]
+        assert all(word == Word.EARLY for step, word in words if int(step) < 100)
+        assert row["before"] == row["python"]
+        if row["group"] == "chance":
+            assert not row["run"].startswith((Word.HEALTHY, Word.LEARNING))
+            assert Word.HEALTHY not in row["said"]
+        elif float(row["test"]) > 0.2:
+            assert not row["run"].startswith(Word.CHANCE)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The data sets of docs/unlearnable.py, of 50 images instead of CIFAR-10's."""
+    made = runpy.run_path(str(DOCS / "unlearnable.py"))
+    images, labels = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1), np.arange(50) % 10
+    split = ArraySplit(images, labels)
+    source = Source(
+        train=split,
+        test=split,
+        classes=tuple("abcdefghij"),
+        channels=1,
+        image_size=1,
+        statistics=((0.5,), (0.2,)),
+        move="crop",
+    )
+    monkeypatch.setitem(made["shuffled"].__globals__, "cifar10", lambda config: source)
+    return made, source
+
+
+def test_what_cannot_be_learnt(tiny):
+    made, source = tiny
+    config = DataConfig(name="digits")
+    shuffled, dark = made["shuffled"](config), made["dark"](config)
+    assert shuffled.test is source.test
+    assert not np.array_equal(shuffled.train.labels, source.train.labels)
+    assert sorted(shuffled.train.labels) == sorted(source.train.labels)
+    assert dark.statistics == ((0.5,), (2e5,))
+    assert dark.train is source.train
