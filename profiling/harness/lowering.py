@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 import triton
 from triton.backends.compiler import GPUTarget
 
@@ -39,6 +40,7 @@ from spiketriton_kernels import (
 )
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.backends import triton_neuron, triton_norm
+from spiketriton_kernels.neuron import Norm
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -78,6 +80,58 @@ def _with_residual(x: torch.Tensor, **options: Any) -> None:
 
 
 _with_current = partial(_with_residual, return_current=True)
+
+
+def _given_statistics(x: torch.Tensor, **options: Any) -> None:
+    """As behind a 1x1 convolution whose norm is computed by algebra (``pointwise``): y has no gradient."""
+    residual = torch.empty_like(x, requires_grad=True)
+    norm = [torch.ones(x.shape[2], requires_grad=learns) for learns in (True, True, False, False)]
+    given = dict(training=False, residual=residual, return_current=True)
+    _training(multistep_bn_lif, x.detach(), *norm, **given, **options)
+
+
+def _shared_statistics(x: torch.Tensor, **options: Any) -> None:
+    """As of several ranks: of the one that there is."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        _with_residual(x, process_group=dist.group.WORLD, **options)
+    finally:
+        dist.destroy_process_group()
+
+
+def _everything(x: torch.Tensor, **options: Any) -> None:
+    """States in and out, the membranes of every step, what is added to spikes and a gain for each step."""
+    state, gain = torch.empty_like(x[0], dtype=torch.float32), torch.ones(x.shape[0])
+    learnt = {
+        name: value.requires_grad_() for name, value in dict(v_init=state, step_gain=gain).items()
+    }
+    learnt["spike_add"] = torch.empty_like(x, requires_grad=True)
+    norm = [torch.ones(x.shape[2]) for _ in range(4)]
+    wanted = dict(return_v=True, return_trace=True)
+    spikes, v, trace = multistep_bn_lif(x, *norm, bn_scale=0.9, **learnt, **wanted, **options)
+    upstream = [value.detach() for value in (spikes, v, trace)]
+    torch.autograd.backward([spikes, v, trace], upstream)
+
+
+def _measured(x: torch.Tensor, **options: Any) -> None:
+    _with_current(
+        x, probe=torch.zeros(x.shape[0], len(PROBE_FIELDS), requires_grad=True), **options
+    )
+
+
+def _learnt(x: torch.Tensor, **options: Any) -> None:
+    """Everything that LIF may learn, by channel."""
+    C, width = x.shape[2], torch.ones((), requires_grad=True)
+    learnt = {
+        name: torch.full((C,), 0.5, requires_grad=True) for name in ("decay", "threshold", "gain")
+    }
+    _lif(x, surrogate=Surrogate("atan", width=width), **learnt, **options)
+
+
+def _adaptive_behind_a_norm(x: torch.Tensor) -> None:
+    norm = [torch.ones(x.shape[2], requires_grad=True) for _ in "12"]
+    spikes = Adaptive(x.shape[2]).fused_norm(x, Norm(*norm, None, None))
+    spikes.backward(x.detach())
 
 
 def _packed(x: torch.Tensor) -> None:
@@ -138,6 +192,17 @@ CASES: dict[str, tuple[Callable[..., None], int | str]] = {
     "norm backward": (_with_residual, 3),
     "bn_lif+current forward": (_with_current, 1),
     "bn_lif+current backward": (_with_current, 2),
+    "given statistics forward": (_given_statistics, 0),
+    "given statistics backward": (_given_statistics, 1),
+    "shared statistics backward, dx": (_shared_statistics, 2),
+    "shared statistics backward, dy": (_shared_statistics, 3),
+    "everything forward": (_everything, 1),
+    "everything backward": (_everything, 2),
+    "bn_lif+current backward, probe": (_measured, 2),
+    "learnt by channel backward": (_learnt, 1),
+    "join by rows": (_learnt, "join_kernel"),
+    "own step behind a norm forward": (_adaptive_behind_a_norm, 1),
+    "own step behind a norm backward": (_adaptive_behind_a_norm, 2),
     "pack": (_packed, 0),
     "unpack": (_packed, 1),
     "join statistics": (_bn_lif, "join_statistics_kernel"),

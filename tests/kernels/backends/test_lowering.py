@@ -157,6 +157,17 @@ BARS = {
 }
 """Registers of a thread that a printed step may take; by hand a kind took as many or more (profiling/LOG.md)."""
 PRINTED = [one for case, target in BARS for one in cases([case], [target])]
+OTHERS = (
+    "given statistics forward", "given statistics backward", "shared statistics backward, dx",
+    "shared statistics backward, dy", "everything forward", "everything backward",
+    "bn_lif+current backward, probe", "learnt by channel backward", "own step behind a norm backward",
+)  # fmt: skip
+MAPPED = [*cases(OTHERS, windows=[4]), *cases(OTHERS[1:2], ["gfx942"], ["fp32"], [4])]
+"""What a call may ask for besides: behind algebra, over ranks, with states, gains, probes and what learns."""
+EVERYWHERE = [
+    *cases(lowering.CASES, ["sm_80", "sm_90", "sm_100", "gfx942"], ["bf16", "fp16", "fp32"], [4]),
+    *cases(lowering.CASES, ["sm_90"], windows=[1, 17], size=[3, 5, 7, 9]),
+]
 JOINS = cases(("join statistics", "join sums", "join probe"))
 
 LOWER = """
@@ -169,7 +180,8 @@ for given in json.loads(sys.argv[1]):
     learnt = {name: torch.ones((), requires_grad=True) for name in arguments.pop("learns", ())}
     width = learnt.pop("width", 1.0)
     arguments |= learnt
-    if not given["case"].startswith(("ilif", "own", "pack", "unpack")):  # with a slope of their own, or none
+    # with a slope of their own, or none
+    if not given["case"].startswith(("ilif", "own", "pack", "unpack", "learnt", "join by")):
         arguments["surrogate"] = Surrogate(arguments.get("surrogate", "atan"), width=width)
     try:
         report = lowering.lower(**arguments)
@@ -200,7 +212,7 @@ def lowered(wanted: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def quick():
-    return lowered([*QUICK, *RAGGED, *LEARNT, *PACKS, *JOINS, *PRINTED])
+    return lowered([*QUICK, *RAGGED, *LEARNT, *PACKS, *JOINS, *PRINTED, *MAPPED])
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +319,41 @@ def test_a_printed_step_spills_nothing_and_keeps_to_its_registers(quick, given):
     assert "error" not in report, report["error"]
     assert report["spills"] == report["atomics"] == 0
     assert report["registers"] <= BARS[given["case"], given["target"]]
+
+
+PASSES = {
+    "given statistics forward": (2, 2),
+    "given statistics backward": (4, 1),  # dx alone
+    "shared statistics backward, dx": (3, 1),
+    "shared statistics backward, dy": (3, 1),
+    "everything forward": (2, 2),
+    "everything backward": (3, 0),
+    "bn_lif+current backward, probe": (4, 1),
+    "learnt by channel backward": (3, 1),  # x again, for the gain
+    "own step behind a norm backward": (2, 0),
+}
+"""Loads and stores of tensors of T x N elements."""
+
+
+@pytest.mark.parametrize("given", MAPPED, ids=name)
+def test_what_else_a_call_may_ask_for_spills_nothing_and_moves_what_it_must(quick, given):
+    report = quick[key(given)]
+    assert "error" not in report, report["error"]
+    assert report["spills"] == report["atomics"] == 0
+    if given["target"] != "gfx942":
+        assert (report["loads"], report["stores"]) == PASSES[given["case"]]
+        assert report["fused_across_lanes"] == 0
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_every_target_in_every_dtype():
+    found = lowered(EVERYWHERE)
+    wrong = {
+        name(given): report.get("error") or f"spills {report['spills']}"
+        for given in EVERYWHERE
+        if "error" in (report := found[key(given)]) or report["spills"] or report["atomics"]
+    }
+    assert wrong == {}
 
 
 @pytest.mark.parametrize("given", PACKS, ids=name)
