@@ -304,11 +304,12 @@ def judge(
     """
     names, optimizer, eps, clipped = measured.names, of, 0.0, False
     compared: Sequence[int] = range(len(names))
-    silent: list[int] = []
+    silent, through = list[int](), compared
     told = LIMITS.chain if signal is not None and signal.chain else None
     if isinstance(of, Recipe):
         optimizer, eps, clipped = of.train.optimizer, of.train.eps, of.clipping > 0
         compared, silent = _compared(measured, of.model), _may_be_silent(names, of.model)
+        through = _without_way_around(names, of.model)
         told = told or _told_by_signal(of)
     if told is not None and len(names) < told.layers:
         told = None
@@ -322,7 +323,8 @@ def judge(
         lost = None if told is None else lost_at(signal.overlap, told.limit)
         # a layer that hardly fires, and no path around it; outputs may also start at 0
         silent_net = forward.rate < LIMITS.rate and not signal.arrives and not kept > 0
-        asleep = [i for i in should_fire if firing[i] < LIMITS.rate]
+        # branches that start at zero get no gradient before the first step, and signal and gradient pass them
+        asleep = [i for i in should_fire if firing[i] < LIMITS.rate and i in through]
         wakes = all(measured.grad_input[i].any() for i in asleep)
         forward = Forward(quietest, forward.rate, not silent_net, wakes, kept, told, lost)
     return Verdict(
@@ -393,6 +395,15 @@ def _may_be_silent(names: Sequence[str], model: ModelConfig) -> list[int]:
     """Layers whose spikes nobody needs: the branches of SEW blocks that start closed."""
     closed = model.block == "sew" and starts_closed(model)
     return [i for i in last_layers(names) if "." in names[i]] if closed else []
+
+
+def _without_way_around(names: Sequence[str], model: ModelConfig) -> Sequence[int]:
+    """Layers that all of the signal goes through: of residual nets those outside the branches."""
+    if model.name not in BLOCK_NETS or model.block == "preact":
+        return range(len(names))
+    ends = last_layers(names) if model.block == "plain" else []
+    outside = ("." not in name or "downsample" in name for name in names)
+    return [i for i, free in enumerate(outside) if free or i in ends]
 
 
 def _backward(measured: Measurement, among: Sequence[int], judged: Predicts | None) -> Backward:

@@ -510,6 +510,29 @@ def test_closed_branches_of_sew_blocks_may_be_silent(block, gain, quietest):
     assert judge(measured, recipe).forward.quietest == quietest
 
 
+@pytest.mark.parametrize(
+    ("block", "without", "word"),
+    [
+        # in branches that start at zero: the neuron behind them may be woken
+        ("ms", [1, 3, 4, 5], Word.FREE),
+        ("ms", [1, 3, 4, 5, 6], Word.SILENT),
+        ("sew", [1, 3, 4, 5], Word.FREE),
+        ("sew", [2], Word.SILENT),  # of a shortcut
+        ("plain", [1, 4], Word.FREE),
+        ("plain", [5], Word.SILENT),  # which its block's shortcut enters, too
+    ],
+)
+def test_a_residual_net_is_silent_only_where_nothing_wakes_what_all_goes_through(
+    block, without, word
+):
+    grads = np.ones((7, 2))
+    grads[without] = 0
+    arrays = {"firing": np.zeros((7, 2)), "grad_input": grads}
+    measured = dataclasses.replace(made(7, **arrays), names=BOTTLENECKS)
+    recipe = small_recipe(f"model.block={block}")
+    assert judge(measured, recipe, kept(*[0] * 7, arrives=False)).word == word
+
+
 NUMBER = r"(\d[\d.e+-]*)x"
 
 
