@@ -26,6 +26,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def here(folder, monkeypatch):
     monkeypatch.chdir(folder)
+    monkeypatch.setattr("spiketriton.training.session.draw_run", lambda *_: [])
 
 
 def test_it_trains_is_measured_and_evaluated_and_resumes_to_the_bit():

@@ -29,6 +29,7 @@ def copied(tmp_path_factory):
 @pytest.fixture
 def folder(copied, monkeypatch):
     monkeypatch.chdir(copied)
+    monkeypatch.setattr("spiketriton.training.session.draw_run", lambda *_: [])
     return copied
 
 

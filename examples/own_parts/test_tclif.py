@@ -23,6 +23,7 @@ def neurons(tmp_path_factory):
         shutil.copy(HERE / name, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("spiketriton.training.session.draw_run", lambda *_: [])
         run = spiketriton.train("tclif.toml", run_dir="run", quiet=True, epochs=1, **KEYS)
     return [m for m in run.model.modules() if isinstance(m, SpikingNeuron)]
 

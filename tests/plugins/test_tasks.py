@@ -93,6 +93,7 @@ def test_its_score_is_logged_drawn_and_chosen_by(trained):
     assert said["higher_is_better"] is False
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_it_is_evaluated_reported_and_predicted(trained, capsys):
     trainer, tests = trained
     run = spiketriton.load_run(trainer.folder.path, plugins=True)
@@ -203,6 +204,7 @@ def test_chance_is_judged_where_it_is_known():
     assert found.score == Score.of_row(row)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("name", "bar"), [("segmentation", 0.6), ("regression", -0.6), ("multi_label", 0.9)]
 )

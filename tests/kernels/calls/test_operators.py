@@ -51,22 +51,26 @@ def as_operators(monkeypatch):
 
 
 OPERATORS = ("neuron_forward", "neuron_backward", "channel_statistics")
+LOOKS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_dynamic",
+)
+# with all options and with none, dynamically compiled too; of each kind what its outputs are, as
+# test_every_kind.py compiles each
 OPCHECKED = [
-    *each(
-        ["native", "torch"],
-        [
-            EVERYTHING | dict(layout="channels_last"),
-            PLAIN | dict(norm="batch", size=(2, 3, 5), T=2),
-            *(PLAIN | dict(equation=e, size=size, states="wide", T=2)
-              for e, size in each([*KINDS.values()], [(1, 2, 2, 2), (2, 3), (2, 3, 4), (1, 2, 2, 2, 2)])),
-        ],
-    ),
-    ("triton", PLAIN | dict(T=17, size=(1, 1, 3))),  # the fake outputs count the checkpoints too
+    ("native", EVERYTHING | dict(layout="channels_last"), LOOKS),
+    ("torch", PLAIN | dict(norm="batch", size=(2, 3, 5), T=2), LOOKS),
+    *((backend, PLAIN | dict(equation=e, size=size, states="wide", T=2), LOOKS[:3])
+      for backend, e, size in each(
+          ["native", "torch"], [*KINDS.values()], [(1, 2, 2, 2), (2, 3), (2, 3, 4), (1, 2, 2, 2, 2)])),
+    ("triton", PLAIN | dict(T=17, size=(1, 1, 3)), LOOKS),  # the fake outputs count the checkpoints too
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("backend", "case"), OPCHECKED, indirect=["backend"])
-def test_opcheck(backend, device, case, monkeypatch, as_operators):
+@pytest.mark.parametrize(("backend", "case", "looks"), OPCHECKED, indirect=["backend"])
+def test_opcheck(backend, device, case, looks, monkeypatch, as_operators):
     """Schema, fake tensors, autograd registration and dynamic compilation of every operator that is called."""
     real, called = {name: getattr(operators, name) for name in OPERATORS}, {}
 
@@ -90,7 +94,7 @@ def test_opcheck(backend, device, case, monkeypatch, as_operators):
             else a
             for a in args
         ]
-        torch.library.opcheck(real[name], args)
+        torch.library.opcheck(real[name], args, test_utils=looks)
 
 
 # ---- two ways: passes called directly, and as operators where something looks at operators
