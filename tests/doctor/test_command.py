@@ -44,6 +44,13 @@ def test_this_machine_is_right(capsys, tmp_path, monkeypatch, every):
     assert lines["training, fp32"]["state"] == "ok"
 
 
+def test_other_kinds_than_lif_are_looked_at_in_float32_alone():
+    kinds = {dtype: {one.kind for one in checkup.looked_at(dtype)} for dtype in TOLERANCE}
+    every = {one.kind for one in KERNELS}
+    assert len(every) > 4
+    assert kinds == {dtype: every if dtype == torch.float32 else {"lif"} for dtype in TOLERANCE}
+
+
 class Scaled(torch.autograd.Function):
     """The identity with a gradient that is a little wrong, or wrong in one element."""
 

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spiketriton.config import Recipe, recipe_from_toml, replace
 from spiketriton.evaluate.counters import SpikeCounter
 from spiketriton.evaluate.energy import (
+    Workload,
     ann_energy_pj,
     energy_pj,
     spike_sources,
@@ -150,3 +151,12 @@ def test_the_shortcut_of_currents_costs_macs_at_each_step():
     assert len(names) == 2
     assert work.macs_per_step == sum(work.layer_macs[name] for name in names)
     assert work.macs_once == work.layer_macs["conv1"]
+
+
+@pytest.mark.parametrize(("macs", "added", "words"), [(0, 30, 60), (1, 0, 60), (4, 0, 240)])
+def test_the_membranes_of_ten_neurons_in_three_steps(macs, added, words):
+    """Of IF an accumulate each, of leaky ones a MAC; read and written once, by a PSN of 4 steps four times."""
+    work = Workload(layer_macs={}, macs_once=0, macs_per_step=0, neurons=10, fan_out={})
+    operations, with_data = energy_pj(work, 5.0, 3, membrane_macs=macs)
+    assert operations == pytest.approx(4.6 * 30 * macs + 0.9 * (5 + added))
+    assert with_data == pytest.approx(operations + 5 * (3 * 5 + words))

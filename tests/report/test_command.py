@@ -8,7 +8,9 @@ import pytest
 from spiketriton.convert.__main__ import main as convert_main
 from spiketriton.evaluate.__main__ import main as evaluate_main
 from spiketriton.evaluate.evaluation import evaluate
-from spiketriton.report.__main__ import main
+from spiketriton.report.__main__ import main, stored_evaluation
+from spiketriton.runs.folder import RunFolder
+from tests.show.support import evaluation
 from tests.small_runs import refused, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -120,3 +122,14 @@ def test_mistakes_are_named(compared, tmp_path):
     assert "same data" in refused(main, [run, "--against", str(tmp_path / "other")])
     (tmp_path / "other" / "environment.json").write_text("{")
     assert "environment.json" in refused(main, [str(tmp_path / "other"), "--no-evaluation"])
+
+
+def test_only_an_evaluation_of_the_last_checkpoint_serves(tmp_path, monkeypatch):
+    folder = RunFolder.create(tmp_path / "run", "x")
+    monkeypatch.setattr("spiketriton.runs.state.read_state", lambda _: ({"step": 7}, "last"))
+    assert stored_evaluation(folder) is None
+    (folder.path / "evaluation").mkdir()
+    for checkpoint, step, serves in (("last", 7, True), ("best", 7, False), ("last", 6, False)):
+        found = evaluation(checkpoint=checkpoint, training_step=step)
+        (folder.path / "evaluation" / "evaluation.json").write_text(found.to_json())
+        assert (stored_evaluation(folder) is not None) == serves
