@@ -40,7 +40,8 @@ def along_channels(
 
 def check_float(name: str, value: object) -> None:
     """value must be a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    # a tuple, not int | float, which torch.compile of 2.9 cannot trace; so in surrogate.py
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a float, got {type(value).__name__}")
     if isinstance(value, int) and value.bit_length() > 1000:
         raise ValueError(f"{name} must be a float, got an integer of {value.bit_length()} bits")

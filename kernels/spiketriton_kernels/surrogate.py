@@ -146,7 +146,7 @@ class Surrogate:
             raise ValueError(
                 f"surrogate shape {self.shape!r} is unknown; accepted: {', '.join((*SHAPES, *_own))}"
             )
-        if isinstance(self.height, bool) or not isinstance(self.height, int | float):
+        if isinstance(self.height, bool) or not isinstance(self.height, (int, float)):
             raise TypeError(f"surrogate height must be a float, got {type(self.height).__name__}")
         if not 0 <= self.height <= sys.float_info.max:
             raise ValueError(f"surrogate height must be finite and >= 0, got {self.height}")
@@ -156,7 +156,7 @@ class Surrogate:
                     "surrogate width as a tensor must be floating point of shape () or (C,), got "
                     f"{self.width.dtype} of shape {tuple(self.width.shape)}"
                 )
-        elif isinstance(self.width, bool) or not isinstance(self.width, int | float):
+        elif isinstance(self.width, bool) or not isinstance(self.width, (int, float)):
             raise TypeError(
                 f"surrogate width must be a float or a tensor, got {type(self.width).__name__}"
             )

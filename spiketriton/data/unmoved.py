@@ -5,21 +5,24 @@ from typing import Any
 import numpy as np
 
 from spiketriton.config import DataConfig
+from spiketriton.config.words import shown
 from spiketriton.data.sources import Source
 from spiketriton.system.errors import UserError
 
 
 def refuse_moves(config: DataConfig, source: Source, kind: str, side: int) -> None:
     """Refuses what would move an image and not its target."""
-    policy = config.augmentation.policy
-    for key, value in (
-        ("data.augment", "none" if source.augment else config.augment),
-        ("data.augmentation.policy", "none" if policy == "auto" else policy),
+    asked = config.augmentation
+    for key, value, accepted in (
+        ("data.augment", "none" if source.augment else config.augment, '"none"'),
+        ("data.augmentation.policy", asked.policy, '"none"'),
+        ("data.augmentation.flip", asked.flip, "false"),
+        ("data.augmentation.roll", asked.roll, "0"),
     ):
-        if value != "none":
+        if value not in ("none", "auto", 0):
             raise UserError(
-                f'{key} = "{value}" moves images, and the targets of loss.kind = "{kind}" do not follow; accepted: '
-                f'"none", or a task with moves = True'
+                f'{key} = {shown(value)} moves images, and the targets of loss.kind = "{kind}" do not follow; '
+                f"accepted: {accepted}, or a task with moves = True"
             )
     if source.move == "photo":
         raise UserError(

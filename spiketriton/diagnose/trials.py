@@ -42,7 +42,8 @@ class Trials:
     @property
     def helped(self) -> list[tuple[Cure, float]]:
         """Changes with a loss at least 5 % lower, in their order."""
-        limit = LIMITS.loss * min(self.as_it_is, 1e30)
+        before = min(self.as_it_is, 1e30)
+        limit = before - (1 - LIMITS.loss) * abs(before)  # losses of a task may be negative
         return [(cure, loss) for cure, loss in self.changed if loss < limit]
 
 

@@ -4,6 +4,7 @@ Its neurons are swapped for ours (`spiketriton_kernels.nn.swap`). A first call o
 module wants to be called and how it calls its neurons; what cannot give right numbers is refused by name.
 """
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from spiketriton.neurons import SpikingNeuron, adopt
 from spiketriton.system.errors import UserError, one_line
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.nn.draws import seeded
-from spiketriton_kernels.nn.swap import fuse_compared
+from spiketriton_kernels.nn.swap import Difference, compare, fuse_compared
 
 # what a function is told without being asked to, where it has a parameter of this name
 _CLASSES = ("num_classes", "n_classes", "classes")
@@ -105,6 +106,7 @@ class ForeignNetwork(Network):
     Attributes:
         takes: "time_first" ([T, B, C, H, W]), "images" ([B, C, H, W]) or "steps" (the same, for each step).
         idle: its parameters on which no answer depends.
+        uncompared: why its answers are not compared with those of its own neurons; else "".
         differs: why no norm is joined with its neuron, where a copy answered otherwise; else "".
 
     Raises:
@@ -131,6 +133,11 @@ class ForeignNetwork(Network):
         refuse_wrapped(name, net)
         if parts.model.input == "time_first":
             take_windows(net)
+        original, self.uncompared = None, ""
+        try:
+            original = copy.deepcopy(net)
+        except Exception as error:  # somebody else's code
+            self.uncompared = f"it cannot be copied: {one_line(error)}"
         try:
             self.swapped = kernels.swap(net)
         except (TypeError, ValueError) as error:
@@ -146,9 +153,12 @@ class ForeignNetwork(Network):
             self._leave_out_other_windows(shape, answer)
             self._forget_membranes(shape)
             self._refuse_states(shape)
+        with undisturbed(net):  # buffers are those that it was made with again
+            self.reset()
+            images = noise(_batch(parts.steps), shape)
+            if original is not None and self.swapped.swapped:
+                self._refuse_other_answers(original, images)
             if parts.model.fused:
-                self.reset()
-                images = noise(_batch(parts.steps), shape)
                 self.differs = fuse_compared(net, self.swapped, (images,), self._asked)
         for module in net.modules() if self.packed else ():
             if isinstance(module, SpikingNeuron) and module.is_binary:
@@ -238,6 +248,8 @@ class ForeignNetwork(Network):
         ]
         if self.differs:
             lines.append(f"not fused: {self.differs}")
+        if self.uncompared:
+            lines.append(f"not compared with its own neurons: {self.uncompared}")
         if self.unmeasured:
             why = [f"{name} ({why})" for name, why in self.unmeasured.items()]
             lines.append(f"not measured: {some(why, 3)}")
@@ -322,6 +334,18 @@ class ForeignNetwork(Network):
             elif neuron.window % steps or not {*counts} <= {1, steps}:
                 self.unmeasured[f"net.{name}"] = f"it is called for {neuron.window} steps"
         self._layers = [(f"net.{name}", neurons[name]) for name in calls if name in neurons]
+
+    def _refuse_other_answers(self, original: nn.Module, images: Tensor) -> None:
+        """UserError: the module answered otherwise with its own neurons, as code does that asks for their class."""
+        try:
+            compare(original.eval(), self.net, (images,), self._asked, backward=False)
+        except Difference as error:
+            raise UserError(
+                f"{self.name} answers otherwise with the kernels' neurons than with its own: {error}. Accepted: a "
+                "forward that finds and sets its neurons by their names, not by their class"
+            ) from None
+        except Exception as error:  # its own, with its own neurons
+            self.uncompared = f"{type(error).__name__}: {one_line(error)}"
 
     def _learning(self, found: Tensor, kind: str, images: Tensor) -> None:
         """Sets which parameters an answer does not depend on. UserError: it depends on others than the network's.

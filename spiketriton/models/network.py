@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from spiketriton.config import Recipe
 from spiketriton.models.graph import Graph
@@ -186,8 +187,8 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the block; afterwards the mode and the random state are as before."""
-    with in_eval_mode(model), undrawn(devices=[]):
+    """Eval mode within the block; afterwards mode, random state and all buffers, but new ones, are as before."""
+    with in_eval_mode(model), undrawn(devices=[]), _kept(model):
         yield
 
 
@@ -195,12 +196,22 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def trial(model: nn.Module) -> Iterator[None]:
     """Training mode within the block; afterwards the mode and all buffers, but new ones, are as before."""
     training = model.training
-    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.train()
+    try:
+        with _kept(model):
+            yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _kept(model: nn.Module) -> Iterator[None]:
+    """All buffers, but new ones, are afterwards as before."""
+    buffers = model.named_buffers()
+    kept = {name: buffer.clone() for name, buffer in buffers if not is_lazy(buffer)}
     try:
         yield
     finally:
-        model.train(training)
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 if name in kept and buffer.shape == kept[name].shape:  # others are states

@@ -125,6 +125,8 @@ def test_what_did_not_help_is_not_named_as_a_change():
         50, 32, math.inf, ((rate, 1.91),)
     )  # of a net whose loss is not finite everything else is
     assert [cure for cure, _ in better.helped] == [rate]
+    below = Trials(50, 32, -2.0, ((rate, -1.95), (THRESHOLD, -2.2)))  # of a task's loss
+    assert [cure for cure, _ in below.helped] == [THRESHOLD]
 
 
 def test_the_conclusion_says_what_is_not_known_yet():

@@ -16,6 +16,7 @@ from spikingjelly.activation_based import rnn as spiking_rnn
 from spikingjelly.activation_based.model import masnn, maxformer, ms_resnet, sew_resnet
 from spikingjelly.activation_based.model import spike_driven_transformer as sdt
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
 from torch.nn.utils import parametrizations
 
 # ---- SpikingJelly: its models
@@ -784,6 +785,28 @@ class StochasticDepth(Unit):
         elif random.random() < 0.5:
             x = x + self.sn2(self.bn2(self.conv2(x)))
         return self.fc(x.flatten(2)).mean(0)
+
+
+class FakeQuantised(Unit):
+    """Currents in 8 bits, whose range an observer follows in eval mode, too."""
+
+    def __init__(self, in_channels: int, num_classes: int, T: int) -> None:
+        super().__init__(in_channels, num_classes, T)
+        limits = {"quant_min": 0, "quant_max": 255, "dtype": torch.quint8}
+        self.bits = FakeQuantize(observer=MovingAverageMinMaxObserver, **limits)
+
+    def currents(self, y: Tensor) -> Tensor:
+        return self.bits(y)
+
+
+class FoundByClass(Unit):
+    """Sets its neurons, which it finds by their class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for node in self.modules():
+            if isinstance(node, neuron.BaseNode):
+                node.v_threshold = 0.5
+        return super().forward(x)
 
 
 class FrozenStem(Unit):

@@ -50,6 +50,7 @@ NETS = {
     "RoundedInTests": (2, 1),
     "OtherThreshold": (2, 2),
     "StochasticDepth": (2, 0),
+    "FakeQuantised": (2, 1),
     "FrozenStem": (2, 2),
     "Reparametrised": (2, 2),
     "IntegersInTraining": (1, 1),
@@ -123,6 +124,10 @@ def test_it_trains_as_in_a_loop_of_its_own(name):
         ("SequentialRows", "shows fc.1 8 time steps, and time_steps = 3; accepted: time_steps = 8"),
         ("Auxiliary", "answers with another thing in training mode, dict; accepted: one tensor"),
         ("Features", "returned a dict of 2; accepted: one tensor"),
+        (
+            "FoundByClass",
+            "answers otherwise with the kernels' neurons than with its own: outputs differ by",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name(name, words):

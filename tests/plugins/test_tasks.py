@@ -15,8 +15,10 @@ from PIL import Image
 
 import spiketriton
 from spiketriton import plugins
-from spiketriton.config import LossConfig
+from spiketriton.config import DataConfig, LossConfig
+from spiketriton.config.recipe import AugmentationConfig
 from spiketriton.data.sources import ArraySplit, Source
+from spiketriton.data.unmoved import refuse_moves
 from spiketriton.evaluate.results import Evaluation
 from spiketriton.gradients.verdict import learned_by
 from spiketriton.plugins.tasks import Score, Task, task_of
@@ -180,6 +182,21 @@ def test_what_does_not_fit_is_named_before_a_step(tmp_path, monkeypatch, changes
             monkeypatch.setattr(given if name in vars(given) else Means, name, value)
     with pytest.raises(UserError, match=words):
         small_trainer(tmp_path / "run", *keys)
+
+
+@pytest.mark.parametrize(("key", "value"), [("flip", True), ("roll", 3)])
+def test_recordings_are_not_moved_without_their_targets(key, value):
+    frames = ArraySplit(torch.zeros(4, 2, 2, SIDE, SIDE, dtype=torch.uint8), TARGETS[:4])
+    known = {"channels": 2, "image_size": SIDE, "statistics": ((0.0,), (1.0,)), "move": "events"}
+    source = Source(train=frames, test=frames, classes=given.classes, **known)
+
+    def asked(**keys):
+        moves = AugmentationConfig(**keys)
+        return DataConfig(name="eventfolder", augment="none", augmentation=moves)
+
+    refuse_moves(asked(), source, "means", SIDE)
+    with pytest.raises(UserError, match=f"augmentation.{key} = {str(value).lower()} moves images"):
+        refuse_moves(asked(**{key: value}), source, "means", SIDE)
 
 
 def test_a_network_of_ours_does_not_answer_for_each_pixel(tmp_path, monkeypatch):

@@ -217,24 +217,27 @@ class Difference(ValueError):
 
 
 def compare(
-    before: nn.Module, after: nn.Module, inputs: tuple, call: Call = _call
+    before: nn.Module, after: nn.Module, inputs: tuple, call: Call = _call, *, backward: bool = True
 ) -> dict[str, Any]:
     """The largest relative differences of two networks, on copies, in training and in eval mode; ``Difference``.
 
-    A mode in which the first is not, and fails, is left out.
+    A mode in which the first is not, and fails, is left out. ``backward``: whether gradients are compared, too.
     """
     worst: dict[str, float] = {}
     dtypes, modes = set(), []
     for other in (False, True):
         try:
-            mode, dtype, expected = _answers(before, other, inputs, call)
+            mode, dtype, expected = _answers(before, other, inputs, call, backward)
         except Exception:  # of the network's own
             if not other:
                 raise
             continue
         copied = _in_mode(_copied(after), other).to(dtype)
-        found = _run(copied, _cast(inputs, dtype), call)
-        apart = {kind: _difference(found[kind], values) for kind, values in expected.items()}
+        found = _run(copied, _cast(inputs, dtype), call, backward)
+        compared = {
+            kind: values for kind, values in expected.items() if backward or kind != "gradients"
+        }
+        apart = {kind: _difference(found[kind], values) for kind, values in compared.items()}
         word = str(dtype).removeprefix("torch.")
         if not max(apart.values()) <= _TOLERANCE[dtype]:
             text = ", ".join(f"{kind} differ by {value:.1e}" for kind, value in apart.items())
@@ -248,13 +251,13 @@ def compare(
 
 
 def _answers(
-    net: nn.Module, other: bool, inputs: tuple, call: Call
+    net: nn.Module, other: bool, inputs: tuple, call: Call, backward: bool
 ) -> tuple[str, torch.dtype, dict[str, dict[str, Tensor]]]:
     """(mode, dtype, what ``_run`` found) of a copy, in its own mode or the other."""
     for dtype in (torch.float64, torch.float32):
         copied = _in_mode(_copied(net), other).to(dtype)
         try:
-            found = _run(copied, _cast(inputs, dtype), call)
+            found = _run(copied, _cast(inputs, dtype), call, backward)
             return "training" if copied.training else "eval", dtype, found
         except RuntimeError:  # not every library computes in float64
             if dtype == torch.float32:
@@ -285,13 +288,13 @@ def _cast(inputs: tuple, dtype: torch.dtype) -> tuple:
     return pytree.tree_map(one, inputs)
 
 
-def _run(net: nn.Module, inputs: tuple, call: Call) -> dict[str, dict[str, Tensor]]:
+def _run(net: nn.Module, inputs: tuple, call: Call, backward: bool) -> dict[str, dict[str, Tensor]]:
     """Outputs, gradients of a fixed random sum of them by parameters and inputs, and buffers, by name."""
     with seeded(), torch.enable_grad():
         outputs = [o for o in pytree.tree_leaves(call(net, *inputs)) if isinstance(o, Tensor)]
         for parameter in net.parameters():
             parameter.grad = None
-        learning = [o for o in outputs if o.requires_grad]
+        learning = [o for o in outputs if o.requires_grad and backward]
         if learning:
             torch.autograd.backward(learning, [torch.randn_like(o) for o in learning])
     leaves = enumerate(pytree.tree_leaves(inputs))
@@ -300,7 +303,7 @@ def _run(net: nn.Module, inputs: tuple, call: Call) -> dict[str, dict[str, Tenso
     return {
         "outputs": {str(i): o.detach() for i, o in enumerate(outputs)},
         "gradients": {n: p.grad for n, p in learnt.items() if p.grad is not None},
-        "buffers": {n: b for n, b in net.named_buffers() if b.is_floating_point()},
+        "buffers": {n: b.detach() for n, b in net.named_buffers() if b.is_floating_point()},
     }
 
 
