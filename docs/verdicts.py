@@ -198,7 +198,8 @@ def after(run: Path) -> Row:
     said: list[str] = []
     for number, row in enumerate(rows, 1):
         known = learned_by(rows[:number], recipe, facts.class_counts, steps)
-        word = Word.EARLY if known is None else Word.CHANCE if known.at_chance else Word.HEALTHY
+        word = Word.CHANCE if known is not None and known.at_chance else Word.HEALTHY
+        word = Word.EARLY if known is None or known.learns is None else word
         if not said or not said[-1].endswith(word):
             said.append(f"{row['step']} {word}")
     tests = [row for row in rows if row["kind"] == "eval"]
