@@ -18,6 +18,7 @@ import errno
 import itertools
 import os
 import re
+import shlex
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,8 +90,8 @@ class RunFolder:
     def refuse_a_run(self) -> None:
         if self.recipe.exists():
             raise UserError(
-                f"{self.path} already holds a run; continue it with --resume {self.path}, "
-                "or give another --run-dir"
+                f"{self.path} already holds a run; continue it with --resume "
+                f"{shlex.quote(str(self.path))}, or give another --run-dir"
             )
         if self.holds_a_run():
             raise UserError(

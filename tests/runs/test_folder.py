@@ -72,9 +72,9 @@ def test_a_run_keeps_what_only_new_recipes_are_refused(tmp_path):
 
 
 def test_a_folder_with_a_run_is_not_taken_again(tmp_path, monkeypatch):
-    begun(tmp_path / "run")
-    with pytest.raises(UserError, match="already holds a run; continue it with --resume"):
-        RunFolder.create(tmp_path / "run", "small")
+    begun(tmp_path / "a run")
+    with pytest.raises(UserError, match=r"continue it with --resume '/.*/a run', or give another"):
+        RunFolder.create(tmp_path / "a run", "small")
     for held in ("metrics.jsonl", "checkpoints/last.pt"):
         path = tmp_path / held.replace("/", "-") / held
         path.parent.mkdir(parents=True)
