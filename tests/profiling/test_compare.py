@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from profiling import run
+from profiling.render.compare import compare
 from spiketriton.system.errors import UserError
 
 STEP = {
@@ -49,6 +50,22 @@ def test_differences_beyond_the_threshold_are_listed_the_slowest_first(tmp_path,
     assert "1 of 4 differ by more than 20 %" in capsys.readouterr().out
     assert run.main(["compare", b, a]) == 0  # faster
     assert "0.50x" in capsys.readouterr().out
+
+
+def test_the_last_measured_row_of_each_counts_and_each_time_has_its_commit(tmp_path, capsys):
+    """A contender that failed after it had been timed is not compared."""
+    files = []
+    for name, times, commit in (("a", (7, 10), "aaaaaaaaaa"), ("b", (10, 20), "bbbbbbbbbb")):
+        rows = [STEP | {"contender": "spiketriton", "median_ms": ms} for ms in times]
+        failed = {"contender": "other", "status": "failed", "median_ms": times[1]}
+        lines = [json.dumps(row | {"commit": commit}) + "\n" for row in (*rows, STEP | failed)]
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(lines))
+    grid, slower = compare(*files, 0.1)
+    assert slower
+    assert grid.lines == [["spiketriton", "step a", "10.0", "20.0", "2.00x"]]
+    assert grid.title == "1 of 1 differ by more than 10 %"
+    assert grid.notes == ["before: commit aaaaaaaaa, then; after: commit bbbbbbbbb, then"]
 
 
 @pytest.mark.parametrize(

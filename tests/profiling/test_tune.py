@@ -10,7 +10,9 @@ from profiling.harness import session
 from profiling.harness.contenders import OURS, Options
 from profiling.harness.timing import Timing
 from profiling.sections import tune
+from spiketriton_kernels import use_backend
 from spiketriton_kernels.backends import tuning
+from spiketriton_kernels.backends.triton_launch import telling
 from spiketriton_kernels.backends.tuning import KERNELS, Tuning
 
 SECONDS = {
@@ -84,3 +86,36 @@ def test_every_kernel_is_tried_by_settings_that_it_has():
     cases = tune.cases(Options(torch.device("cpu")))
     assert {(case.T, case.dtype) for case in cases} == {(4, "bf16"), (10, "bf16")}
     assert len(cases) == 2 * len(KERNELS)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_raced_is_the_kernel_launched_otherwise(triton_backend, monkeypatch, kernel):
+    """And no other one, within an operation that launches it."""
+    options = Options(torch.device("cpu"), quick=True)
+    monkeypatch.setattr(tune, "SETTINGS", {kernel: [Tuning(warps=8)]})
+    (case,) = tune.cases(options)
+    usual, other = [], []
+    with use_backend("triton"):
+        for one, seen in zip(case.contenders(options), (usual, other), strict=True):
+            work = one.build()
+
+            def told(kernel, programs, args, named, seen=seen):
+                seen.append((kernel.__name__, named["num_warps"]))
+                return False
+
+            with telling(told):
+                work()
+    assert [name for name, _ in usual] == [name for name, _ in other]
+    assert {warps for _, warps in usual} == {4}
+    (changed,) = [name for name, warps in other if warps == 8]
+    assert changed.removesuffix("_kernel").split("_")[-1] in (kernel.split()[0], kernel.split()[-1])
+
+
+def test_the_fastest_is_kept_that_did_not_fail_after_it_was_timed():
+    row = {"tuned": "fire", "T": 4, "dtype": "bf16", "status": "ok", "times_ours": 1.0}
+    fast = row | {"contender": f"{OURS} width=4", "setting": {"width": 4}, "times_ours": 0.5}
+    rows = [row | {"contender": OURS}, fast | {"status": "failed"}]
+    case = "fire", 4, torch.bfloat16
+    assert tune.fastest(rows) == {case: Tuning()}
+    slower = fast | {"setting": {"ahead": 4}, "times_ours": 0.7}
+    assert tune.fastest([*rows, fast, slower]) == {case: Tuning(width=4)}
