@@ -185,7 +185,7 @@ class Stepping(nn.Module):
         elif reads.reads:
             values = reads.of(self._constants(wide, x.device))
             size = max(value.numel() for value in values)
-            stacked = torch.stack([value.expand(size) for value in values])
+            stacked = torch.stack([v if v.shape == (size,) else v.expand(size) for v in values])
             if numbers:
                 kept[wide, x.device] = stacked
         return _NO_CONSTANTS._replace(kind=step.name, constants=stacked)

@@ -51,6 +51,25 @@ def test_spikes_are_the_loops_to_the_bit_and_gradients_those_of_autograd(
         assert_close(found, truth)
 
 
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [
+        ((1, 3, 70, 3), "contiguous"), ((2, 2, 5, 23, 29), "contiguous"), ((3, 2, 3, 701), "contiguous"),
+        ((2, 7, 301), "contiguous"), ((3, 2, 40, 5, 3), "channels_last"),
+    ],
+)  # fmt: skip
+def test_channels_of_any_length_learn(backend, device, size, layout):
+    """Shorter than a vector, longer than a block of the C++ pass, and ends that fill neither."""
+    neuron = Adaptive(size[2]).to(device)
+    x = as_layout(normal(size, device=device, std=1.5), layout).requires_grad_()
+    weights = normal(size, device=device, seed=1)
+    spikes, expected = neuron(x), neuron.define(x)
+    assert torch.equal(spikes, expected)
+    found, truth = (grads(neuron, s, x, weights) for s in (spikes, expected))
+    for mine, theirs in zip(found, truth, strict=True):
+        assert (mine - theirs).abs().max() <= 2e-5 * theirs.abs().max()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("cls", [Adaptive, Ternary], ids=lambda cls: cls.__name__)
 def test_in_other_dtypes(backend, device, cls, dtype):

@@ -30,6 +30,7 @@ struct Sums {
 enum Mode {
     WRITE,       // dL/dx in memory: the neuron alone
     ACCUMULATE,  // the channel sums of dz and dz * (x - mean), and in memory dL/dx or dy where asked for: batch norm
+    LEARN,       // of a step of one's own: both, and the sums of what it learns
     OBSERVE,     // everything rarer besides, with the surrogate from cache, so that this is compiled once for all shapes
 };
 
@@ -159,8 +160,10 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
                 for (int k = 0; k < STATES; k++) by[k] = w.states[k];
                 if constexpr (MODE == OBSERVE) {
                     if (c.probe) observe(w.unit, w.jump, w.spikes);
-                    for (int p = 0; c.out_parameters && p < CONSTANTS; p++) learn(p, w.learnt[p]);
                 }
+                if (MODE == LEARN || (MODE == OBSERVE && c.out_parameters))
+                    for (int p = 0; p < CONSTANTS; p++)
+                        if (OWN_LEARNS[p]) store(learnt[p] + i, load(learnt[p] + i) + w.learnt[p]);
             } else {
                 const V h = of_step[0], m = SECOND ? of_step[KEPT - 1] : V{};
                 V unit{}, by_v = by[0], by_m = SECOND ? by[STATES - 1] : V{};
@@ -217,7 +220,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
             // after the probe, which measures what passes the neuron
             if (grad_current) dx = dx + get<PART>(grad_current + i, n);
             if (MODE == WRITE || out) put<PART>(out + i, rounded(dx), n, past_caches);
-            if (MODE == ACCUMULATE || (MODE == OBSERVE && c.mean)) {
+            if (MODE == ACCUMULATE || (MODE >= LEARN && c.mean)) {
                 const V dz = k * dx, centred = get<PART>(x + i, n) - load(means + i);
                 store(sum_dz + i, load(sum_dz + i) + dz);
                 store(sum_dz_x + i, load(sum_dz_x + i) + dz * centred);
@@ -274,13 +277,15 @@ void back_mode(const Block &b, const Back &s, Kept &kept) {
             back_block<decltype(reset)::value, decltype(attached)::value, decltype(shape)::value, MODE, decltype(one)::value>(b, s, kept);
         });
     };
-    if constexpr (MODE == OBSERVE) go(Number<0>{}, std::false_type{});
-    else with_shape(b.c.shape, [&](auto shape) { with(uniform(b.c), [&](auto one) { go(shape, one); }); });
+    if constexpr (MODE >= LEARN) go(Number<0>{}, std::false_type{});
+    else with_shape(b.c.shape, [&](auto shape) { with(b.uniform, [&](auto one) { go(shape, one); }); });
 }
 
 void back(const Block &b, const Back &s, Kept &kept, int mode) {
     if (mode == WRITE) return back_mode<WRITE>(b, s, kept);
     if (mode == ACCUMULATE) return back_mode<ACCUMULATE>(b, s, kept);
+    if constexpr (KIND == OWN)
+        if (mode == LEARN) return back_mode<LEARN>(b, s, kept);
 #ifndef SPIKETRITON_STEP
     if constexpr (KIND != ILIF) with_shape(b.c.shape, [&](auto shape) { surrogates<decltype(shape)::value>(b, s, kept); });
 #endif
@@ -321,7 +326,8 @@ void walk_back(const Call &c) {
     const Cut cut(c);
     const Norm norm(c);
     std::vector<Sums> sums(cut.chunks, Sums(c));
-    const int mode = c.probe || c.out_parameters || c.out_step_gain || c.grad_trace ? OBSERVE : c.mean ? ACCUMULATE : WRITE;
+    const bool rare = c.probe || c.out_step_gain || c.grad_trace || (KIND != OWN && c.out_parameters);
+    const int mode = rare ? OBSERVE : c.out_parameters ? LEARN : c.mean ? ACCUMULATE : WRITE;
     const bool past = (!c.dx || streams(c, c.dx)) && (!c.dy || streams(c, c.dy));
     visit_blocks(c, norm, cut, [&](const Block &b) {
         return [&, kept = Kept(c, cut.padded(), mode)](const Place &at) mutable {

@@ -41,15 +41,17 @@ template <class X>
 X *from(const void *tensor, int64_t start) { return tensor ? static_cast<X *>(const_cast<void *>(tensor)) + start : nullptr; }
 
 // How the neurons of a time step are cut. A block's window (h of every step) stays in the second-level cache, and its rows
-// are long runs of memory: as short as lines, with one from each step in turn, they come at half the speed. With channels
-// innermost, blocks hold whole runs of channels, so that every block sees the same per-channel values.
+// are long runs of memory: as short as lines, with one from each step in turn, they come at half the speed. A step of one's
+// own has several such windows: smaller blocks. With channels innermost, blocks hold whole runs of channels, so that every
+// block sees the same per-channel values.
 struct Cut {
     int size;
     bool aligned;
     int64_t chunks, unit;
 
     explicit Cut(const Call &c) {
-        size = int(std::max<int64_t>(64, std::min<int64_t>(1024, 16384 / c.steps / 64 * 64)));
+        const int64_t most = KIND == OWN && (c.inner > 1 || c.channels <= 256) ? 256 : 1024;
+        size = int(std::max<int64_t>(64, std::min<int64_t>(most, 16384 / c.steps / 64 * 64)));
         aligned = c.inner == 1 && c.channels <= size;
         if (aligned) size = int(size / c.channels * c.channels);
         unit = aligned ? c.channels : 64;
@@ -64,29 +66,44 @@ struct Cut {
 // The elements [start, start + n) of a time step by runs, which lie in a row of channels, or in one channel.
 template <class Go>
 void runs(const Call &c, int64_t start, int n, Go go) {
-    for (int i = 0, length; i < n; i += length) {
-        const int64_t at = start + i, channel = at / c.inner % c.channels;
-        length = int(std::min<int64_t>(n - i, c.inner == 1 ? c.channels - channel : c.inner - at % c.inner));
+    const bool rows = c.inner == 1;
+    int64_t channel = start / c.inner % c.channels, left = rows ? c.channels - channel : c.inner - start % c.inner;
+    for (int i = 0; i < n;) {
+        const int length = int(std::min<int64_t>(n - i, left));
         go(i, channel, length);
+        i += length;
+        left = rows ? c.channels : c.inner;
+        channel = rows || channel + 1 == c.channels ? 0 : channel + 1;
     }
 }
 
-// Per-channel values spread over elements.
+// Per-channel values spread over elements; up to a vector past them is overwritten, too.
 void spread(const Call &c, int64_t start, int n, const A *values, A *out) {
     runs(c, start, n, [&](int i, int64_t channel, int length) {
-        if (c.inner == 1) std::memcpy(out + i, values + channel, length * sizeof(A));
-        else std::fill_n(out + i, length, values[channel]);
+        if (c.inner == 1) return void(std::memcpy(out + i, values + channel, length * sizeof(A)));
+        const V value = all(values[channel]);
+        for (int j = 0; j < length; j += LANES) store(out + i + j, value);
     });
 }
 
+// Four of a kind join in A: as close as their own rounding, for a third of the conversions.
 double total(const A *values, int n) {
+    typedef double Wide __attribute__((vector_size(BYTES)));
+    constexpr int COUNT = BYTES / int(sizeof(double));
+    typedef A Narrow __attribute__((vector_size(COUNT * sizeof(A)), aligned(alignof(A))));
+    const auto at = [&](int i) { return *(const Narrow *)(values + i); };
+    Wide sums{};
+    int i = 0;
+    for (; i + 4 * COUNT <= n; i += 4 * COUNT)
+        sums += __builtin_convertvector((at(i) + at(i + COUNT)) + (at(i + 2 * COUNT) + at(i + 3 * COUNT)), Wide);
+    for (; i + COUNT <= n; i += COUNT) sums += __builtin_convertvector(at(i), Wide);
     double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < n; i++) sum += double(values[i]);
+    for (int l = 0; l < COUNT; l++) sum += sums[l];
+    for (; i < n; i++) sum += double(values[i]);
     return sum;
 }
 
-// The reverse: elements added to their channels' sums.
+// The reverse of `spread`: elements added to their channels' sums.
 void gather(const Call &c, int64_t start, int n, const A *values, double *sums) {
     runs(c, start, n, [&](int i, int64_t channel, int length) {
         if (c.inner > 1) sums[channel] += total(values + i, length);
@@ -125,11 +142,10 @@ inline const A *given_of(const Call &c, int p) {
 }
 inline int64_t size_of(const Call &c, int p) { return KIND == OWN ? c.parameter_size : c.sizes[p]; }
 
-// Whether no parameter differs between neurons.
-inline bool uniform(const Call &c) {
-    for (int p = 0; p < CONSTANTS; p++)
-        if (size_of(c, p) > 1) return false;
-    return true;
+// Whether a constant differs between neurons: one that all channels learn from the same start, or share, does not.
+inline bool differs(const Call &c, int p) {
+    const A *given = given_of(c, p);
+    return size_of(c, p) > 1 && !std::equal(given + 1, given + size_of(c, p), given);
 }
 
 // One layer's constants, spread over the block at hand.
@@ -139,12 +155,15 @@ struct Block {
     Array<A> parameters[CONSTANTS + 1], leak, rest, inverse_width;  // 1 - decay, 1 - rho, 1 / width
     Array<A> of[OF_NORM];
     int size;
-    bool aligned, same;    // same: nothing depends on the channel
+    bool aligned;
+    bool varies[CONSTANTS + 1] = {}, uniform = true;  // of each constant whether it differs between neurons; whether none does
     int64_t filled = -2;   // the channel that all values are of, -1: several; -2: there are no values yet
 
     Block(const Call &call, const Norm &norm_, const Cut &cut)
-        : c(call), norm(norm_), size(cut.size), aligned(cut.aligned), same(!c.mean && uniform(c)) {
-        const size_t padded = size_t(cut.padded());
+        : c(call), norm(norm_), size(cut.size), aligned(cut.aligned) {
+        for (int p = 0; p < CONSTANTS; p++)
+            if (differs(c, p)) varies[p] = true, uniform = false;
+        const size_t padded = size_t(cut.padded() + LANES);  // for `spread`
         for (int p = 0; p < (KIND == OWN || HAS_RHO ? CONSTANTS : int(RHO)); p++) parameters[p].resize(padded);
         if (KIND != OWN) inverse_width.resize(padded);
         if (KIND == CLIF || c.reset == TO_RESET_LEAK) leak.resize(padded);
@@ -162,12 +181,12 @@ struct Block {
     void at(int64_t start) {
         const int64_t run = start / c.inner, channel = (start + size - 1) / c.inner == run ? run % c.channels : -1;
         const bool first = filled == -2;
-        if (!first && (aligned || same || (channel >= 0 && channel == filled))) return;
+        if (!first && (aligned || (uniform && !c.mean) || (channel >= 0 && channel == filled))) return;
         filled = channel;
         for (int p = 0; p < CONSTANTS; p++) {
-            if (parameters[p].empty() || !(first || size_of(c, p) > 1)) continue;
+            if (parameters[p].empty() || !(first || varies[p])) continue;
             const A *given = given_of(c, p);
-            if (size_of(c, p) > 1) spread(c, start, size, given, parameters[p].data());
+            if (varies[p]) spread(c, start, size, given, parameters[p].data());
             else std::fill(parameters[p].begin(), parameters[p].end(), given ? *given : A(c.numbers[p]));
             if (KIND == OWN) continue;
             if (p == DECAY) complement(leak, p);

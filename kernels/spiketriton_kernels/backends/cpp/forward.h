@@ -93,8 +93,10 @@ void forth(const Block &b, const Forth &s) {
         constexpr int RESET = decltype(number)::value;
         if constexpr (FIRE)
             if (s.trace || (s.current && !b.c.mean)) return forth_block<RESET, ASK, ASK, FIRE, false>(b, s);
-        with(uniform(b.c), [&](auto one) {
-            with(b.c.mean, [&](auto norm) {
+        with(b.uniform, [&](auto one) {
+            // of a step of one's own a replay is compiled once for all: its first call waits for less
+            if constexpr (KIND == OWN && !FIRE) forth_block<RESET, ASK, ASK, FIRE, decltype(one)::value>(b, s);
+            else with(b.c.mean, [&](auto norm) {
                 with(s.residual, [&](auto residual) {
                     forth_block<RESET, decltype(norm)::value, decltype(residual)::value, FIRE, decltype(one)::value>(b, s);
                 });
