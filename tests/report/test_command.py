@@ -8,8 +8,9 @@ import pytest
 from spiketriton.convert.__main__ import main as convert_main
 from spiketriton.evaluate.__main__ import main as evaluate_main
 from spiketriton.evaluate.evaluation import evaluate
-from spiketriton.report.__main__ import main, stored_evaluation
+from spiketriton.report.__main__ import main, refuse_other_data, stored_evaluation
 from spiketriton.runs.folder import RunFolder
+from spiketriton.system.errors import UserError
 from tests.show.support import evaluation
 from tests.small_runs import refused, small_trainer
 
@@ -133,3 +134,11 @@ def test_only_an_evaluation_of_the_last_checkpoint_serves(tmp_path, monkeypatch)
         found = evaluation(checkpoint=checkpoint, training_step=step)
         (folder.path / "evaluation" / "evaluation.json").write_text(found.to_json())
         assert (stored_evaluation(folder) is not None) == serves
+
+
+def test_a_run_of_another_task_is_not_compared():
+    refuse_other_data([evaluation(), evaluation(run="runs/other")])
+    with pytest.raises(
+        UserError, match=r"runs/other was tested on .*runs of the same data and task"
+    ):
+        refuse_other_data([evaluation(), evaluation(run="runs/other", score="squares")])
