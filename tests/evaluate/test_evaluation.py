@@ -7,7 +7,7 @@ import torch
 
 from spiketriton.evaluate.counters import SpikeCounter
 from spiketriton.evaluate.energy import workload
-from spiketriton.evaluate.evaluation import evaluate, wilson
+from spiketriton.evaluate.evaluation import _confusion, evaluate, wilson
 from spiketriton.evaluate.results import Evaluation
 from spiketriton.models import build_model
 from spiketriton.models.graph import graph_of
@@ -190,3 +190,9 @@ def test_the_operations_of_a_pool_are_those_of_its_neurons_layer():
     places = sum(layer.neurons for layer in found)
     assert counter.mean_rate() == pytest.approx(spikes / (4 * 2 * places))
     assert [layer.synaptic_operations for layer in counter.layers(4, False)] == [0] * len(found)
+
+
+def test_rows_of_the_confusion_are_true_classes_and_columns_answers():
+    answers = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
+    found = _confusion(answers, torch.tensor([0, 0, 1, 0]))
+    assert found.tolist() == [[1, 2], [0, 1]]
