@@ -9,12 +9,13 @@ from torch import nn
 import spiketriton
 from spiketriton.config import to_toml
 from spiketriton.diagnose.ablations import Experiment
+from spiketriton.diagnose.cut_time import cut_time
 from spiketriton.diagnose.diagnosed import Subject
 from spiketriton.plugins.tasks import build_loss
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import UserError
 from spiketriton.train import main
-from spiketriton.training.probing import Prober, cut_time
+from spiketriton.training.probing import Prober
 from tests.models.test_foreign import HERE, SMALL_ONES, build, recipe_of
 from tests.small_runs import assert_equal, last_state, small_recipe
 

@@ -11,6 +11,7 @@ from torch import nn
 from spiketriton.config import replace as change
 from spiketriton.config.names import BLOCK_NETS, PARALLEL
 from spiketriton.data import build_data
+from spiketriton.diagnose.cut_time import cut_time
 from spiketriton.diagnose.diagnosed import Subject
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import CLOSED, starts_closed
@@ -20,7 +21,7 @@ from spiketriton.neurons import Norm
 from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError, one_line
 from spiketriton.training.placement import Placement
-from spiketriton.training.probing import Prober, cut_time, probe_batches
+from spiketriton.training.probing import Prober, probe_batches
 from spiketriton.training.randomness import seed_everything
 
 

@@ -127,18 +127,9 @@ def learned(known: Learned) -> str:
         numbers.append(f"loss{since} {known.loss:.4g}, guessing has {known.guess_loss:.4g}")
     said = "; ".join(numbers)
     if known.learns is None:
-        return f"{Word.EARLY}: {said}; {_open(known)}"
+        why = "an untrained net may have that" if known.loss is None else "the next test tells"
+        return f"{Word.EARLY}: {said}; {why}"
     return f"{'at chance so far' if known.at_chance else 'above chance'}: {said}"
-
-
-def _open(known: Learned) -> str:
-    """Why it is not known whether the net learns."""
-    if known.loss is None:
-        return "an untrained net may have that"
-    assert known.guess_loss is not None
-    if known.loss < known.guess_loss:
-        return "the next test tells whether the net learns, or its training images by heart"
-    return "the next test tells"
 
 
 def forward(found: Forward, names: Sequence[str]) -> str:

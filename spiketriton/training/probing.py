@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,12 +19,10 @@ from spiketriton.gradients.measurement import Measurement, Signal
 from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.gradients.verdict import LIMITS
 from spiketriton.models import Network, trial
-from spiketriton.neurons import SpikingNeuron, one_by_one, told_of_spikes
-from spiketriton.neurons.base import normalised
+from spiketriton.neurons import SpikingNeuron, told_of_spikes
 from spiketriton.plugins.tasks import Batch
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import PROBE_FIELDS
-from spiketriton_kernels import nn as kernels
 
 # images of a batch: as many as keep (neurons x time steps) within the budget, from FEWEST to MOST;
 # where not even FEWEST do, they are cropped, to a multiple of CROP
@@ -178,7 +177,13 @@ class Prober:
             found += np.array(overlaps) * self.share
         deep = len(self.layers) >= LIMITS.chain.layers and not knows_its_paths(self.model)
         judged = deep and arrives and all(layer.kind != "ilif" for _, layer in self.layers)
-        return Signal(found, arrives, judged and is_chain(self))
+        if not judged:
+            return Signal(found, arrives)
+        from spiketriton.training.chains import is_chain  # most networks are not asked
+
+        (x, _), neurons = self.batches[0], [neuron for _, neuron in self.layers]
+        differ = partial(tells_apart, images=x.shape[self.images])
+        return Signal(found, arrives, is_chain(self.model, x, neurons, differ))
 
 
 @contextlib.contextmanager
@@ -203,22 +208,6 @@ def tells_apart(out: Tensor, images: int) -> bool:
     return not bool((spread <= 1e-6 * out.abs().max()).all())
 
 
-def is_chain(prober: Prober) -> bool:
-    """Whether the outputs are the same for all images as soon as any one layer is silenced: no path goes around it."""
-    (x, _), *_ = prober.batches
-    images = x.shape[prober.images]
-    for _, neuron in prober.layers:
-        cut = neuron.register_forward_hook(lambda _, given, spikes: torch.zeros_like(spikes))
-        try:
-            with trial(prober.model), torch.no_grad():
-                out = prober.model(x)
-        finally:
-            cut.remove()
-        if not isinstance(out, Tensor) or tells_apart(out, images):
-            return False
-    return True
-
-
 def knows_its_paths(model: nn.Module) -> bool:
     """Whether it is one of ours, whose recipe says where paths go around layers."""
     made_from = model.made_from if isinstance(model, Network) else None
@@ -230,53 +219,6 @@ def neurons_of(model: nn.Module) -> list[tuple[str, SpikingNeuron]]:
     if isinstance(model, Network):
         return model.spiking_layers()
     return [(name, m) for name, m in model.named_modules() if isinstance(m, SpikingNeuron)]
-
-
-@contextlib.contextmanager
-def cut_time(model: Network) -> Iterator[None]:
-    """Within the block no gradient goes from step to step by the membranes; spikes stay as they are."""
-    layers = [layer for _, layer in model.spiking_layers()]
-    with one_by_one(model):  # so that each neuron is called by itself
-        for layer in layers:
-            layer.forward = _stepwise(layer)  # type: ignore[method-assign,assignment]
-        try:
-            yield
-        finally:
-            for layer in layers:
-                del layer.forward  # the class's own is back
-
-
-def _stepwise(neuron: SpikingNeuron) -> Callable[[Tensor], Tensor]:
-    """The forward of a neuron that calls it for one step after another, and detaches the membrane in between."""
-    call = neuron.forward
-
-    def forward(x: Tensor) -> Tensor:
-        if isinstance(neuron, kernels.ParallelNeuron):
-            neuron.cut_time = True
-            try:
-                return call(x)
-            finally:
-                neuron.cut_time = False
-        if neuron.step_mode == "s":
-            spikes = call(x)
-            neuron.detach()
-            return spikes
-        whole, continues, steps = neuron.probe, neuron.stateful, []
-        x = normalised(x)  # by its batch norm, of which a step alone has other statistics
-        neuron.stateful = True
-        try:
-            for t in range(len(x)):
-                if whole is not None and len(whole) == len(x):
-                    neuron.probe = whole[t : t + 1]
-                steps.append(call(x[t : t + 1]))
-                neuron.detach()
-        finally:
-            neuron.stateful, neuron.probe = continues, whole
-            if not continues:
-                super(SpikingNeuron, neuron).reset()  # the states, not the window
-        return torch.cat(steps)
-
-    return forward
 
 
 def overlap_of(rates: Tensor, pairs: int) -> float:

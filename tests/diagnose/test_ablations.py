@@ -5,12 +5,12 @@ import pytest
 
 from spiketriton.config import replace
 from spiketriton.diagnose.ablations import Experiment, last_norms
+from spiketriton.diagnose.cut_time import cut_time
 from spiketriton.diagnose.diagnosed import find_subject
 from spiketriton.gradients.measurement import KEYS
 from spiketriton.gradients.verdict import lost_at
 from spiketriton.system.errors import UserError
 from spiketriton.training import probing
-from spiketriton.training.probing import cut_time
 from tests.gradients.support import DEEP, nothing, subject
 from tests.small_runs import small_trainer
 

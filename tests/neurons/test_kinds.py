@@ -6,6 +6,7 @@ import torch
 from spiketriton.config.names import BLOCK_NETS
 from spiketriton.config.reading import recipe_from_toml
 from spiketriton.diagnose.ablations import Experiment
+from spiketriton.diagnose.cut_time import cut_time
 from spiketriton.diagnose.diagnosed import find_subject
 from spiketriton.evaluate.counters import SpikeCounter
 from spiketriton.export.exports import export_onnx
@@ -14,7 +15,7 @@ from spiketriton.models import build_model
 from spiketriton.neurons import SpikingNeuron, build_neuron, of_engine
 from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError
-from spiketriton.training.probing import Prober, cut_time
+from spiketriton.training.probing import Prober
 from spiketriton.training.trained import load_run
 from spiketriton_kernels.nn import ALIF, CLIF, ILIF, PSN, CuBaLIF, MaskedPSN, SlidingPSN
 from tests.covering import each
