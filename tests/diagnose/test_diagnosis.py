@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from spiketriton.data import build_data
 from spiketriton.diagnose.ablations import Change, Experiment
 from spiketriton.diagnose.cures import INPUT, NORM, THRESHOLD, Why
 from spiketriton.diagnose.diagnosed import find_subject
-from spiketriton.diagnose.diagnosis import diagnose
+from spiketriton.diagnose.diagnosis import Diagnosis, diagnose
 from spiketriton.diagnose.page import as_json
-from spiketriton.diagnose.trials import try_changes
+from spiketriton.diagnose.trials import loss_after, try_changes
 from spiketriton.gradients.verdict import Verdict, Word
 from spiketriton.models import build_model
 from tests.gradients.support import DEEP, nothing, subject
@@ -172,3 +173,28 @@ def test_a_training_and_the_diagnosis_of_its_recipe_and_run_give_one_verdict(tmp
 def test_the_same_recipe_gets_the_same_diagnosis():
     first, second = (as_json(diagnose(subject())) for _ in range(2))
     assert first == second
+
+
+def test_the_loss_of_a_trial_is_the_mean_of_its_last_fifth():
+    net = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    batches = [(torch.ones(1, 1), float(number)) for number in range(10, 0, -1)]
+    found = loss_after(net, batches, lambda out, y: 0 * out.sum() + y, 10, optimizer, schedule)
+    assert found == 1.5
+
+
+def test_a_cause_brings_the_ratio_a_tenth_of_the_way_to_1():
+    """Of its logarithm; up to three, the nearest first."""
+    tried = [
+        SimpleNamespace(measured=SimpleNamespace(depth_ratio=ratio))
+        for ratio in (80.0, 50.0, 0.2, 0.01, 2.0, 60.0, 0.0)
+    ]
+    of = SimpleNamespace(
+        ablations=tried,
+        measured=SimpleNamespace(depth_ratio=100.0),
+        verdict=SimpleNamespace(backward=SimpleNamespace(word=Word.EXPLODING)),
+    )
+    assert [ratio for _, ratio in Diagnosis.causes(of)] == [2.0, 0.2, 50.0]
+    of.ablations = [tried[0], tried[3]]
+    assert Diagnosis.causes(of) == []
