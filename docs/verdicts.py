@@ -216,12 +216,16 @@ def after(run: Path) -> Row:
     }
 
 
-def train(row: Row, run: Path, root: str) -> None:
-    """Trains a row in a run folder. A loss that is not finite ends it."""
+def train(row: Row, run: Path, root: str) -> bool:
+    """Trains a row in a run folder; whether to its end: a loss that is not finite is one, an interruption is not."""
     words = [*row["settings"].split(), f"data.root={root}"]
     recipe, folder = Request(recipe_of(row), words, run_dir=str(run)).find_run()
-    with contextlib.suppress(Diverged), undisturbed():
-        Session(recipe, folder, make_display(), Ranks(), draws=False).train()
+    try:
+        with undisturbed():
+            Session(recipe, folder, make_display(), Ranks(), draws=False).train()
+    except Diverged:
+        return True
+    return any(one["kind"] == "eval" for one in folder.metrics.read())
 
 
 def untrained(root: str) -> list[float]:
@@ -267,7 +271,8 @@ def answer(row: Row, run: Path, root: str) -> None:
     registered = git("log", "-1", "--format=%h", "--abbrev=9", "--", str(ROWS))
     started = time.process_time()
     row.update(before(row, root))
-    train(row, run, root)
+    if not train(row, run, root):
+        raise UserError(f"{run} was interrupted: delete it, and train again")
     row.update(after(run))
     row["hours"] = f"{(time.process_time() - started) / 3600:.3f}"
     row["registered"] = row["registered"] or registered

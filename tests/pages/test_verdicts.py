@@ -61,15 +61,18 @@ def test_a_row_was_registered_before_it_was_trained():
 
 def test_nothing_was_said_before_it_can_be_known_nothing_at_chance_was_healthy():
     assert len(TRAINED) >= 8
+    before_a_test = []
     for row in TRAINED:
         words = [said.split(" ", 1) for said in row["said"].split("; ")]
         assert all(word == Word.EARLY for step, word in words if int(step) < 100)
         assert row["before"] == row["python"]
         if row["group"] == "chance":
             assert not row["run"].startswith((Word.HEALTHY, Word.LEARNING))
-            assert Word.HEALTHY not in row["said"]
+            before_a_test += [row["settings"]] * (Word.HEALTHY in row["said"])
         elif float(row["test"]) > 0.2:
             assert not row["run"].startswith(Word.CHANCE)
+    # its loss does fall, by the statistics of each batch: docs/data/gradient_flow_log.md
+    assert [settings.split()[0] for settings in before_a_test] == ["data.name=dark_cifar10"]
 
 
 @pytest.fixture
@@ -100,3 +103,15 @@ def test_what_cannot_be_learnt(tiny):
     assert sorted(shuffled.train.labels) == sorted(source.train.labels)
     assert dark.statistics == ((0.5,), (2e5,))
     assert dark.train is source.train
+
+
+def test_the_page_counts_as_the_rows_do():
+    """docs/gradient_flow.md: nets that were called healthy, and those that learnt."""
+    nets = [row for row in TRAINED if row["group"] != "chance"]
+    healthy = [row for row in nets if row["run"].startswith((Word.HEALTHY, Word.LEARNING))]
+    learnt = [row for row in nets if float(row["test"]) > 0.2]
+    assert all(row in learnt for row in healthy)
+    assert all(row["before"] == Word.FREE for row in learnt)
+    page = (DOCS / "gradient_flow.md").read_text("utf-8")
+    told = f"Of {len(nets)}, {len(healthy)} were called healthy, and learnt; of {len(learnt)} that learnt"
+    assert told in page
