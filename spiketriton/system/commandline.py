@@ -142,9 +142,16 @@ class Parser(argparse.ArgumentParser):
         self.add_overrides("keys that change no weight, such as data.root=/data")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._refuse_empty(args)
+        return super().parse_known_args(args, namespace)
+
+    def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._refuse_empty(args)  # Python 3.13's does not call parse_known_args
+        return super().parse_known_intermixed_args(args, namespace)
+
+    def _refuse_empty(self, args: Any) -> None:
         if args and "" in args:
             self.error('an argument is empty (""), as an unset variable of the shell is')
-        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         message = message.removesuffix(", key=value")  # which is required of nobody

@@ -236,7 +236,8 @@ def describe(
         "dirty": dirty,
         "code_sha256": package_checksum(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "torchvision", "triton", "numpy")},
+        "torch": str(torch.__version__),  # which names the build, as its package does not always
+        **{name: _version(name) for name in ("torchvision", "triton", "numpy")},
         "platform": platform.platform(),
         "cpu": machine.cpu_name(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -81,7 +81,7 @@ def test_the_command_itself(recipe):
     [
         ([], "no RECIPE was given"),
         (["small.toml", "--res", "run"], "unrecognized arguments"),
-        (["small.toml", "--out", "run"], "arguments: --out run; did you mean --run-dir?"),
+        (["small.toml", "--out", "run"], "did you mean --run-dir?"),
         (["--resume", "."], "holds no run"),
         (["--resume", "run", "--run-dir", "other"], "--run-dir contradicts --resume"),
         (["small.toml", "--run-dir", "small.toml/x"], "small.toml/x cannot be written"),

@@ -127,7 +127,7 @@ def test_a_neuron_of_ones_own_is_not_told_its_channels(folder):
     [
         ("wrong", r"made a Linear; accepted: a spiketriton\.models\.Network"),
         ("breaks", r"mine\.py failed: ValueError: my own mistake \(.*mine\.py:\d+\)$"),
-        ("misfits", r"mine\.py, shown an image of 1x8x8, failed: RuntimeError: mat1 and mat2"),
+        ("misfits", r"mine\.py, shown an image of 1x8x8, failed: RuntimeError: .*mat1 and mat2"),
     ],
 )
 def test_what_a_part_makes_is_checked(folder, part, said):
