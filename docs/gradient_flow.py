@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from spiketriton.config import DataConfig, Recipe, load_recipe, parts
+from spiketriton.evaluate.evaluation import wilson
 from spiketriton.gradients.verdict import LIMITS, last_layers
 from spiketriton.models import build_model
 from spiketriton.models.blocks import Block
@@ -249,10 +250,7 @@ def beyond(limit: str, row: dict[str, str]) -> bool:
 
 def share(hits: int, of: int) -> str:
     """`40 of 41 (87-100 %)`, with Wilson's interval of 95 %."""
-    z = 1.96
-    middle = (hits + z * z / 2) / (of + z * z)
-    half = z * math.sqrt(hits * (of - hits) / of + z * z / 4) / (of + z * z)
-    low, high = (round(100 * value) for value in (middle - half, middle + half))
+    low, high = (round(100 * value) for value in wilson(hits, of))
     return f"{hits} of {of} ({low}-{high} %)"
 
 

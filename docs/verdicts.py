@@ -16,7 +16,6 @@ import contextlib
 import csv
 import io
 import json
-import math
 import random
 import re
 import subprocess
@@ -31,6 +30,7 @@ from spiketriton.config import load_recipe
 from spiketriton.config.shipped import shipped_recipes
 from spiketriton.data import build_data
 from spiketriton.diagnose.__main__ import main as diagnose
+from spiketriton.evaluate.evaluation import wilson
 from spiketriton.gradients.verdict import Word, learned_by, planned_steps
 from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
@@ -280,14 +280,11 @@ def answer(row: Row, run: Path, root: str) -> None:
     row["machine"] = machine.cpu_name()
 
 
-def wilson(hits: int, of: int) -> str:
+def share(hits: int, of: int) -> str:
     """`40 of 41 (87-100 %)`, with Wilson's interval of 95 %."""
     if not of:
         return ""
-    z = 1.96
-    middle = (hits + z * z / 2) / (of + z * z)
-    half = z * math.sqrt(hits * (of - hits) / of + z * z / 4) / (of + z * z)
-    low, high = (round(100 * value) for value in (middle - half, middle + half))
+    low, high = (round(100 * value) for value in wilson(hits, of))
     return f"{hits} of {of} ({low}-{high} %)"
 
 
@@ -312,7 +309,7 @@ def table(rows: Sequence[Row]) -> str:
     for label, column, words in SAID:
         said, wrong = ([r for r in part if r[column].startswith(words)] for part in (nets, never))
         learnt = sum(float(row["test"]) > 0.2 for row in said)
-        lines.append(f"| {label} | {wilson(learnt, len(said))} | {len(wrong)} |\n")
+        lines.append(f"| {label} | {share(learnt, len(said))} | {len(wrong)} |\n")
     return "".join(lines)
 
 

@@ -177,26 +177,6 @@ def test_inputs_that_a_convolution_cancels_have_no_negative_variance():
     assert run.current.isfinite().all()
 
 
-def test_behind_frozen_weights_inputs_get_their_gradients():
-    unit = Unit(SHAPES["odd"], "normed")
-    exact = unit.results("define", torch.float64)
-    values = {name: value.detach().clone() for name, value in unit.leaves.items()}
-    learnt = [name for name in values if not name.startswith("weight")]
-    for name in learnt:
-        values[name].requires_grad_()
-    norm, other = (
-        Norm(values[f"gamma{i}"], values[f"beta{i}"], None, None, True, 0.1, eps, scale)
-        for i, eps, scale in (("", 1e-4, 1.3), ("2", 1e-3, 0.7))
-    )
-    residual, norm = pointwise.as_residual(values["x2"], values["weight2"], other, norm, stride=2)
-    y, norm, residual = pointwise.before_neuron(values["x"], values["weight"], norm, residual)
-    out = fire(Inputs(y, residual=residual), NEURON, Call(return_current=True), norm)
-    torch.autograd.backward([out.spikes, out.current], unit.upstream)
-    assert values["weight"].grad is values["weight2"].grad is None
-    for name in learnt:
-        assert error(values[name].grad, exact[name]) <= 2e-15
-
-
 def test_under_autocast_statistics_and_small_products_stay_exact():
     unit = Unit(SHAPES["odd"], "normed")
     expected = unit.results("algebra", torch.float32)
@@ -205,11 +185,19 @@ def test_under_autocast_statistics_and_small_products_stay_exact():
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_what_needs_no_gradient_gets_none_and_the_rest_is_the_same():
+AFFINE = ("gamma", "beta", "gamma2", "beta2")
+
+
+@pytest.mark.parametrize(
+    "learnt",
+    [("x", "x2", *AFFINE), ("weight", "weight2", *AFFINE)],
+    ids=["frozen weights", "given inputs"],
+)
+def test_what_needs_no_gradient_gets_none_and_the_rest_is_the_same(learnt):
     unit = Unit(SHAPES["odd"], "normed")
     exact = unit.results("define", torch.float64)
     values = {name: value.detach().clone() for name, value in unit.leaves.items()}
-    for name in ("weight", "gamma", "beta", "weight2", "gamma2", "beta2"):
+    for name in learnt:
         values[name].requires_grad_()
     norm, other = (
         Norm(values[f"gamma{i}"], values[f"beta{i}"], None, None, True, 0.1, eps, scale)
@@ -217,12 +205,16 @@ def test_what_needs_no_gradient_gets_none_and_the_rest_is_the_same():
     )
     residual, norm = pointwise.as_residual(values["x2"], values["weight2"], other, norm, stride=2)
     y, norm, residual = pointwise.before_neuron(values["x"], values["weight"], norm, residual)
-    assert not y.requires_grad
+    if "x" not in learnt:
+        assert not y.requires_grad
     out = fire(Inputs(y, residual=residual), NEURON, Call(return_current=True), norm)
     torch.autograd.backward([out.spikes, out.current], unit.upstream)
-    assert values["x"].grad is values["x2"].grad is None
-    for name in ("weight", "gamma", "beta", "weight2", "gamma2", "beta2"):
-        assert error(values[name].grad, exact[name]) <= 2e-15
+    assert len(values) == 8
+    for name, value in values.items():
+        if name in learnt:
+            assert error(value.grad, exact[name]) <= 2e-15
+        else:
+            assert value.grad is None
 
 
 def test_a_sum_over_pixels_may_be_made_of_parts():
