@@ -22,7 +22,8 @@ from spiketriton.config import Recipe, values_by_key
 from spiketriton.config.names import RATES
 from spiketriton.config.parts import IN_HAND, handed
 from spiketriton.config.reading import PLUGINS
-from spiketriton.data import Facts, given_images
+from spiketriton.data import Facts
+from spiketriton.data.given import given_images
 from spiketriton.diagnose.cures import own_cures
 from spiketriton.diagnose.modules import Called, named_as_given, try_on_batch
 from spiketriton.diagnose.trials import STEPS, Trials

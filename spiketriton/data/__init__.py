@@ -2,7 +2,8 @@
 
 Read sources.py (a `Source`, which a data set's own file makes: photographs.py, cifar.py, ...), splits.py (images in
 memory or in files), transforms.py (tensors of them), stream.py (batches as a function of seed and step), prefetch.py
-(their way to a GPU). facts.py is what a run knows of its data; checking.py leaves broken images out.
+(their way to a GPU). facts.py is what a run knows of its data, given.py what somebody hands over; checking.py leaves
+broken images out.
 """
 
 import math
@@ -22,7 +23,7 @@ from spiketriton.config.parts import chosen, lies_in
 from spiketriton.config.recipe import KEYS
 from spiketriton.config.words import shown
 from spiketriton.data.counter_rng import mix
-from spiketriton.data.facts import Facts, GivenSplit
+from spiketriton.data.facts import Facts
 from spiketriton.data.sources import Recorded, Source
 from spiketriton.data.splits import FileSplit, Split, drawn_of_each
 from spiketriton.data.stream import (
@@ -44,7 +45,7 @@ from spiketriton.data.transforms import (
 from spiketriton.plugins.tasks import Task, task_of
 from spiketriton.system.errors import UserError
 
-__all__ = ["Data", "Facts", "TestSet", "TrainStream", "build_data", "given_images"]
+__all__ = ["Data", "Facts", "TestSet", "TrainStream", "build_data"]
 
 
 _FILES = {  # of data sets that share one; any other's has its name
@@ -132,7 +133,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     training = subset(np.flatnonzero(~held_out), config.train_images)
     _check_counts(config, train.batch_size, source, int((~held_out).sum()), task)
     facts = _facts(config, recipe.time_steps, source, training, task)
-    transform = _transform(facts, _changes(config, source, facts))
+    transform = transform_of(facts, _changes(config, source, facts))
     loading, fewer = _loading(config, train, source, facts, part, world_size)
     ours: dict[str, Any] = {"rank": rank, "world_size": world_size, "loading": loading}
 
@@ -176,7 +177,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     )
 
 
-def _events() -> Any:
+def events_room() -> Any:
     """The room of event cameras, which only their recordings need."""
     return import_module("spiketriton.events")
 
@@ -184,15 +185,16 @@ def _events() -> Any:
 def _changes(config: DataConfig, source: Source, facts: Facts) -> Any:
     """Those of training images: `Augmentation`, or `Moves` of recordings."""
     if source.move == "events":
-        return _events().Moves.of(config, facts.image_size, mirrors=source.mirrors)
+        return events_room().Moves.of(config, facts.image_size, mirrors=source.mirrors)
     augmentation = Augmentation.of(config)
     # a plugin's own stand in place of the moves of the recipe
     return augmentation if source.augment is None else replace(augmentation, preset="none")
 
 
-def _transform(facts: Facts, changes: Any) -> Transform:
+def transform_of(facts: Facts, changes: Any) -> Transform:
+    """What makes the network's tensors of images or recordings; `changes`: `Augmentation` or `Moves`."""
     if facts.frames:
-        return _events().EventTransform(facts.count, changes)
+        return events_room().EventTransform(facts.count, changes)
     given = facts.image_size, facts.mean, facts.std, changes
     return PhotoTransform(*given) if facts.move == "photo" else ArrayTransform(*given, facts.move)
 
@@ -216,22 +218,6 @@ def _source(config: DataConfig, steps: int) -> Source:
     part = chosen("data", config.name)
     found = part.checked(part.make(config), Source | Recorded, "spiketriton.data.sources.Source")
     return found if isinstance(found, Source) else found.source(config, steps)
-
-
-def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
-    """Images of one's own as batches, prepared as the test images of `facts` are; see `GivenSplit`."""
-    if facts.frames:
-        split, changes = _events().given_frames(images, facts), _events().Moves()
-    else:
-        split, changes = GivenSplit(images, facts), Augmentation("none")
-    return TestSet(
-        dataset=Batches(split, _transform(facts, changes)),
-        members=np.arange(len(split)),
-        batch_size=batch_size,
-        rank=0,
-        world_size=1,
-        loading=Loading(workers=0, pin_memory=False),
-    )
 
 
 def _held_out(config: DataConfig, source: Source, task: Task) -> np.ndarray:

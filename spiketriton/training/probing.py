@@ -22,6 +22,7 @@ from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, told_of_spikes
 from spiketriton.plugins.tasks import Batch
 from spiketriton.system.errors import UserError
+from spiketriton.training.chains import is_chain
 from spiketriton_kernels import PROBE_FIELDS
 
 # images of a batch: as many as keep (neurons x time steps) within the budget, from FEWEST to MOST;
@@ -179,8 +180,6 @@ class Prober:
         judged = deep and arrives and all(layer.kind != "ilif" for _, layer in self.layers)
         if not judged:
             return Signal(found, arrives)
-        from spiketriton.training.chains import is_chain  # most networks are not asked
-
         (x, _), neurons = self.batches[0], [neuron for _, neuron in self.layers]
         differ = partial(tells_apart, images=x.shape[self.images])
         return Signal(found, arrives, is_chain(self.model, x, neurons, differ))

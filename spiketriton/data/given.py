@@ -1,0 +1,102 @@
+"""Images that somebody hands over, prepared as the test images of a run are."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from spiketriton.data import events_room, transform_of
+from spiketriton.data.facts import Facts
+from spiketriton.data.splits import DecodedPhoto, Photo, as_tensor, in_bytes, in_colour
+from spiketriton.data.stream import Batches, Loading, TestSet
+from spiketriton.data.transforms import Augmentation
+from spiketriton.system.errors import UserError
+
+
+def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
+    """Images of one's own as batches, prepared as the test images of `facts` are; see `GivenSplit`."""
+    if facts.frames:
+        split, changes = events_room().given_frames(images, facts), events_room().Moves()
+    else:
+        split, changes = GivenSplit(images, facts), Augmentation("none")
+    return TestSet(
+        dataset=Batches(split, transform_of(facts, changes)),
+        members=np.arange(len(split)),
+        batch_size=batch_size,
+        rank=0,
+        world_size=1,
+        loading=Loading(workers=0, pin_memory=False),
+    )
+
+
+class GivenSplit:
+    """Images that somebody hands over, as a split, whose labels are 0.
+
+    images: float [B, C, H, W] in 0..1 or uint8 [B, C, H, W], rounded to 8 bits as data sets are; or a sequence of
+    such images, PIL images and paths of image files. UserError: other shapes, dtypes, values or files.
+    """
+
+    def __init__(self, images: Tensor | np.ndarray | Sequence[Any], facts: Facts) -> None:
+        self.facts = facts
+        if isinstance(images, str | Path | Image.Image):
+            images = [images]
+        if isinstance(images, Tensor | np.ndarray):
+            self.images: Any = self._as_bytes(images)
+        elif isinstance(images, Iterable):
+            self.images = [
+                self._as_bytes(image[None])[0] if isinstance(image, Tensor | np.ndarray) else image
+                for image in images
+            ]
+        else:
+            raise UserError(
+                f"images: a value of type {type(images).__name__}; accepted: {self._accepted}"
+            )
+        if len(self.images) == 0:
+            raise UserError("no image was given; accepted: one or more")
+        self.labels = torch.zeros(len(self.images), dtype=torch.int64)
+
+    @property
+    def _accepted(self) -> str:
+        shape = f"[B, {self.facts.channels}, H, W]"
+        return f"float {shape} in 0..1, uint8 {shape}, PIL images, paths"
+
+    def _as_bytes(self, images: Tensor | np.ndarray) -> Tensor:
+        shape = tuple(images.shape)
+        if len(shape) != 4 or shape[1] != self.facts.channels or 0 in shape[1:]:
+            raise UserError(f"images of shape {shape}; accepted: {self._accepted}")
+        return in_bytes(as_tensor(images).detach().cpu(), self._accepted)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: np.ndarray) -> Any:
+        """Photographs for networks of photographs; else uint8 [b, C, H, W]."""
+        chosen = (self.images[int(index)] for index in indices)
+        if self.facts.move == "photo":
+            return (_photograph(image) for image in chosen)
+        pixels = [image if isinstance(image, Tensor) else self._pixels(image) for image in chosen]
+        if len({image.shape for image in pixels}) > 1:  # as the transform does with a batch
+            side = [self.facts.image_size] * 2
+            pixels = [F.resize(image, side, antialias=True) for image in pixels]
+        return torch.stack(pixels)
+
+    def _pixels(self, image: Any) -> Tensor:
+        shown = _photograph(image).decode()
+        return F.pil_to_tensor(shown.convert("L") if self.facts.channels == 1 else shown)
+
+
+def _photograph(image: Any) -> Photo | DecodedPhoto:
+    if isinstance(image, str | Path):
+        return Photo(Path(image), "")
+    if isinstance(image, Tensor):
+        return DecodedPhoto(F.to_pil_image(image))
+    if isinstance(image, Image.Image):
+        return DecodedPhoto(in_colour(ImageOps.exif_transpose(image)))
+    raise UserError(
+        f"an image of type {type(image).__name__}; accepted: PIL images and paths, or one tensor of all"
+    )
