@@ -20,13 +20,14 @@ import random
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import spiketriton
-from spiketriton.config import load_recipe
+from spiketriton.config import Recipe, load_recipe
 from spiketriton.config.shipped import shipped_recipes
 from spiketriton.data import build_data
 from spiketriton.diagnose.__main__ import main as diagnose
@@ -52,6 +53,7 @@ COLUMNS = (
     *("guessing", "registered", "commit", "machine", "hours"),
 )  # fmt: skip
 Row = dict[str, str]
+REFUSED = "refused"
 SEED = 4029
 COMMON = (
     *("data.workers=0", "data.test_images=1000", "train.threads=1", "train.precision=fp32"),
@@ -189,25 +191,30 @@ def before(row: Row, root: str) -> Row:
     return {"before": asked(recipe_of(row), *words), "python": str(found).splitlines()[0]}
 
 
+def said_by(rows: Sequence[Mapping[str, Any]], recipe: Recipe, counts: Sequence[int]) -> str:
+    """The words of a training without obstacles, each with the first step that had it: `100 the loss falls`."""
+    steps = planned_steps(recipe.train, sum(counts))
+    said: list[str] = []
+    for number, row in enumerate(rows, 1):
+        known = learned_by(rows[:number], recipe, counts, steps)
+        word = Word.EARLY if known is None else known.word
+        word = Word.HEALTHY if word == Word.LEARNING else word
+        if not said or not said[-1].endswith(word):
+            said.append(f"{row['step']} {word}")
+    return "; ".join(said)
+
+
 def after(run: Path) -> Row:
     """What is said of a run, row by row and at its end."""
     trained = spiketriton.load_run(run)
     folder, recipe, facts = RunFolder.find(run), trained.recipe, trained.facts
     rows = folder.metrics.read()
-    steps = planned_steps(recipe.train, sum(facts.class_counts))
-    said: list[str] = []
-    for number, row in enumerate(rows, 1):
-        known = learned_by(rows[:number], recipe, facts.class_counts, steps)
-        word = Word.CHANCE if known is not None and known.at_chance else Word.HEALTHY
-        word = Word.EARLY if known is None or known.learns is None else word
-        if not said or not said[-1].endswith(word):
-            said.append(f"{row['step']} {word}")
     tests = [row for row in rows if row["kind"] == "eval"]
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     batch = next(build_data(recipe).train.from_step(0))
     found = spiketriton.diagnose(trained.model, batch, tries=0)
     return {
-        "said": "; ".join(said),
+        "said": said_by(rows, recipe, facts.class_counts),
         "run": asked(str(run)),
         "python_run": str(found).splitlines()[0],
         "loss": f"{losses[-1]:.4f}" if losses else "",
@@ -216,16 +223,23 @@ def after(run: Path) -> Row:
     }
 
 
-def train(row: Row, run: Path, root: str) -> bool:
-    """Trains a row in a run folder; whether to its end: a loss that is not finite is one, an interruption is not."""
+def train(row: Row, run: Path, root: str) -> Row:
+    """Trains a row in a run folder, and what is said of it then: also of a loss that is not finite, and of a refusal.
+
+    UserError: it was interrupted.
+    """
     words = [*row["settings"].split(), f"data.root={root}"]
     recipe, folder = Request(recipe_of(row), words, run_dir=str(run)).find_run()
     try:
         with undisturbed():
             Session(recipe, folder, make_display(), Ranks(), draws=False).train()
     except Diverged:
-        return True
-    return any(one["kind"] == "eval" for one in folder.metrics.read())
+        return after(run)
+    except UserError as error:
+        return {"run": f"{REFUSED}: {error}"}
+    if not any(one["kind"] == "eval" for one in folder.metrics.read()):
+        raise UserError(f"{run} was interrupted: delete it, and train again")
+    return after(run)
 
 
 def untrained(root: str) -> list[float]:
@@ -271,9 +285,7 @@ def answer(row: Row, run: Path, root: str) -> None:
     registered = git("log", "-1", "--format=%h", "--abbrev=9", "--", str(ROWS))
     started = time.process_time()
     row.update(before(row, root))
-    if not train(row, run, root):
-        raise UserError(f"{run} was interrupted: delete it, and train again")
-    row.update(after(run))
+    row.update(train(row, run, root))
     row["hours"] = f"{(time.process_time() - started) / 3600:.3f}"
     row["registered"] = row["registered"] or registered
     row["commit"] = git("describe", "--always", "--dirty", "--abbrev=9", "--exclude=*")
@@ -288,9 +300,11 @@ def share(hits: int, of: int) -> str:
     return f"{hits} of {of} ({low}-{high} %)"
 
 
-SAID = (  # what is said, the column, how it begins
+SAID = (  # what is said, the column, its words
     ("before training: no obstacle found", "before", (Word.FREE,)),
     ("before training: an obstacle", "before", (Word.LOST, Word.SILENT, Word.EXPLODING)),
+    ("before a test: the loss falls", "said", (Word.FALLING,)),
+    ("before a test: the loss has hardly fallen", "said", (Word.FLAT,)),
     ("at the end: healthy, or learning", "run", (Word.HEALTHY, Word.LEARNING)),
     ("at the end: too early to tell", "run", (Word.EARLY,)),
     ("at the end: at chance so far", "run", (Word.CHANCE,)),
@@ -299,7 +313,7 @@ SAID = (  # what is said, the column, how it begins
 
 def table(rows: Sequence[Row]) -> str:
     """Of the rows that were trained: what was said, and how many learnt."""
-    trained = [row for row in rows if row["commit"]]
+    trained = [row for row in rows if row["commit"] and not row["run"].startswith(REFUSED)]
     nets = [row for row in trained if row["group"] != "chance"]
     never = [row for row in trained if row["group"] == "chance"]
     lines = [
@@ -307,7 +321,10 @@ def table(rows: Sequence[Row]) -> str:
         "| --- | --- | ---: |\n"
     ]
     for label, column, words in SAID:
-        said, wrong = ([r for r in part if r[column].startswith(words)] for part in (nets, never))
+        said, wrong = (
+            [row for row in part if any(word in row[column] for word in words)]
+            for part in (nets, never)
+        )
         learnt = sum(float(row["test"]) > 0.2 for row in said)
         lines.append(f"| {label} | {share(learnt, len(said))} | {len(wrong)} |\n")
     return "".join(lines)

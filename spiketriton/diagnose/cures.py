@@ -59,9 +59,10 @@ THRESHOLD = Cure("", "half of every neuron's v_threshold", Why.THRESHOLD)
 def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
     """What to try, where the verdict found an obstacle or nothing was learnt."""
     model, neuron, found = recipe.model, recipe.neuron, list[Cure]()
-    stuck = verdict.word == Word.CHANCE
+    stuck = verdict.word in (Word.CHANCE, Word.FLAT)
     silent = verdict.forward.arrives is False and verdict.word in (Word.FREE, Word.SILENT)
-    if not (stuck or silent or verdict.obstacles) or verdict.word in (Word.LEARNING, Word.EARLY):
+    wait = verdict.word in (Word.LEARNING, Word.FALLING, Word.EARLY)
+    if not (stuck or silent or verdict.obstacles) or wait:
         return []
     slower = Cure("train.lr", float(f"{recipe.peak_lr / 3:.2g}"), Why.RATE)
     lost = verdict.forward.word != Word.FREE

@@ -92,7 +92,7 @@ def conclusion(found: Diagnosis) -> str:
     verdict = found.verdict
     if verdict.word == Word.FREE and found.trials is None:
         return "no obstacle was found; whether it learns shows in a training, after the warm-up"
-    if verdict.word == Word.EARLY:
+    if verdict.word in (Word.EARLY, Word.FALLING):
         return words.EARLY if verdict.learned is None else words.learned(verdict.learned)
     if verdict.word in (Word.HEALTHY, Word.LEARNING):
         return f"nothing to change: {words.line(verdict)}"

@@ -4,7 +4,8 @@ forward     The image must reach the outputs, and the last layer must still tell
 backward    The RMS of dL/dx over all time steps, at the first layer by that at the last; of residual nets, at
             the last layers of the blocks.
 learning    What training has shown, once it can be known (`tells_from`). A net that learns in spite of an obstacle
-            learns; one that is at chance is never healthy; "healthy" is one that learns and has no obstacle.
+            learns; one that is at chance is never healthy; "healthy" is one that learns, by a test, and has no
+            obstacle. Before the first test no more is said than whether the loss falls.
 
 An obstacle is named only where the rows of docs/data/gradient_flow.csv say that it predicts: `LIMITS`, which
 `python docs/gradient_flow.py --judge` counts again. Elsewhere the number is shown without a word. Everything here is
@@ -31,6 +32,8 @@ class Word(StrEnum):
 
     HEALTHY = "healthy"
     LEARNING = "learning"
+    FALLING = "the loss falls"
+    FLAT = "the loss has hardly fallen"
     CHANCE = "at chance"
     EARLY = "too early to tell"
     FREE = "no obstacle found"
@@ -124,20 +127,24 @@ class Learned:
     @property
     def known(self) -> bool:
         """Whether it is known what guessing would have."""
-        return self.loss is not None or (self.score is not None and self.score.chance is not None)
+        losses = self.guess_loss is not None and (self.loss, self.test_loss) != (None, None)
+        return losses or (self.score is not None and self.score.chance is not None)
 
     @property
     def learns(self) -> bool | None:
         """Whether it does better than guessing and than an untrained net; None while that is open.
 
-        Before the first test no image was seen twice, so the loss tells. A test counts for more: a loss that falls may
-        be images learnt by heart, and a score may be above guessing's in an untrained net.
+        That it does only a test shows: a loss in training also falls by images learnt by heart, and by the statistics
+        of each batch, which no test has. A score may be above guessing's in an untrained net.
         """
         falls = None if self.loss is None else self._below(self.loss)
-        if self.score is None or self.score.chance is None:
-            return falls
-        if not self.score.beats(self.score.chance, LIMITS.deviations * self.score.spread):
-            return None if falls else False
+        if self.score is None:
+            return None
+        above = self._below(self.test_loss)  # where the score of guessing is not known
+        if self.score.chance is not None:
+            above = self.score.beats(self.score.chance, LIMITS.deviations * self.score.spread)
+        if not above:
+            return None if falls or not self.known else False
         if (
             self.guess_loss is not None
             and self.loss is not None
@@ -151,6 +158,15 @@ class Learned:
         """Whether it does no better than guessing."""
         return self.learns is False
 
+    @property
+    def word(self) -> Word:
+        """What training has shown, whatever stands in the net's way."""
+        if self.score is None:
+            return Word.FALLING if self._below(self.loss) else Word.FLAT
+        if self.learns is None:
+            return Word.EARLY
+        return Word.LEARNING if self.learns else Word.CHANCE
+
     def _below(self, loss: float | None) -> bool:
         if loss is None or self.guess_loss is None:
             return False
@@ -160,7 +176,7 @@ class Learned:
         """Whether no untrained net would have a score that is above guessing's."""
         found = self.score
         if found is None or found.chance is None or not found.share or not found.higher_is_better:
-            return found is not None
+            return True
         enough = min(LIMITS.times * found.chance, (1 + found.chance) / 2)
         return found.value >= enough or self._below(self.test_loss)
 
@@ -176,7 +192,12 @@ def learned_by(
     if not known or known[-1]["step"] < tells_from(recipe.train, steps):
         return None
     tests = [row for row in known if row["kind"] == "eval"]
-    losses = [(row["step"], row["loss"]) for row in known if row["kind"] == "train"]
+    # the file keeps no NaN
+    losses = [
+        (row["step"], math.nan if row["loss"] is None else row["loss"])
+        for row in known
+        if row["kind"] == "train"
+    ]
     loss = mean_loss(losses)
     if tests and losses and losses[-1][0] < tests[-1]["step"] + LIMITS.steps:
         loss = None
@@ -274,11 +295,8 @@ class Verdict:
             return Word.EARLY
         if self.learned is None or not self.learned.known:
             return self.obstacles[0] if self.obstacles else Word.FREE
-        if self.learned.learns is None:
-            return Word.EARLY
-        if self.learned.at_chance:
-            return Word.CHANCE
-        return Word.LEARNING if self.obstacles else Word.HEALTHY
+        learns = self.learned.word == Word.LEARNING
+        return Word.HEALTHY if learns and not self.obstacles else self.learned.word
 
 
 def judge(

@@ -1,6 +1,6 @@
 """A run's measurements, judged as they come."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from spiketriton.config import Recipe
 from spiketriton.gradients.measurement import Measurement, Signal
@@ -40,9 +40,15 @@ class Watch:
         assert self.verdict is not None
         # fp16's loss scaler finds its factor by overflowing, so values that are not finite are normal
         found = {*self.verdict.obstacles} - {Word.NOT_FINITE}
-        if self.verdict.word != Word.LEARNING and not self._told.issuperset(found):
+        stands = self.verdict.word not in (Word.LEARNING, Word.FALLING)
+        if stands and not self._told.issuperset(found):
             self._told.update(found)
             self.tell(step, self.verdict)
+
+    def recall(self, rows: Iterable[Row]) -> None:
+        """The rows of a run that goes on."""
+        self._rows = [*rows]
+        self.learned = learned_by(self._rows, self.recipe, self.counts, self.steps)
 
     def hear(self, row: Row) -> None:
         """A row of metrics.jsonl."""

@@ -15,6 +15,7 @@ from spiketriton.gradients.verdict import (
 )
 from spiketriton.show.words import in_percent, in_words, scored, times
 
+BEFORE_A_TEST = (Word.FALLING, Word.FLAT)
 EARLY = f"{Word.EARLY}: known after the warm-up, and not before step {LIMITS.since}"
 
 
@@ -28,6 +29,9 @@ def line(verdict: Verdict) -> str:
         return Word.EARLY
     if verdict.learned is None or not verdict.learned.known:
         return obstacles or Word.FREE
+    if verdict.word in BEFORE_A_TEST:
+        but = ", although " if verdict.word == Word.FALLING else ": "
+        return f"{verdict.word}{but + obstacles if obstacles else ''}; no test yet"
     if verdict.word == Word.CHANCE:
         return f"at chance so far: {obstacles}" if obstacles else "at chance so far"
     if obstacles:
@@ -81,7 +85,7 @@ def sentences(verdict: Verdict) -> list[str]:
 def findings(verdict: Verdict) -> list[str]:
     """The obstacles, a sentence each, with layer and time step."""
     found = []
-    if verdict.learned is not None and verdict.learned.at_chance:
+    if verdict.learned is not None and verdict.learned.word in (Word.CHANCE, Word.FLAT):
         found.append(learned(verdict.learned))
     if verdict.backward.nonfinite:
         found.append(f"dL/dx is not finite at {_at(verdict, verdict.backward.nonfinite)}")
@@ -122,10 +126,14 @@ def learned(known: Learned) -> str:
             f"test {in_words(found)} {scored(found)} on {known.images:,} images, guessing has "
             f"{scored(found, found.chance)}"
         )
+    elif found is not None and known.test_loss is not None:
+        numbers.append(f"test loss {known.test_loss:.4g}, guessing has {known.guess_loss:.4g}")
     if known.loss is not None:
         since = " since" if numbers else ""
         numbers.append(f"loss{since} {known.loss:.4g}, guessing has {known.guess_loss:.4g}")
     said = "; ".join(numbers)
+    if known.word in BEFORE_A_TEST:
+        return f"{known.word}: {said}; the first test tells whether the net learns"
     if known.learns is None:
         why = "an untrained net may have that" if known.loss is None else "the next test tells"
         return f"{Word.EARLY}: {said}; {why}"

@@ -11,6 +11,8 @@ COLOURS = {
     Word.FREE: "green",
     Word.CHANCE: "red",
     Word.EARLY: "yellow",
+    Word.FALLING: "yellow",
+    Word.FLAT: "yellow",
     Word.EXPLODING: "red",
     Word.SILENT: "blue",
     Word.LOST: "red",

@@ -181,6 +181,7 @@ class Trainer:
             for line in filter(None, said):
                 note(line)
         folder.cut(self.step, self.progress.tested_at)
+        self.recorder.watch.recall(folder.metrics.read())
 
     def fit(self, until: int | None = None) -> Outcome:
         """Trains to the end, to step `until`, or until a signal; saves before it returns.

@@ -238,9 +238,11 @@ def test_a_net_at_chance_is_also_tried_at_a_lower_rate_and_one_that_learns_not_a
     assert stuck(recipe) == [
         "model.residual_gain=0", "model.shortcut_gradient=straight_through", "model.block=ms", "train.lr=0.01",
     ]  # fmt: skip
-    learning = judge(through_depth(GROWN), "sgd", learned=known(loss=0.5), begun=True)
-    assert learning.word == Word.LEARNING
-    assert cures(small_recipe(*FREE), learning) == []
+    tested = row_of_test(0.9, 100, loss=0.5)
+    for found, word in ((known(test=tested), Word.LEARNING), (known(loss=0.5), Word.FALLING)):
+        learning = judge(through_depth(GROWN), "sgd", learned=found, begun=True)
+        assert learning.word == word
+        assert cures(small_recipe(*FREE), learning) == []
 
 
 def test_networks_of_ones_own_are_tried_with_other_neurons():
@@ -286,8 +288,13 @@ def row_of_test(
     return row | {"test_chance": largest, "test_chance_spread": spread}
 
 
-def trained(step: int, loss: float) -> dict[str, object]:
+def trained(step: int, loss: float | None) -> dict[str, object]:
     return {"kind": "train", "step": step, "loss": loss}
+
+
+def unknown(accuracy: float, loss: float) -> dict[str, object]:
+    """The row of a test, without what guessing has."""
+    return {k: v for k, v in row_of_test(accuracy, 100, loss=loss).items() if "chance" not in k}
 
 
 def known(loss=None, test=None, *changes) -> Learned:
@@ -299,10 +306,10 @@ def known(loss=None, test=None, *changes) -> Learned:
 @pytest.mark.parametrize(
     ("learned", "learns"),
     [
-        (known(loss=1.03), False),  # the entropy of the shares is 1.0297
-        (known(loss=0.97), True),  # 5 % below
-        (known(loss=0.99), False),
-        (known(loss=math.nan), False),
+        (known(loss=1.03), Word.FLAT),  # the entropy of the shares is 1.0297
+        (known(loss=0.97), Word.FALLING),  # 5 % below
+        (known(loss=0.99), Word.FLAT),
+        (known(loss=math.nan), Word.FLAT),
         (known(test=row_of_test(0.5, 100)), False),
         (known(test=row_of_test(0.64, 100, loss=0.9)), False),  # three standard deviations of 5 %
         (known(test=row_of_test(0.66, 100, loss=0.97)), True),  # a loss that no untrained net has
@@ -320,21 +327,34 @@ def known(loss=None, test=None, *changes) -> Learned:
         (known(1.0, row_of_test(0.9, 100)), True),  # training images may be mixed
         (known(1.04, row_of_test(0.9, 100)), None),  # it has got worse since
         (known(math.nan, row_of_test(0.9, 100)), None),
-        (known(1.03, None, "loss.class_weights=balanced"), True),  # log 3 is 1.0986
+        (known(1.03, None, "loss.class_weights=balanced"), Word.FALLING),  # log 3 is 1.0986
+        # of a task whose score of guessing is not known, but the loss of guessing
+        (known(0.2, unknown(0.9, loss=0.97)), True),
+        (known(None, unknown(0.9, loss=0.97)), True),
+        (known(1.04, unknown(0.9, loss=0.97)), None),
+        (known(0.2, unknown(0.9, loss=0.99)), None),
+        (known(None, unknown(0.9, loss=0.99)), False),
     ],
 )
 def test_a_net_at_chance_is_never_healthy_and_one_that_learns_is_whatever_its_gradients(
     learned, learns
 ):
-    assert learned.learns is learns
+    assert learned.learns is (None if isinstance(learns, Word) else learns)
     assert learned.at_chance == (learns is False)
     measured = (made(), through_depth(GROWN))
     free, exploding = (judge(one, learned=learned, begun=True) for one in measured)
-    if learns is None:
+    if isinstance(learns, Word):  # before a test
+        assert (free.word, exploding.word) == (learns, learns)
+        flat = learns == Word.FLAT
+        assert line(free) == f"{learns}; no test yet"
+        told = f"{learns}{':' if flat else ', although'} exploding backward; no test yet"
+        assert line(exploding) == told
+        assert [one.startswith(f"{learns}: loss ") for one in findings(free)] == [True] * flat
+    elif learns is None:
         assert (free.word, exploding.word) == (Word.EARLY, Word.EARLY)
         assert line(free) == line(exploding) == "too early to tell"
         assert findings(free) == []
-        assert sentences(free)[0].startswith("learning: too early to tell: test accuracy ")
+        assert sentences(free)[0].startswith("learning: too early to tell: test ")
     elif not learns:
         assert (free.word, exploding.word) == (Word.CHANCE, Word.CHANCE)
         assert line(free) == "at chance so far"
@@ -354,6 +374,12 @@ def test_why_it_is_not_known_whether_a_net_learns():
     )
     by_heart = known(0.2, row_of_test(0.5, 100))
     assert learned(by_heart).endswith("loss since 0.2, guessing has 1.03; the next test tells")
+    falls = known(0.97)
+    assert learned(falls) == (
+        "the loss falls: loss 0.97, guessing has 1.03; the first test tells whether the net learns"
+    )
+    unseen = known(0.97, unknown(0.9, 0.9))
+    assert learned(unseen).startswith("above chance: test loss 0.9, guessing has 1.03; loss since")
     worse = known(9.0, row_of_test(0.9, 100))
     assert learned(worse).endswith("loss since 9, guessing has 1.03; the next test tells")
 
@@ -403,6 +429,8 @@ def test_of_the_loss_only_what_came_after_the_last_test_counts():
     assert (found.score.value, found.loss, found.learns) == (0.5, 0.2, None)
     found = learned_by([*rows, trained(250, 0.2), row_of_test(0.9, 100, 251)], recipe, COUNTS, 400)
     assert (found.loss, found.learns) == (None, True)
+    found = learned_by([trained(200, None)], recipe, COUNTS, 400)  # what the file keeps of NaN
+    assert found.word == Word.FLAT
     old = [trained(150, 0.2), {"kind": "eval", "step": 200, "test_accuracy": 0.5, "test_images": 9}]
     found = learned_by(old, recipe, COUNTS, 400)  # of which nobody knows how much guessing has
     assert (found.known, found.at_chance) == (False, False)
@@ -424,11 +452,25 @@ def test_a_watch_hears_what_the_rows_of_the_run_say():
         watch.hear(row)
         assert watch.learned == learned_by(rows[:count], recipe, COUNTS, 300)
         assert watch.verdict is not None
-        expected = Word.EARLY if row["step"] < 100 else Word.HEALTHY
+        expected = Word.EARLY if row["step"] < 100 else Word.FALLING
         if row["step"] >= 110:  # then the training images may be learnt by heart
             expected = Word.CHANCE if row["step"] < 160 else Word.EARLY
         assert watch.verdict.word == expected
     assert said == []
+
+
+def test_a_run_that_goes_on_remembers_its_last_test():
+    recipe = small_recipe()
+    rows = [trained(200, 0.9), row_of_test(0.9, 100, 200), trained(210, 0.9)]
+    heard, resumed = (Watch(recipe, COUNTS, 300, lambda *news: None) for _ in range(2))
+    for row in rows:
+        heard.hear(row)
+    resumed.recall(rows[:2])
+    resumed.look(200, made(), kept(1, 1, 1))
+    assert resumed.verdict.word == Word.HEALTHY
+    resumed.hear(rows[2])
+    assert resumed.learned == heard.learned
+    assert resumed.verdict.word == Word.HEALTHY
 
 
 def test_what_a_run_at_chance_says():

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from spiketriton.config import LossConfig
-from spiketriton.plugins.tasks import build_loss
+from spiketriton.plugins.tasks import build_loss, task_of
 from spiketriton.system.errors import UserError
 from tests.covering import pairwise
 
@@ -131,3 +131,23 @@ def test_weights_of_classes_are_given_as_a_list(batch):
     torch.testing.assert_close(loss(currents, labels), expected)
     with pytest.raises(UserError, match="has 5 weights for 3 classes"):
         build_loss(LossConfig(class_weights=given), [1] * 3)
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced", (0.1, 0.2, 0.1, 3.0, 0.0)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_guessing_has_the_least_loss_of_one_answer_to_all_images(weights, smoothing):
+    """Found by descent: so a loss below it is no constant's, whatever the weights and the smoothing."""
+    counts = (5, 1, 3, 2, 0)
+    cfg = LossConfig(class_weights=weights, label_smoothing=smoothing)
+    labels = torch.arange(5).repeat_interleave(torch.tensor(counts))
+    loss, answer = build_loss(cfg, counts), torch.zeros(1, 1, 5, requires_grad=True)
+    descent = torch.optim.LBFGS([answer], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        descent.zero_grad()
+        found = loss(answer.expand(1, len(labels), 5), labels)
+        found.backward()
+        return found
+
+    descent.step(closure)
+    assert task_of(cfg).guess_loss(counts) == pytest.approx(closure().item(), abs=2e-4)

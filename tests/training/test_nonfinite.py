@@ -140,6 +140,7 @@ def test_a_resumed_run_keeps_counting(tmp_path, monkeypatch):
     poison(small_trainer(tmp_path / "run", *SKIP), 8, 9).fit(until=9)
     display = Lines()
     resumed = small_trainer(tmp_path / "run", *SKIP, resume=True, display=display)
+    assert resumed.recorder.watch._rows == resumed.folder.metrics.read() != []
     poison(resumed, 11).fit(until=12)
     assert [line[:16] + line[-10:] for line in display.warnings] == ["1 step was left 3 in total"]
 

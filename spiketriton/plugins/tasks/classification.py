@@ -7,7 +7,6 @@ TET is Deng et al., "Temporal Efficient Training of Spiking Neural Network via G
 arXiv 2202.11946); the target 1.0 is the default `means=1.0` of the authors' `TET_loss`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,15 +128,18 @@ class Classification(Task):
         return float(np.bincount(targets.numpy()).max() / len(targets))
 
     def guess_loss(self, counts: tuple[int, ...]) -> float | None:
-        """The entropy of the shares of the classes; a teacher's loss has no known value for guessing."""
+        """The least that one answer to all images has; a teacher's loss has no known value for guessing.
+
+        Without smoothing and weights it is the entropy of the classes' shares.
+        """
         cfg = self.cfg
         if cfg.kind != "cross_entropy" or cfg.teacher != NONE or sum(counts) == 0:
             return None
-        if cfg.class_weights == "balanced":
-            return math.log(len(counts))
-        shares = np.array(counts, float) / sum(counts)
-        shares = shares[shares > 0]
-        return float(-(shares * np.log(shares)).sum())
+        shares = torch.tensor(counts, dtype=torch.float64) / sum(counts)
+        shares = (1 - cfg.label_smoothing) * shares + cfg.label_smoothing / len(counts)
+        weights = Classification(cfg, counts)._weights()
+        due = shares if weights is None else weights * shares
+        return float(-torch.xlogy(due, due / due.sum()).sum())
 
     def count(self, targets: Tensor, outputs: int) -> tuple[int, ...]:
         return tuple(targets.bincount(minlength=outputs).tolist())
