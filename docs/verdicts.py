@@ -1,14 +1,15 @@
 """What the instrument says of nets that were drawn before any of them was trained: docs/data/verdicts.csv.
 
-    python docs/verdicts.py --draw                       # the settings, from a seed: written before anything is trained
+    python docs/verdicts.py --draw                       # the settings that are not there: before anything is trained
     python docs/verdicts.py --train RUNS --root data     # trains the rows without an answer, in a run folder each
     python docs/verdicts.py --again RUNS --root data     # asks again about the runs that are there
     python docs/verdicts.py --table                      # the table of docs/data/gradient_flow_log.md
     python docs/verdicts.py --untrained --root data      # the score of nets that were never trained
 
-Three groups: `recipe`, every shipped recipe of a spiking net for still images, narrow; `drawn`, nets of random parts;
-`chance`, nets that cannot learn. On CIFAR-10 (in data/cifar10) or Imagenette at 64 pixels (in data/imagenette). Asked
-are `diagnose` and Python before training, `train` at each of its rows, `diagnose RUN` and Python at the end.
+Four groups: `recipe`, every shipped recipe of a spiking net for still images, narrow; `drawn`, nets of random parts;
+`chance`, nets that cannot learn; `sought`, nets chosen by whoever had read the rules and sought a wrong word. On
+CIFAR-10 (in data/cifar10) or Imagenette at 64 pixels (in data/imagenette). Asked are `diagnose` and Python before
+training, `train` at each of its rows, `diagnose RUN` and Python at the end.
 """
 
 import argparse
@@ -85,6 +86,26 @@ CHANCE = (
     ("quickstart", f"data.name=shuffled_cifar10 {UNLEARNABLE} model.width=16 data.train_images=64 train.epochs=200"),
     ("quickstart", f"data.name=dark_cifar10 {UNLEARNABLE} model.width=8"),
 )  # fmt: skip
+UNLIMITED = f"{TINY} train.optimizer=sgd train.lr=auto train.clip_grad_norm=0 train.max_steps=200 train.batch_size=32"
+EQUAL = f"[{','.join(['0.1'] * 10)}]"
+SOUGHT = (  # a gradient that grows in nets of which no row tells; a loss that is not what it seems
+    ("sought", CELLS, f"{UNLIMITED} model.name=resnet20 model.block=sew time_steps=2 neuron.surrogate.width=2"),
+    ("chance", "quickstart", f"data.name=other_test_cifar10 {UNLEARNABLE} model.width=8"),
+    ("sought", CELLS, f"{UNLIMITED} model.name=resnet32 model.block=sew time_steps=2 neuron.surrogate.width=1"),
+    ("chance", "quickstart", f"{TINY} {STILL} train.lr=1e-7 loss.class_weights={EQUAL}"),
+    ("sought", CELLS, f"{UNLIMITED} model.name=resnet20 time_steps=2 neuron.surrogate.width=2 {USUAL}"),
+    ("chance", "quickstart", f"data.name=constant_cifar10 {UNLEARNABLE} model.width=8"),
+    ("sought", CELLS, f"{UNLIMITED} model.name=resnet56 model.block=ms model.residual_gain=1 neuron.surrogate.width=1"),
+    ("sought", "cifar10_r20", f"{TINY} train.max_steps=120 train.batch_size=32 neuron.v_threshold=100"),
+    ("sought", "quickstart", f"{TINY} train.max_steps=120 train.batch_size=32 train.mixup=1"),
+    ("sought", "quickstart", f"{TINY} train.max_steps=120 train.batch_size=32 train.weight_decay=10"),
+    ("chance", "quickstart", f"data.name=one_class_cifar10 {UNLEARNABLE} model.width=8"),
+)  # fmt: skip
+
+
+def settings() -> list[Row]:
+    """All of them: first those that were drawn, then those that were sought."""
+    return [*drawn(), *(row_of(*net) for net in SOUGHT)]
 
 
 def drawn() -> list[Row]:
@@ -314,19 +335,21 @@ SAID = (  # what is said, the column, its words
 def table(rows: Sequence[Row]) -> str:
     """Of the rows that were trained: what was said, and how many learnt."""
     trained = [row for row in rows if row["commit"] and not row["run"].startswith(REFUSED)]
-    nets = [row for row in trained if row["group"] != "chance"]
+    nets = [row for row in trained if row["group"] in ("recipe", "drawn")]
     never = [row for row in trained if row["group"] == "chance"]
+    sought = [row for row in trained if row["group"] == "sought"]
     lines = [
-        f"| what is said | of {len(nets)} drawn nets, above 20 % | of {len(never)} nets that cannot learn |\n"
-        "| --- | --- | ---: |\n"
+        f"| what is said | of {len(nets)} drawn nets, above 20 % | of {len(sought)} sought ones | of {len(never)} nets "
+        "that cannot learn |\n| --- | --- | --- | ---: |\n"
     ]
     for label, column, words in SAID:
-        said, wrong = (
+        *found, wrong = (
             [row for row in part if any(word in row[column] for word in words)]
-            for part in (nets, never)
+            for part in (nets, sought, never)
         )
-        learnt = sum(float(row["test"]) > 0.2 for row in said)
-        lines.append(f"| {label} | {share(learnt, len(said))} | {len(wrong)} |\n")
+        learnt = [sum(float(row["test"] or 0) > 0.2 for row in said) for said in found]
+        shares = [share(hits, len(said)) for hits, said in zip(learnt, found, strict=True)]
+        lines.append(f"| {label} | {' | '.join(shares)} | {len(wrong)} |\n")
     return "".join(lines)
 
 
@@ -348,7 +371,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no row after so many")
     asked = parser.parse_args()
     if asked.draw:
-        write(drawn())
+        rows = read()
+        known = {row["settings"] for row in rows}
+        write([*rows, *(row for row in settings() if row["settings"] not in known)])
     if asked.table:
         PAGE.write_text(page(PAGE.read_text("utf-8"), read()), "utf-8")
     if asked.untrained:
