@@ -46,6 +46,10 @@ def make(request, tmp_path_factory):
     return build
 
 
+one_source = pytest.mark.parametrize("make", ["fashion_mnist"], indirect=True)
+"""Of what processes do, whatever they read."""
+
+
 def test_a_batch_is_the_same_with_workers_from_any_start_and_in_micro_batches(make):
     alone = take(make(), 12)  # 5 steps an epoch
     assert same(alone, take(make(data='augment = "strong"\nworkers = 2'), 12))
@@ -140,6 +144,7 @@ def test_ranks_share_the_test_set_in_as_many_rounds(make, ranks, images, rounds)
             assert torch.equal(batch[0], whole[rank::ranks][4 * ours : 4 * ours + 4])
 
 
+@one_source
 def test_workers_outlive_ctrl_c_and_a_scheduler_and_end_with_the_stream(make):
     expected = take(make(), 9)
     before = set(multiprocessing.active_children())
@@ -216,6 +221,7 @@ def test_workers_have_room_for_what_they_hand_over(monkeypatch, workers, free, r
     assert ("cannot be written" in str(refused.value)) == (free == 0)
 
 
+@one_source
 def test_shared_memory_is_looked_at_before_the_first_batch(make, monkeypatch):
     monkeypatch.setattr(module, "shared_memory", lambda: 0)
     with pytest.raises(
@@ -230,20 +236,22 @@ def test_shared_memory_is_looked_at_before_the_first_batch(make, monkeypatch):
     assert workers_of(data_recipe("digits", data="workers = 2").data) == 0
 
 
+@one_source
 def test_a_batch_that_does_not_come_ends_in_a_line(make, monkeypatch):
     """As of workers that find no shared memory: they say so on stderr, and hand over nothing."""
-    monkeypatch.setattr(module, "LIMIT", 1)
+    monkeypatch.setattr(module, "LIMIT", 0.25)
     data = make(data='augment = "none"\nworkers = 1').train
-    monkeypatch.setattr(type(data.dataset), "__getitem__", lambda *_: time.sleep(5))
+    monkeypatch.setattr(type(data.dataset), "__getitem__", lambda *_: time.sleep(0.5))
     with pytest.raises(UserError) as refused:
         next(data.from_step(0))
     assert "data.workers = 1: no batch came from the processes that load images" in str(
         refused.value
     )
-    assert "timed out after 1 seconds; /dev/shm has " in str(refused.value)
+    assert "timed out after 0.25 seconds; /dev/shm has " in str(refused.value)
     assert "accepted: data.workers=0, which needs no shared memory" in str(refused.value)
 
 
+@one_source
 def test_a_worker_that_is_killed_ends_in_a_line(make, monkeypatch):
     data = make(data='augment = "none"\nworkers = 1').train
     monkeypatch.setattr(

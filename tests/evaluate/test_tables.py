@@ -48,6 +48,19 @@ def test_recordings_are_no_images_and_last_milliseconds():
     assert "other such images" in steps_table([evaluation()]).legend
 
 
+@pytest.mark.parametrize(
+    ("counts", "tested"),
+    [
+        ({}, "1,000 test images"),  # how many there are was not recorded
+        ({"available": 1000}, "1,000 test images"),
+        ({"available": 1001}, "1,000 of 1,001 test images"),
+        ({"available": 2000, "events": True}, "1,000 of 2,000 test recordings"),
+    ],
+)
+def test_a_part_of_the_test_images_is_said_to_be_one_and_all_of_them_are_not(counts, tested):
+    assert evaluation(**counts).tested == tested
+
+
 def test_the_columns_of_a_layer():
     one = evaluation()
     table = layers_table(one)

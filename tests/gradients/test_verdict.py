@@ -220,6 +220,11 @@ def stuck(recipe: Recipe) -> list[str]:
         ((*FREE, "model.norm=none"), ["train.clip_grad_norm=1", "model.norm=bn", "model.block=ms"]),
         ((*FREE, *CHAIN, "neuron.v_threshold=2"), [
             "train.clip_grad_norm=1", "model.start=identity", "neuron.surrogate.width=0.6"]),
+        # the usual width is that of the threshold: beside one of 1, 1.15 would be too wide and 0.25 near enough
+        ((*FREE, *CHAIN, "neuron.v_threshold=2", "neuron.surrogate.width=1.15"), [
+            "train.clip_grad_norm=1", "model.start=identity"]),
+        ((*FREE, *CHAIN, "neuron.v_threshold=2", "neuron.surrogate.width=0.25"), [
+            "train.clip_grad_norm=1", "model.start=identity", "neuron.surrogate.width=0.6"]),
         ((*SGD, *USUAL), []),  # its limit is the default
         (USUAL, []),
     ],
