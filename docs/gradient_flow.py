@@ -235,15 +235,15 @@ def beyond(limit: str, row: dict[str, str]) -> bool:
         return False
     name, known = key_of(row, "model.name", "resnet20"), getattr(LIMITS, limit)
     if limit == "growth":
-        # no gradient enters branches that start at zero: there is nothing to compare
-        closed = name.startswith("resnet") and key_of(row, "model.residual_gain", "0") == "0"
         unlimited = key_of(row, "train.clip_grad_norm", "0") == "0"
         grown = float(row["gradient_ratio"]) > known.limit
-        return key_of(row, "train.optimizer") == "sgd" and unlimited and grown and not closed
+        deep = name in CHAINS and int(key_of(row, "model.depth")) >= known.layers
+        ilif = key_of(row, "neuron.kind") == "ilif"
+        return key_of(row, "train.optimizer") == "sgd" and unlimited and grown and deep and not ilif
     if float(row["similarity"]) >= known.limit or key_of(row, "neuron.kind") == "ilif":
         return False
     if limit == "chain":
-        return name in ("plain", "mlp") and int(key_of(row, "model.depth")) >= known.layers
+        return name in CHAINS and int(key_of(row, "model.depth")) >= known.layers
     deep = name in ("resnet50", "resnet56", "resnet110")
     return deep and key_of(row, "model.block", "plain") == "plain"
 
@@ -277,6 +277,7 @@ def judge() -> None:
 
 
 KINDS = ("chain", "plain", "growth")
+CHAINS = ("plain", "mlp")
 LN = math.log(10)
 
 

@@ -306,13 +306,13 @@ class Chain(nn.Module):
     def __init__(self, width: float) -> None:
         super().__init__()
         surrogate = Surrogate("atan", width=width)
-        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
-        self.neurons = nn.ModuleList(LIF(surrogate=surrogate) for _ in range(6))
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(20))
+        self.neurons = nn.ModuleList(LIF(surrogate=surrogate) for _ in range(20))
         self.fc = nn.Linear(8, 3)
 
     def forward(self, x):
         for layer, neuron in zip(self.layers, self.neurons, strict=True):
-            x = neuron(3 + 40 * layer(x))
+            x = neuron(1 + 10 * layer(x))
         return self.fc(x)
 
 
@@ -325,8 +325,8 @@ def test_any_network_of_neurons_is_diagnosed_and_left_alone(width, optimizer, wo
     net, x, y = Chain(50.0), torch.randn(4, 16, 8), torch.arange(16) % 3
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     found = spiketriton.diagnose(net, [x, y], optimizer=optimizer)  # as a DataLoader gives them
-    assert found.names == tuple(f"neurons.{i}" for i in range(6))
-    assert found.measured.grad_input.shape == (6, 4)
+    assert found.names == tuple(f"neurons.{i}" for i in range(20))
+    assert found.measured.grad_input.shape == (20, 4)
     assert found.verdict.backward.word == word
     assert ("exploding backward" in str(found).splitlines()[0]) == (word == "exploding")
     assert_equal(before, net.state_dict())

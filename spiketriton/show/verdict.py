@@ -107,8 +107,7 @@ def backward(verdict: Verdict) -> str:
         return "there is one layer, so nothing to compare"
     words = comparison(found)
     if found.judged is None:
-        how = "SGD that limits its norm" if verdict.optimizer == "sgd" else "AdamW"
-        return f"{words}; under {how} that has not told which nets learn"
+        return f"{words}, which has not told which nets of this kind, trained like this, learn"
     limit = f"{times(found.judged.limit)}, above which {_became(found.judged)} under SGD"
     if found.word == Word.FREE:
         return f"{words}, fine up to {limit}"

@@ -12,7 +12,7 @@ from tests.small_runs import small_recipe, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
-DEEP = ("model.name=mlp", "model.depth=8", "train.optimizer=sgd", "train.clip_grad_norm=0")
+DEEP = ("model.name=mlp", "model.depth=20", "train.optimizer=sgd", "train.clip_grad_norm=0")
 WIDE = "neuron.surrogate.width=20"
 
 

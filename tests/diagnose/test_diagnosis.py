@@ -27,7 +27,7 @@ WIDE = "neuron.surrogate.width=20"
 
 
 def test_a_wrong_width_is_found_and_changes_are_tried_before_they_are_named():
-    found = diagnose(subject(*DEEP, *UNLIMITED, WIDE), tries=20)
+    found = diagnose(subject(*DEEP, "model.depth=20", *UNLIMITED, WIDE), tries=20)
     assert found.verdict.backward.word == Word.EXPLODING
     nearer = [abs(math.log(ratio)) for _, ratio in found.causes()]
     assert 0 < len(nearer) <= 3
@@ -37,7 +37,9 @@ def test_a_wrong_width_is_found_and_changes_are_tried_before_they_are_named():
     assert [cure.why for cure, _ in found.trials.changed] == [Why.CLIPPING, Why.IDENTITY, Why.WIDTH]
     limit = 0.95 * found.trials.as_it_is
     assert found.trials.helped == [pair for pair in found.trials.changed if pair[1] < limit]
-    assert diagnose(subject(*DEEP, *UNLIMITED, WIDE)).trials is None  # not asked for
+    assert (
+        diagnose(subject(*DEEP, "model.depth=20", *UNLIMITED, WIDE)).trials is None
+    )  # not asked for
 
 
 def test_a_deep_net_of_the_usual_start_forgets_the_image_and_the_default_keeps_it():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from spiketriton.gradients.measurement import Signal
 from spiketriton.gradients.verdict import Verdict, judge
 from spiketriton.show.words import duration
 from spiketriton.training.display import Display, LiveDisplay, Quiet, make_display, numbers
@@ -29,9 +30,9 @@ GRADIENT = "no obstacle found (first layer's gradient 3.2x the last one's)"
 
 
 def verdict(depth: float = 3.2, optimizer: str = "adamw") -> Verdict:
-    grads = np.array([[depth * 0.41, depth], [0.41, 1.0]])
-    ones = {name: np.ones((2, 2)) for name in ("grad_spike", "grad_carry", "firing", "peak")}
-    return judge(measurement(grads, **ones), optimizer)
+    grads = np.array([[depth * 0.41, depth], *[[0.41, 1.0]] * 19])
+    ones = {name: np.ones((20, 2)) for name in ("grad_spike", "grad_carry", "firing", "peak")}
+    return judge(measurement(grads, **ones), optimizer, Signal(np.ones(20), True, chain=True))
 
 
 class Terminal(io.StringIO):
