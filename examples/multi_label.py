@@ -19,8 +19,7 @@ def drawn(count, seed):  # images [N, 1, 16, 16] and whether each bar is there, 
 
 @data("bars")
 def bars(config):
-    known = {"channels": 1, "image_size": 16, "statistics": ((0.3,), (0.3,)), "move": "crop"}
-    return Source(train=drawn(480, 0), test=drawn(120, 1), classes=tuple("abcdefgh"), **known)
+    return Source(train=drawn(480, 0), test=drawn(120, 1), classes=tuple("abcdefgh"))
 
 
 @task("several")

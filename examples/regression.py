@@ -18,8 +18,7 @@ def drawn(count, seed):  # images [N, 1, 16, 16] and places from -1 to 1, [N, 2]
 
 @data("spots")
 def spots(config):
-    known = {"channels": 1, "image_size": 16, "statistics": ((0.1,), (0.2,)), "move": "crop"}
-    return Source(train=drawn(320, 0), test=drawn(80, 1), classes=("down", "across"), **known)
+    return Source(train=drawn(320, 0), test=drawn(80, 1), classes=("down", "across"))
 
 
 @task("places")

@@ -21,8 +21,7 @@ def drawn(count, seed):  # images [N, 1, 16, 16] and the class of each pixel, [N
 
 @data("discs")
 def discs(config):
-    known = {"channels": 1, "image_size": 16, "statistics": ((0.4,), (0.3,)), "move": "crop"}
-    return Source(train=drawn(320, 0), test=drawn(80, 1), classes=("ground", "disc"), **known)
+    return Source(train=drawn(320, 0), test=drawn(80, 1), classes=("ground", "disc"))
 
 
 @task("pixels")

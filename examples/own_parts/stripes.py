@@ -58,8 +58,5 @@ def stripes(config):
         train=split(options.images, seed=0),
         test=split(200, seed=1),
         classes=CLASSES,
-        channels=1,
-        image_size=16,
-        statistics=((0.5,), (0.33,)),
         move="affine",
     )

@@ -26,16 +26,19 @@ Held = ArraySplit | FileSplit | Split
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set: its two splits and what the transforms need to know."""
+    """A data set: its two splits and what the transforms need to know.
+
+    `channels`, `image_size` and `statistics` that are not given are those of training images in memory.
+    """
 
     train: Held
     test: Held
     validation: Held | None = None  # of its own, beside the training images
     classes: tuple[str, ...]  # of a task without classes, what each of the K outputs is
-    channels: int
-    image_size: int  # default side of the square images that the network sees
-    statistics: tuple[tuple[float, ...], tuple[float, ...]]  # mean, std by channel
-    move: Move  # kind of augmentation, see transforms.py
+    channels: int = 0
+    image_size: int = 0  # default side of the square images that the network sees
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())  # mean, std by channel
+    move: Move = "crop"  # kind of augmentation, see transforms.py
     # in place of it: uint8 [C, S, S] to the same, with torch's generator seeded by image and epoch
     augment: Callable[[torch.Tensor], torch.Tensor] | None = None
     synthetic: bool = False
@@ -44,6 +47,19 @@ class Source:
     bin_ms: np.ndarray | None = None  # of events in bins of time: of each test recording
     place: Path | None = None  # where its files are, if that is not where data.root says
     note: str = ""  # how its images differ from those that everybody has, for the run's first lines
+
+    def __post_init__(self) -> None:
+        images = self.train.images if type(self.train) is ArraySplit else None
+        if images is None or images.ndim != 4 or len(images) == 0:
+            return
+        found: dict[str, Any] = {"channels": images.shape[1], "image_size": images.shape[-1]}
+        if self.statistics == ((), ()):
+            scale = 1 if images.is_floating_point() else 255
+            by_channel = [torch.std_mean(channel / scale) for channel in images.unbind(1)]
+            stds, means = (tuple(map(float, values)) for values in zip(*by_channel, strict=True))
+            object.__setattr__(self, "statistics", (means, stds))
+        for name, value in found.items():
+            object.__setattr__(self, name, getattr(self, name) or value)
 
     def refuse_unsound(self, name: str, task: Task, side: int) -> None:
         """UserError: what no network can be trained and tested on, or only with wrong numbers.

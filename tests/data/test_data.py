@@ -10,7 +10,7 @@ from spiketriton.config.parts import PARTS
 from spiketriton.data import build_data
 from spiketriton.data.digits import digits
 from spiketriton.data.sources import Source
-from spiketriton.data.splits import ArraySplit
+from spiketriton.data.splits import ArraySplit, FileSplit
 from tests.small_data import all_of, data_recipe, make_class_tree, mentions, mistake, take
 
 
@@ -115,7 +115,7 @@ SOUND = Source(
         ({"classes": ("a", "b", "a")}, "two classes are named 'a'"),
         ({"move": "nothing"}, "move 'nothing'; accepted: photo, crop, affine, events"),
         ({"move": "photo"}, 'move "photo" of images in memory (ArraySplit); accepted: "crop", "affine", or files'),
-        ({"image_size": 0}, "image_size 0; accepted: 1 or more"),
+        ({"image_size": -1}, "image_size -1; accepted: 1 or more"),
         ({"statistics": ((0.5, 0.5), (0.3, 0.3))}, "accepted: a mean and a standard deviation above 0 for each of 1"),
         ({"statistics": ((0.5,), (0.0,))}, "statistics ((0.5,), (0.0,)); accepted: a mean and"),
         ({"augment": lambda image: image / 2}, "augment of the data set returned torch.float32 [1, 16, 16]"),
@@ -131,6 +131,25 @@ def test_what_cannot_be_trained_on_rightly_is_refused(monkeypatch, changes, said
     )  # of other tests in this process
     stand_in(monkeypatch, "digits", lambda config: replace(SOUND, **changes))
     mentions(mistake(data_recipe("digits")), 'data.name = "digits": ', said)
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_what_is_not_given_is_that_of_the_training_images_in_memory(scale):
+    drawn = np.random.default_rng(0).integers(0, 256, (7, 3, 5, 5)).astype(np.uint8)
+    split = ArraySplit(drawn if scale == 1 else drawn / 255, LABELS[:7])
+    found = Source(train=split, test=SPLIT, classes=("a", "b", "c"))
+    assert (found.channels, found.image_size, found.move) == (3, 5, "crop")
+    pixels = drawn.transpose(1, 0, 2, 3).reshape(3, -1) / 255
+    np.testing.assert_allclose(found.statistics, [pixels.mean(1), pixels.std(1, ddof=1)], rtol=1e-5)
+    given = replace(found, channels=1, image_size=9, statistics=((0.0,), (1.0,)), move="affine")
+    assert (given.channels, given.image_size, given.statistics) == (1, 9, ((0.0,), (1.0,)))
+
+
+def test_what_files_cannot_tell_is_asked_for(monkeypatch):
+    files = FileSplit([("0.png", 0)], ("a",))
+    made = Source(train=files, test=files, classes=("a", "b"), move="photo")
+    stand_in(monkeypatch, "digits", lambda config: made)
+    mentions(mistake(data_recipe("digits")), "image_size 0; accepted: 1 or more")
 
 
 def noisy(image):
