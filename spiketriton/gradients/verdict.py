@@ -175,10 +175,16 @@ class Learned:
     def _proves(self) -> bool:
         """Whether no untrained net would have a score that is above guessing's."""
         found = self.score
-        if found is None or found.chance is None or not found.share or not found.higher_is_better:
+        if found is None or found.chance is None:
             return True
-        enough = min(LIMITS.times * found.chance, (1 + found.chance) / 2)
-        return found.value >= enough or self._below(self.test_loss)
+        if not found.share:
+            enough = found.beats(found.chance, (1 - LIMITS.loss) * abs(found.chance))
+        else:
+            value, guess = found.value, found.chance
+            if not found.higher_is_better:  # a share of errors
+                value, guess = 1 - value, 1 - guess
+            enough = value >= min(LIMITS.times * guess, (1 + guess) / 2)
+        return enough or self._below(self.test_loss)
 
 
 def learned_by(

@@ -211,14 +211,17 @@ def test_chance_is_judged_where_it_is_known():
     recipe = small_recipe()
     row = {"kind": "eval", "step": 200, "test_squares": 0.5, "test_images": 9, "score": "squares"}
     row |= {"score_is_share": False, "higher_is_better": False}
-    for chance, at_chance in ((0.4, True), (0.6, False)):
+    for chance, learns in ((0.4, False), (0.52, None), (0.53, True)):  # by 5 %
         found = learned_by([{**row, "test_chance": chance}], recipe, (5, 5), 300)
-        assert (found.known, found.at_chance) == (True, at_chance)
+        assert (found.known, found.learns) == (True, learns)
         assert f"test squares 0.5 on 9 images, guessing has {chance}" in learned(found)
     found = learned_by([row], recipe, (5, 5), 300)
     assert (found.known, found.at_chance) == (False, False)
     assert learned(found) == "not judged: test squares 0.5, and what guessing has is not known"
     assert found.score == Score.of_row(row)
+    for error, learns in ((0.9, False), (0.81, None), (0.79, True)):  # twice as many right answers
+        share = {**row, "test_squares": error, "test_chance": 0.9, "score_is_share": True}
+        assert learned_by([share], recipe, (5, 5), 300).learns is learns
 
 
 @pytest.mark.usefixtures("no_pictures")
