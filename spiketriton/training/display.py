@@ -147,8 +147,7 @@ class Display:
         if row["kind"] == "eval":
             self.tests.append(row["test_seconds"])
             self.fields(*self.test_fields(row))
-            return
-        if row["seconds"] >= self.due or row["step"] == self.plan.steps:
+        elif row["seconds"] >= self.due or row["step"] == self.plan.steps:
             wait = min(max(ROW_SECONDS, ROW_SHARE * row["seconds"]), ROW_SECONDS_MOST)
             self.due = row["seconds"] + wait
             self.fields(*self.train_fields(row))

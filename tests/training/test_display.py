@@ -205,6 +205,12 @@ def test_rows_are_printed_when_they_are_worth_it(start, each, printed):
     rows = [int(line.split()[1].split("/")[0]) for line in lines if line.startswith("step")]
     assert rows == printed
     assert [line.split()[0] for line in lines if "gradient" in line] == ["no", "exploding"]
+    display.row(
+        EVAL | {"step": 100}, verdict(3.2, "sgd")
+    )  # the last test, behind which no row comes
+    *_, test, told = stream.getvalue().splitlines()
+    assert "test accuracy" in test
+    assert told.startswith("no obstacle found ")
 
 
 def test_what_is_held_back_is_shown_at_the_end_and_not_at_all_after_a_refusal(tmp_path):
