@@ -98,7 +98,7 @@ def conclusion(found: Diagnosis) -> str:
         return f"nothing to change: {words.line(verdict)}"
     trouble = words.line(verdict)
     if verdict.word == Word.FREE:
-        trouble = "the outputs are the same for all images before training"
+        trouble = "the outputs are the same for all images"
     if found.trials is None:
         return f"{trouble}; no change was tried"
     return trouble + (

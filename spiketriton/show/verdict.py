@@ -146,7 +146,7 @@ def forward(found: Forward, names: Sequence[str]) -> str:
         same = "the outputs are the same for all images"
         if found.word == Word.SILENT:
             return f"silent: {same}, and no gradient arrives where nothing fires; {quiet}"
-        return f"{same} before training, which may wake the layers that are silent; {quiet}"
+        return f"{same}; training may still wake the layers that are silent; {quiet}"
     if found.kept is None or math.isnan(found.kept):
         return f"{quiet}; the forward signal was not measured"
     kept = f"{in_percent(found.kept)} at the last layer"

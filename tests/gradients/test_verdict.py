@@ -98,7 +98,7 @@ def test_a_silent_layer_is_an_obstacle_only_where_no_path_goes_around():
     measured = made(outside=outside, firing=firing, grad_input=dead)
     asleep = judge(made(firing=firing), signal=kept(1, 1, 0, arrives=False))
     assert (asleep.word, asleep.forward.arrives) == (Word.FREE, False)  # a gradient may wake it
-    assert "all images before training, which may wake the layers" in sentences(asleep)[0]
+    assert "all images; training may still wake the layers" in sentences(asleep)[0]
     verdict = judge(measured, signal=kept(1, 1, 0, arrives=False))
     assert (verdict.dead_layer, verdict.forward.quietest, verdict.word) == (1, 2, Word.SILENT)
     assert findings(verdict) == [
