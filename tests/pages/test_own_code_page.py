@@ -43,11 +43,12 @@ def test_any_network_is_trained(tmp_path, monkeypatch):
     assert "swapped: 25 neurons" in (tmp_path / "runs/qkformer/network.txt").read_text()
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "blank_pictures")
 def test_its_python_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     quickstart = find_recipe("quickstart").read_text()
-    Path("quickstart.toml").write_text(quickstart.replace("image_size = 16", "image_size = 8"))
+    small = "image_size = 8\ntrain_images = 640\ntest_images = 100"
+    Path("quickstart.toml").write_text(quickstart.replace("image_size = 16", small))
     monkeypatch.setattr(reading, "find_recipe", lambda name: Path("quickstart.toml"))
     logged = []
     mlflow = SimpleNamespace(
@@ -62,7 +63,7 @@ def test_its_python_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert "runs/first resnet8 ('0', '1'," in shown
     assert "torch.Size([4, 2, 10])" in shown
     assert names["probabilities"].shape == (2, 10)
-    assert names["run"].step == 88  # 44 an epoch
+    assert names["run"].step == 40  # 20 an epoch
     tuned, first = (spiketriton.load_run(f"runs/{name}") for name in ("tuned", "first"))
     assert tuned.step == 20
     assert torch.equal(tuned.model.conv1.weight, first.model.conv1.weight)

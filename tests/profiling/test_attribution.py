@@ -94,15 +94,14 @@ def test_parts_are_told_apart_by_name(name, part):
     assert part_of(name) == part
 
 
-def test_launches_move_the_bytes_of_the_floor(monkeypatch):
+def test_launches_move_the_bytes_of_the_floor(triton_backend):
     """Counted by their tensors: what is read and written once, and the norm's few values beside it."""
-    case = KernelCase(op="bn_lif_current", mode="training", T=4, shape=(8, 8, 16, 16), dtype="bf16")
+    case = KernelCase(op="bn_lif_current", mode="training", T=4, shape=(4, 8, 16, 16), dtype="bf16")
     arena = Arena(replace(case, layout="channels_last"), torch.device("cpu"))
     operation = Operation(arena, Fused(arena, multistep_bn_lif))
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
     with use_backend("triton"):
-        found = [launches(operation) for _ in range(3)]
-    assert found[0] == found[1] == found[2]  # what is repeated at once is told, too
+        found = [launches(operation) for _ in range(2)]
+    assert found[0] == found[1]  # what is repeated at once is told, too
     large = {one.words for one in found[0] if "join" not in one.kernel}
     assert large == {
         "statistics_kernel(y)",

@@ -35,6 +35,8 @@ from tests.small_runs import (
 )
 
 STEPS = 21  # of the small recipe, 7 an epoch
+QUICK = ("model.name=mlp", "model.depth=2", "model.width=8")
+"""A net for what a stop does, whatever is trained; `KINDS` are the nets and keys whose state must come back."""
 
 
 def assert_same_run(unbroken: Path, resumed: Path) -> None:
@@ -64,9 +66,10 @@ KINDS = {
     "twin": ["neuron.kind=relu", "train.optimizer=sgd"],
 }
 STOPS = [
-    *(("adamw", 10), ("adamw", 14), ("sgd", 1), ("plif", 14), ("held out", 14), ("ema", 10)),
+    *(("adamw", 10), ("adamw", 7), ("sgd", 1), ("plif", 7), ("held out", 7), ("ema", 10)),
     *(("mixed", 10), ("fp16", 1), ("bf16", 10), ("twin", 9)),
 ]
+"""After the first step, the first epoch, and within the second and last one."""
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +91,11 @@ def test_a_stopped_and_resumed_run_equals_the_unbroken_one(
 ):
     if kind == "fp16":
         monkeypatch.setattr(environment, "choose_precision", as_on_a_gpu)
-    small_trainer(tmp_path / "resumed", *KINDS[kind]).fit(until=stop)
+    keys = (*KINDS[kind], "train.epochs=2")
+    small_trainer(tmp_path / "resumed", *keys).fit(until=stop)
     assert last_state(tmp_path / "resumed")["step"] == stop
-    small_trainer(tmp_path / "resumed", *KINDS[kind], resume=True).fit()
-    assert_same_run(unbroken(*KINDS[kind]), tmp_path / "resumed")
+    small_trainer(tmp_path / "resumed", *keys, resume=True).fit()
+    assert_same_run(unbroken(*keys), tmp_path / "resumed")
 
 
 @pytest.mark.parametrize("begun", ["fp32", "fp16"])
@@ -115,7 +119,7 @@ def test_random_draws_continue_where_they_were(tmp_path):
     """For example a net with dropout: every generator that a step may draw from is restored."""
 
     def trainer(path: Path, resume: bool = False) -> Trainer:
-        made = small_trainer(path, resume=resume)
+        made = small_trainer(path, *QUICK, resume=resume)
         loss = made.loss
 
         def noisy(currents: Tensor, labels: Tensor) -> Tensor:
@@ -133,12 +137,13 @@ def test_random_draws_continue_where_they_were(tmp_path):
 
 
 def test_a_damaged_checkpoint_falls_back_and_the_run_is_still_exact(tmp_path):
-    small_trainer(tmp_path / "unbroken", "checkpoint.keep=2").fit()
-    small_trainer(tmp_path / "resumed", "checkpoint.keep=2").fit(until=16)
+    keys = (*QUICK, "checkpoint.keep=2")
+    small_trainer(tmp_path / "unbroken", *keys).fit()
+    small_trainer(tmp_path / "resumed", *keys).fit(until=16)
     last = tmp_path / "resumed" / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:-1])
     display = Lines()
-    trainer = small_trainer(tmp_path / "resumed", "checkpoint.keep=2", resume=True, display=display)
+    trainer = small_trainer(tmp_path / "resumed", *keys, resume=True, display=display)
     assert trainer.step == 14
     assert "last.pt is damaged" in display.warnings[0]
     trainer.fit()
@@ -175,21 +180,21 @@ class Signals(Lines):
 )
 def test_a_signal_stops_after_the_step_and_saves(tmp_path, unbroken, number, code, moment):
     display = Signals(number, **moment)
-    outcome = small_trainer(tmp_path / "resumed", display=display).fit()
+    outcome = small_trainer(tmp_path / "resumed", *QUICK, display=display).fit()
     assert outcome.exit_code == code
     assert outcome.saved_at == outcome.progress.step == moment.get("step", 7)
     assert "finishing this step, then saving" in display.text
     assert not outcome.finished
 
-    outcome = small_trainer(tmp_path / "resumed", resume=True).fit()
+    outcome = small_trainer(tmp_path / "resumed", *QUICK, resume=True).fit()
     assert outcome.exit_code == EXIT_DONE
-    assert_same_run(unbroken(), tmp_path / "resumed")
+    assert_same_run(unbroken(*QUICK), tmp_path / "resumed")
 
 
 @pytest.mark.parametrize(("moment", "code"), [("evaluate", EXIT_SIGTERM), ("save", EXIT_DONE)])
 def test_a_signal_at_the_very_end(tmp_path, unbroken, moment, code):
     """In the last test there is something left to do; while the last state is saved there is none."""
-    trainer = small_trainer(tmp_path / "run")
+    trainer = small_trainer(tmp_path / "run", *QUICK)
     doing = getattr(trainer, moment)
 
     def interrupted(*arguments: object) -> object:
@@ -203,12 +208,12 @@ def test_a_signal_at_the_very_end(tmp_path, unbroken, moment, code):
     outcome = trainer.fit()
     assert outcome.exit_code == code
     assert outcome.finished == (code == EXIT_DONE)
-    small_trainer(tmp_path / "run", resume=True).fit()
-    assert_same_run(unbroken(), tmp_path / "run")
+    small_trainer(tmp_path / "run", *QUICK, resume=True).fit()
+    assert_same_run(unbroken(*QUICK), tmp_path / "run")
 
 
 # long enough for a signal to come in time on any machine; with workers, which get it too
-LONG = ["train.epochs=300", "train.log_every=2", "data.workers=1"]
+LONG = [*QUICK, "train.epochs=2000", "train.log_every=2", "data.workers=1"]
 
 
 def start(folder: Path, *overrides: str, terminal: int | None = None) -> Forked:
@@ -263,7 +268,7 @@ def test_two_processes_do_not_train_one_run(tmp_path):
 
 def test_a_run_continues_when_its_output_is_closed(tmp_path):
     """`train ... 2>&1 | head -1`"""
-    process = start(tmp_path, "train.log_every=1")
+    process = start(tmp_path, *QUICK, "train.log_every=1")
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
@@ -273,12 +278,12 @@ def test_a_run_continues_when_its_output_is_closed(tmp_path):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_resume_by_the_command(tmp_path, unbroken, capsys):
-    small_trainer(tmp_path / "run").fit(until=10)
+    small_trainer(tmp_path / "run", *QUICK).fit(until=10)
     assert main(["--resume", str(tmp_path / "run"), "data.root=/nowhere"]) == EXIT_DONE
     assert "resumes after step 10 of 21" in capsys.readouterr().out
     resumed = last_state(tmp_path / "run")
     assert 'root = "/nowhere"' in resumed.pop("recipe")
-    expected = last_state(unbroken())
+    expected = last_state(unbroken(*QUICK))
     del expected["recipe"]
     assert_equal(expected, resumed)
 
@@ -308,7 +313,7 @@ def test_what_changes_no_bit_may_change(tmp_path, unbroken, changes):
 @pytest.mark.usefixtures("no_pictures")
 def test_a_run_that_ends_by_its_steps_is_extended(tmp_path, monkeypatch, capsys):
     run, resume = tmp_path / "run", ["--resume", str(tmp_path / "run")]
-    small_trainer(run, "train.max_steps=4").fit()
+    small_trainer(run, *QUICK, "train.max_steps=4").fit()
     for words, refusal in (
         (["--extend", "5"], "no effect on a run that ends by train.max_steps = 4; accepted: train"),
         (["--extend", "train.max_steps=4"], "the run has 4 steps already"),
@@ -332,8 +337,9 @@ def test_a_run_that_ends_by_its_steps_is_extended(tmp_path, monkeypatch, capsys)
 @pytest.mark.usefixtures("no_pictures")
 def test_a_finished_run_is_extended_on_the_schedule_of_the_longer_one(tmp_path, capsys):
     run, resume = tmp_path / "run", ["--resume", str(tmp_path / "run")]
-    small_trainer(run, "train.schedule=cosine").fit()
-    small_trainer(tmp_path / "longer", "train.epochs=5", "train.schedule=cosine").fit(until=25)
+    keys = (*QUICK, "train.schedule=cosine")
+    small_trainer(run, *keys).fit()
+    small_trainer(tmp_path / "longer", *keys, "train.epochs=5").fit(until=25)
     assert main([*resume, "--extend", "5"]) == EXIT_DONE
     said = "extended from 3 to 5 epochs: the learning rate continues as in a run of that length"
     assert said in capsys.readouterr().out
