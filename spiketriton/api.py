@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spiketriton.config import Recipe, values_by_key
+from spiketriton.config import Recipe, replace, values_by_key
 from spiketriton.config.names import RATES
 from spiketriton.config.parts import IN_HAND, handed
 from spiketriton.config.reading import PLUGINS
@@ -221,7 +221,7 @@ def diagnose(
             `spiketriton_kernels.nn.swap` knows; a copy is swapped and measured, in training mode.
         batch: (x, y), inputs [T, B, ...] or [B, ...] and labels [B]; or x alone, with a `loss`.
         optimizer: that it will be trained with, "adamw", or "sgd" without a limit on the gradient's norm; None: that
-            of the recipe of one of our networks, which is judged by it, else AdamW.
+            of the recipe of one of our networks, which is judged by it either way, else AdamW.
         loss: (outputs, y) -> scalar, of x alone (outputs) -> scalar; None: cross-entropy of the outputs
             [B, K], or of their mean over time, [T, B, K].
         images: the dimension of x that counts images; None: the first of the size of y, of x alone 0.
@@ -275,11 +275,13 @@ def _diagnosed(
     fresh = deepcopy(copy)
     prober = Prober(copy, [batch], loss, images=images)
     measured, signal = named_as_given(prober.measure()), prober.signal()
-    made_from = net.made_from if isinstance(net, Network) else None
-    if made_from is None or made_from.train.optimizer != optimizer:
-        verdict = judge(measured, optimizer, signal)
-    else:
-        verdict = judge(measured, made_from, signal)
+    of: Recipe | str = optimizer
+    if isinstance(net, Network) and net.made_from is not None:
+        of = net.made_from
+        if of.train.optimizer != optimizer:
+            unlimited = ["train.clip_grad_norm=0"] * (optimizer == "sgd")
+            of = replace(of, f"train.optimizer={optimizer}", *unlimited)
+    verdict = judge(measured, of, signal)
     found = own_cures([neuron for _, neuron in copy.neurons()], verdict) if tries else []
     trials = None
     if found:

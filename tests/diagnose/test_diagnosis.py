@@ -91,6 +91,10 @@ def test_the_command_and_python_say_the_same_of_one_net(changes, word):
     own = spiketriton.diagnose(net, batch, tries=0).verdict
     assert (own.word, own.optimizer) == (word, told.recipe.train.optimizer)
     assert own.forward.judged == found.verdict.forward.judged
+    if word == Word.LOST:  # under another optimizer, too
+        other = {"sgd": "adamw", "adamw": "sgd"}[own.optimizer]
+        changed = spiketriton.diagnose(net, batch, optimizer=other, tries=0).verdict
+        assert (changed.forward, changed.optimizer) == (own.forward, other)
     if net.made_from.model.name.endswith("Deep"):  # as its author has it
         alone = spiketriton.diagnose(net.net, batch, tries=0).verdict
         assert (alone.word, alone.forward.judged) == (word, own.forward.judged)
