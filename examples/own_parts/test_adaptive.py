@@ -29,8 +29,16 @@ def here(folder, monkeypatch):
     monkeypatch.setattr("spiketriton.training.session.draw_run", lambda *_: [])
 
 
-def test_it_trains_is_measured_and_evaluated_and_resumes_to_the_bit():
-    whole = spiketriton.train("adaptive.toml", run_dir="whole", quiet=True, **KEYS)
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A trained run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("spiketriton.training.session.draw_run", lambda *_: [])
+        return spiketriton.train("adaptive.toml", run_dir="whole", quiet=True, **KEYS)
+
+
+def test_it_trains_is_measured_and_evaluated_and_resumes_to_the_bit(whole):
     neurons = [m for m in whole.model.modules() if isinstance(m, SpikingNeuron)]
     assert {type(n).__name__ for n in neurons} == {"Adaptive"}
     assert all(n.fuses and n.is_binary for n in neurons)
@@ -51,7 +59,7 @@ def test_fused_and_alone_are_the_same_network():
     """In float64, where no spike hangs on the rounding of a norm; the logits are float32."""
     nets = []
     for fused in (True, False):
-        keys = KEYS | {"epochs": 1, "model.fused": fused}
+        keys = KEYS | {"max_steps": 1, "model.fused": fused}
         run = spiketriton.train("adaptive.toml", run_dir=f"fused_{fused}", quiet=True, **keys)
         nets.append(run.model)
     nets[1].load_state_dict(nets[0].state_dict())
@@ -66,6 +74,5 @@ def test_fused_and_alone_are_the_same_network():
         assert (one - other).abs().max() <= 1e-6 * other.abs().max()
 
 
-def test_nir_names_what_it_does_not_have():
-    run = spiketriton.train("adaptive.toml", run_dir="nir", quiet=True, epochs=1, **KEYS)
-    assert "neurons of the kind Adaptive (neuron.kind)" in list(not_in_nir(run.model.graph()))
+def test_nir_names_what_it_does_not_have(whole):
+    assert "neurons of the kind Adaptive (neuron.kind)" in list(not_in_nir(whole.model.graph()))

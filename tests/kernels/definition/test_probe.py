@@ -81,17 +81,28 @@ def assert_sums(case: dict, device: torch.device) -> None:
     assert expected[:, COLUMN["spikes"]].sum() > 0
 
 
-@pytest.mark.parametrize(
-    "case",
-    pairwise(
-        dict(
-            equation=EQUATIONS, shape=SHAPES, layout=["contiguous", "channels_last"], T=[5, 1],
-            norm=["none", "batch", "given"], decay=["float", "channel"], detach_reset=[True, False],
-            residual=[True, False], upstream=["spikes", "all"],
+CASES = [
+    {"shape": [*SHAPES][at % len(SHAPES)]} | case
+    for at, case in enumerate(
+        pairwise(
+            dict(
+                equation=EQUATIONS, T=[5, 1], layout=["contiguous", "channels_last"], norm=["none", "batch", "given"],
+                decay=["float", "channel"], detach_reset=[True, False], residual=[True, False],
+                upstream=["spikes", "all"],
+            )
         )
-    ),
-    ids=case_id,
-)  # fmt: skip
+    )
+]  # fmt: skip
+"""Every pair but those of equation and surrogate, which test_definition.py has: of each equation three or more."""
+
+
+def test_every_surrogate_and_kind_is_probed():
+    assert {case["shape"] for case in CASES} == {*SHAPES}
+    for equation in EQUATIONS:
+        assert len({case["shape"] for case in CASES if case["equation"] == equation}) >= 3
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_sums_of_every_kind(backend, device, case):
     """dL/dx is the gradient at the neuron's input current: after norm, step gain and residual."""
     assert_sums(PLAIN | dict(size=(2, 3, 4, 2), step_gain=True, width="scalar") | case, device)
