@@ -142,6 +142,7 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
         "width": found.width,
         "overlap": found.signal.overlap.tolist(),
         "arrives": found.signal.arrives,
+        "chain": found.signal.chain,
         "depth_profile": measured.depth_profile.tolist(),
         "time_profile": measured.time_profile.tolist(),
         "causes": causes(found),

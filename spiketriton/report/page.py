@@ -280,11 +280,11 @@ def _diagnosed(folder: RunFolder, step: int, layers: int) -> Signal | None:
         try:
             after, changes = of_plain(int, found.get("step")), found.get("changes")
             overlap = of_plain(list[float], found.get("overlap"))
-            arrives = of_plain(bool, found.get("arrives"))
+            arrives, chain = (of_plain(bool, found.get(name)) for name in ("arrives", "chain"))
         except ValueError as error:
             raise UserError(f"{path} is damaged: {error}") from None
         if (after, changes, len(overlap)) == (step, [], layers):
-            return Signal(np.array(overlap, float), arrives)
+            return Signal(np.array(overlap, float), arrives, chain)
     return None
 
 

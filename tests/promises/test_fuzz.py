@@ -233,7 +233,9 @@ def whole(tmp_path_factory):
     trainer.fit()
     plain = {
         "environment": [{"recipe": "small", "command": "x", "time": "now", "threads": 1}],
-        "diagnosis": {"step": 7, "changes": [], "arrives": True, "overlap": [0.5] * len(trainer.monitor.layers)},
+        "diagnosis": {
+            "step": 7, "changes": [], "arrives": True, "chain": False, "overlap": [0.5] * len(trainer.monitor.layers),
+        },
     }  # fmt: skip
     for name, value in plain.items():
         (path / f"{name}.json").write_text(json.dumps(value))

@@ -109,7 +109,8 @@ def test_the_gradients_are_judged_with_what_is_left_of_the_image_where_it_was_me
     found = [(8, [], 0.2), (9, ["time_steps=2"], 0.3), (9, [], 0.77)]
     for number, (step, changes, overlap) in enumerate(found):
         path = folder.path / f"diagnosis-{number}.json"
-        signal = {"overlap": [overlap], "arrives": True}
+        signal = {"overlap": [overlap], "arrives": True, "chain": number == 2}
         path.write_text(json.dumps({"step": step, "changes": changes, **signal}))
     _, sentences, _ = page(folder).gradients()
     assert "forward: 77 % at the last layer" in sentences
+    assert report_page._diagnosed(folder, 9, 1).chain
