@@ -1,5 +1,6 @@
 """Exact resume: whatever stops a run, the resumed one ends with the same bits."""
 
+import errno
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spiketriton.config import to_toml
+from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import EXIT_DONE, EXIT_SIGHUP, EXIT_SIGINT, EXIT_SIGTERM, UserError
 from spiketriton.train import main
@@ -148,6 +150,26 @@ def test_a_damaged_checkpoint_falls_back_and_the_run_is_still_exact(tmp_path):
     assert "last.pt is damaged" in display.warnings[0]
     trainer.fit()
     assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
+
+
+def test_a_test_whose_result_was_not_saved_is_made_again_and_has_one_row(
+    tmp_path, unbroken, monkeypatch
+):
+    """As of a run that is killed after a test; the state before it is there."""
+    write = checkpoint._write_part
+
+    def full(path, state):
+        if state["tested_at"] == 7:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write_part", full)
+        small_trainer(tmp_path / "run", *QUICK).fit(until=7)
+    assert RunFolder(tmp_path / "run").metrics.read()[-1]["kind"] == "eval"
+    assert last_state(tmp_path / "run")["tested_at"] < 7
+    small_trainer(tmp_path / "run", *QUICK, resume=True).fit()
+    assert_same_run(unbroken(*QUICK), tmp_path / "run")
 
 
 class Signals(Lines):
