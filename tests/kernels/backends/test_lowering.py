@@ -94,7 +94,8 @@ QUICK = [
     *cases(["lif backward"], dtypes=["fp32"], windows=[16]),
     *cases([WALKS[1]], ["sm_100", "gfx942"]),
     *cases([WALKS[1]], windows=[4, 32]),
-    *cases([CURRENT[1]], ["sm_80"], windows=[16]),  # with the most registers of all
+    # the latter has the most registers of all
+    *cases(["lif backward", CURRENT[1]], ["sm_80"], windows=[16]),
     *cases([f"{n} {way}" for n in STATES for way in WAYS]),
     *cases(BY_SHAPE, layouts=["contiguous"], size=[8, 32, 7, 7]),
     *cases(BY_SHAPE[::3], size=[8, 24, 14, 14]),
