@@ -174,6 +174,9 @@ class Rows(Lines):
 class NoRows(Rows):
     """A file that another process writes."""
 
+    def read(self) -> list[Row]:
+        return []
+
     def append(self, rows: Iterable[Row]) -> None:
         pass
 
