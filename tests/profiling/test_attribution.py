@@ -22,7 +22,7 @@ from profiling.render import tables
 from profiling.sections.kernels import FLOOR, Arena, Fused, KernelCase, Operation
 from profiling.sections.recipes import find_recipe
 from profiling.sections.step import TrainingStep
-from spiketriton_kernels import multistep_bn_lif, use_backend
+from spiketriton_kernels import multistep_bn_lif, multistep_lif, use_backend
 from tests.profiling.test_device import MS, event
 
 CONVOLUTION = "kernel sm90_xmma_fprop_implicit_gemm_bf16"
@@ -111,6 +111,14 @@ def test_launches_move_the_bytes_of_the_floor(triton_backend):
     }
     whole = sum(one.bytes for one in found[0]) / (2 * arena.elements)
     assert FLOOR["bn_lif_current"][0] < whole < 1.1 * FLOOR["bn_lif_current"][0]
+
+
+def test_what_is_told_of_is_launched_too(triton_backend):
+    x, spikes = torch.tensor([[[2.0, 0.0, 2.0, 2.0, 0.0]]]), []
+    with use_backend("triton"):
+        found = launches(lambda: spikes.append(multistep_lif(x)))
+    assert [one.words for one in found] == ["fire_kernel(x, spikes)"]
+    assert spikes[0].flatten().tolist() == [1, 0, 1, 1, 0]
 
 
 def test_a_step_is_told_apart_with_a_trace(measured, quick, monkeypatch):
