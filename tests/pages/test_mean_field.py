@@ -36,10 +36,10 @@ def test_one_time_step_has_a_closed_form(width, gamma):
 @pytest.mark.parametrize(
     ("kind", "detach", "measured", "within"),
     [
-        # docs/gradient_flow.md: 20 layers of 128, T = 10, Fashion-MNIST; IF is further off in batches of 32
-        ("lif", True, {10: 3.37, 1: 1.37, 0.1: 0.38}, 0.02),
+        # measured in 20 layers of 128, T = 10, Fashion-MNIST; IF is further off in batches of 32
+        ("lif", True, {10: 3.37, 2: 1.96, 1: 1.37, 0.417: 0.83, 0.1: 0.38}, 0.02),
         ("lif", False, {1: 1.24}, 0.02),
-        ("if", True, {10: 4.48, 0.417: 1.00, 0.1: 0.43}, 0.11),
+        ("if", True, {10: 4.48, 1: 1.68, 0.417: 1.00, 0.1: 0.43}, 0.11),
         ("if", False, {1: 1.41}, 0.11),
     ],
 )
