@@ -1,12 +1,14 @@
 """Our own neurons as steps: what the definition computes of one time step, traced as a step of one's own is.
 
-Constants keep their places: a step reads them by the names of ``definition.Constants``, and "inverse_width".
+Constants keep their places: a step reads them by the names of ``definition.Constants``, and "inverse_width"; in C++
+"whole levels", too, which Triton is compiled for.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +17,10 @@ from torch import Tensor
 
 from .definition import Constants, charge, discharge
 from .neuron import PARAMETERS, Neuron
-from .steps.graph import Graph, Ref, Value
-from .steps.step import Step, trace
+from .steps.graph import Graph, Node, Ref, Value
+from .steps.printed import ANY, WHOLE
+from .steps.step import Step, header, trace
+from .surrogate import SHAPES
 
 
 class Printed(NamedTuple):
@@ -35,21 +39,118 @@ def printed(neuron: Neuron) -> Printed:
     )  # fmt: skip
 
 
+class Form(NamedTuple):
+    """Of a kind what is compiled apart in C++. ``shape``: of the surrogate; ``ANY``: of all that are divided."""
+
+    kind: str
+    reset: str
+    detach: bool
+    shape: str
+    learns: tuple[str, ...]
+
+    @staticmethod
+    @functools.cache
+    def of(kind: str, reset: str, detach: bool, shape: str, learns: tuple[str, ...]) -> Form:
+        if kind in _WITHOUT_SURROGATE:
+            shape, learns = "none", tuple(name for name in learns if name != "width")
+        return Form(kind, reset, detach or reset == "none", shape, learns)
+
+    @staticmethod
+    def named(name: str) -> Form:
+        kind, reset, detach, shape, *learns = name.split(" ")
+        return Form(kind, reset, detach == "detached", shape, tuple(learns))
+
+    @property
+    def name(self) -> str:
+        detach = "detached" if self.detach else "attached"
+        return " ".join((self.kind, self.reset, detach, self.shape, *self.learns))
+
+    @property
+    def whole(self) -> int:
+        """Which of its kind's forms, ``forms``, serves in its place."""
+        shape = self.shape if self.shape in ("rectangle", "none") else ANY
+        learns = _LEARNS[bool(self.learns) + ("width" in self.learns)]
+        return forms(self.kind).index(self._replace(shape=shape, learns=learns))
+
+    def printed(self) -> Printed:
+        shape = "atan" if self.shape in (ANY, "none") else self.shape
+        found = _printed(self.kind, self.reset, 0.0, self.detach, shape, None, self.learns)
+        return _of_any_shape(found) if self.shape == ANY else found
+
+
+_WITHOUT_SURROGATE, _SOFT_ALONE = ("ilif",), ("ilif", "clif")
+_LEARNS = (), tuple(name for name in PARAMETERS if name != "width"), PARAMETERS
+
+
+@functools.cache
+def forms(kind: str) -> list[Form]:
+    """Those that together serve every neuron of a kind."""
+    shapes = ("none",) if kind in _WITHOUT_SURROGATE else (ANY, "rectangle")
+    resets = ("soft",) if kind in _SOFT_ALONE else ("soft", "hard", "none")
+    learns = _LEARNS[: 2 if kind in _WITHOUT_SURROGATE else 3]
+    every = itertools.product([kind], resets, (True, False), shapes, learns)
+    return [*dict.fromkeys(itertools.starmap(Form.of, every))]
+
+
+def header_of(made: Sequence[Form]) -> str:
+    """The header that native.cpp is compiled with for these forms of a kind."""
+    name = made[0].name if len(made) == 1 else made[0].kind
+    return header(name, [form.printed().step for form in made], apart=True)
+
+
+def constants_of(neuron: Neuron, made: Sequence[Form], wide: torch.dtype) -> Tensor:
+    """What these forms of a kind read, [P, C or 1], as the definition computes it."""
+    reads = [*dict.fromkeys(name for form in made for name in form.printed().reads)]
+    given = dict(zip(PARAMETERS, neuron.parameters, strict=True))
+    given |= {"height": neuron.height, WHOLE: neuron.levels, "shape": _NUMBERS.get(neuron.shape, 0)}
+    sources = [given[{"inverse_width": "width", **_FROM}.get(name, name)] for name in reads]
+    numbers = [0.0 if isinstance(value, Tensor) else value for value in sources]
+    numbers = [1 - n if name in _FROM else n for n, name in zip(numbers, reads, strict=True)]
+    found = torch.tensor(numbers, dtype=wide)[:, None].repeat(1, neuron.parameter_size)
+    for row, name, value in zip(found.unbind(), reads, sources, strict=True):
+        if isinstance(value, Tensor):
+            row[:] = 1 - value.detach() if name in _FROM else value.detach()
+        if name == "inverse_width":
+            row.reciprocal_()
+    return found
+
+
+_NUMBERS = {shape: number for number, shape in enumerate(SHAPES)}
+
+
+def _of_any_shape(printed: Printed) -> Printed:
+    """Where the surrogate's number is one more constant."""
+    step, graph = printed.step, Graph()
+    for node in printed.step.graph.nodes:
+        surrogate = node.op in ("phi", "area")
+        graph.nodes.append(Node(node.op, (ANY, *node.args[1:])) if surrogate else node)
+    number = graph.add("input", "shape")
+    step = dataclasses.replace(
+        step, graph=graph, constants=(*step.constants, "shape"), reads=(*step.reads, number)
+    )
+    return Printed(step, (*printed.reads, "shape"))
+
+
 _FROM = {"leak": "decay", "rest": "rho"}
 """1 minus these."""
 
 
 @functools.cache
 def _printed(
-    kind: str, reset: str, v_reset: float, detach: bool, shape: str, levels: int, learns: tuple[str, ...]
+    kind: str, reset: str, v_reset: float, detach: bool, shape: str, levels: int | None, learns: tuple[str, ...]
 ) -> Printed:  # fmt: skip
-    neuron = Neuron(0.0, 1.0, 1.0, reset, v_reset, detach, shape, 1.0, 1.0, kind, levels=levels)
-    constants = {name: _FROM.get(name, name) in learns for name in Constants._fields}
+    neuron = Neuron(
+        0.0, 1.0, 1.0, reset, v_reset, detach, shape, 1.0, 1.0, kind, levels=levels or 1
+    )
+    names = (*Constants._fields, WHOLE)[: None if levels is None else -1]
+    constants = {name: _FROM.get(name, name) in learns for name in names}
 
     def function(x: Tensor, before: Sequence[Tensor], given: Mapping[str, Tensor]) -> Any:
-        c = Constants(**given)
-        h, m = charge(x, before[0], before[-1], c, neuron)
-        return discharge(h, m, c, neuron)[: 1 + neuron.states]
+        c = Constants(*map(given.get, Constants._fields))
+        these: Any = levels if levels is not None else given[WHOLE]
+        now = neuron._replace(levels=these)
+        h, m = charge(x, before[0], before[-1], c, now)
+        return discharge(h, m, c, now)[: 1 + neuron.states]
 
     step, _ = trace(
         kind, function, discharge.__code__, ("v", "m")[: neuron.states], (0.0,) * neuron.states,
@@ -62,7 +163,8 @@ def _printed(
         if isinstance(by.get(name), Ref):
             row = PARAMETERS.index(source)
             rows[row] = step.graph.add("sub", rows[row], by[name])
-    return Printed(dataclasses.replace(step, by_constants=tuple(rows)), reads)
+    words = tuple(name.replace(" ", "_") for name in reads)
+    return Printed(dataclasses.replace(step, constants=words, by_constants=tuple(rows)), reads)
 
 
 def _name(graph: Graph, ref: Value) -> str:

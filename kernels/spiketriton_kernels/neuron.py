@@ -192,6 +192,11 @@ class Neuron(NamedTuple):
         return self.kind in ("clif", "alif", "cuba")
 
     @property
+    def is_binary(self) -> bool:
+        """Whether its spikes are 0 or 1, with a surrogate; of a kind of ours."""
+        return self.kind != "ilif"
+
+    @property
     def own(self) -> Step | None:
         """The step of one's own that it is; None for a kind of ours."""
         return None if self.kind in KINDS else named(self.kind)

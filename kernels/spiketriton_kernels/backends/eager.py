@@ -255,7 +255,7 @@ def _observed(
     (jump,) = torch.autograd.grad(v, h, torch.ones_like(v))
     if neuron.reset == "delayed_hard":  # this step's reset, which the next one applies
         jump = 1 - s
-    if neuron.kind == "ilif":
+    if not neuron.is_binary:
         z = h / c.threshold
         outside = (z < 0) | (z > neuron.levels)
     else:

@@ -29,10 +29,12 @@ from typing import Any
 
 import torch
 
+from .. import neuron as records
 from ..cache import cache_folder
+from ..kinds import Form, constants_of, forms, header_of
 from ..layout import axis_of
-from ..neuron import PARAMETERS, Gradients, Inputs, Neuron, Outputs, Running, Upstream
-from ..steps.step import named
+from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream, membrane_dtype
+from ..steps.step import named, written
 from ..surrogate import SHAPES
 
 try:
@@ -43,16 +45,25 @@ except ImportError:  # Windows
 log = logging.getLogger("spiketriton_kernels")
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-KINDS = ("lif", "ilif", "clif", "alif", "cuba", "delayed")
-"""What is compiled apart, in the order of neurons.h; "delayed" is LIF with a delayed reset. Besides, each step of one's
-own by its name. "lif 1 1" is a kind with one reset and one surrogate alone, by their numbers there."""
+_BY_HAND = ("lif", "delayed")
+"""In the order of neurons.h; "delayed" is LIF with a delayed reset. "lif 1 1" is one with one reset and one surrogate
+alone, by their numbers there."""
+KINDS = (*records.KINDS, "delayed")
+"""Whole kinds. Of those that are printed, ``kinds.Form`` is what is compiled apart; of steps of one's own, each."""
 ANY = "lif 1 1"
 _RESETS = {"soft": 0, "delayed_soft": 0, "hard": 1, "delayed_hard": 1, "none": 3}
 _TO_RESET_LEAK = 2
 _SHAPES = {shape: number for number, shape in enumerate(SHAPES)}
+_ATAN = _SHAPES["atan"]
+"""Stands for a surrogate of one's own, which runs elsewhere."""
 _FORWARD, _BACKWARD, _STATISTICS, _PACK, _UNPACK = range(5)
 _SOURCE = Path(__file__).with_name("cpp") / "native.cpp"
 _SOURCES = (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))
+_PACKAGE = Path(__file__).parents[1]
+_PRINTING = (
+    *map(_PACKAGE.joinpath, ("kinds.py", "definition.py")),
+    *sorted((_PACKAGE / "steps").glob("*.py")),
+)
 _FLAGS = (
     "-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC",
 )  # fmt: skip
@@ -62,11 +73,13 @@ _EXTRAS = (
 )  # fmt: skip
 
 _INPUT = struct.Struct("@4q2i")
-_NEURON = struct.Struct("@4i8q9d6P")
+_NEURON = struct.Struct("@4i7q7d4P")
 _FORTH = struct.Struct("@4d17P")
 _BACK = struct.Struct("@14P")
 """The parts of native.cpp's Call."""
-_NO_PARAMETERS = (*[1] * len(PARAMETERS), *[0.0] * len(PARAMETERS))
+_HELD = 4
+"""How many of a neuron's parameters LIF has."""
+_NO_PARAMETERS = (*[1] * _HELD, *[0.0] * _HELD)
 _NO_NEURON, _NOTHING_BACK = bytes(_NEURON.size), bytes(_BACK.size)
 _NOT_RUNNING: tuple[None, None, float] = (None, None, 0.0)
 _FIELDS = Neuron._fields.index("mean")
@@ -101,28 +114,54 @@ def _machine() -> str:
     return "".join(sorted(told))
 
 
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _build(dtype: torch.dtype, kind: str) -> Path:
     """The library of a dtype and kind; of a whole kind instead of a part of it, where there is one."""
     compiler = _compiler()
     asked = [compiler, "--version"]
     version = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
     whole, *only = kind.split(" ")
-    chosen = [f"-DSPIKETRITON_KIND={KINDS.index(whole) if whole in KINDS else len(KINDS)}"]
+    if only and (WHOLE or _target(dtype, whole, version).exists()):
+        kind = whole
+    target = _target(dtype, kind, version)
+    return target if target.exists() else _compiled(target, compiler, dtype, kind, _chosen(kind))
+
+
+def _chosen(kind: str) -> list[str]:
+    """What native.cpp is told of a kind."""
+    whole, *only = kind.split(" ")
+    if whole in _BY_HAND:
+        told = zip(("KIND", "RESET", "SHAPE"), (_BY_HAND.index(whole), *only), strict=False)
+        return [f"-DSPIKETRITON_{name}={number}" for name, number in told]
     if whole not in KINDS:
-        chosen.append(f'-DSPIKETRITON_STEP="{named(kind).written("cpp")}"')
-    if only:
-        found = _target(dtype, whole, version, chosen)
-        if WHOLE or found.exists():
-            return _compiled(found, compiler, dtype, whole, chosen)
-        chosen += [f"-DSPIKETRITON_RESET={only[0]}", f"-DSPIKETRITON_SHAPE={only[1]}"]
-    return _compiled(_target(dtype, kind, version, chosen), compiler, dtype, kind, chosen)
+        name, text = kind, named(kind).cpp
+    else:
+        name, text = whole, header_of([Form.named(kind)] if only else forms(whole))
+    step = f'-DSPIKETRITON_STEP="{written(name, text, "h")}"'
+    return [f"-DSPIKETRITON_KIND={len(_BY_HAND)}", step, *_in_haste(kind)]
 
 
-def _target(dtype: torch.dtype, kind: str, version: str, chosen: list[str]) -> Path:
+def _in_haste(kind: str) -> list[str]:
+    """Flags of whole kinds that tests have printed and compiled: 2.5 seconds a form in place of 4.2."""
+    return ["-O1"] if WHOLE and kind in KINDS and kind not in _BY_HAND else []
+
+
+def _target(dtype: torch.dtype, kind: str, version: str) -> Path:
     """Where a library lies, by all that it is made of."""
-    texts = (source.read_text("utf-8") for source in _SOURCES)
-    key = "\n".join([*texts, version, _machine(), repr((_FLAGS, _EXTRAS, dtype, *chosen))])
-    name = f"{kind} {str(dtype).removeprefix('torch.')}".replace(" ", "-")
+    printing = () if kind.split(" ")[0] in _BY_HAND else _PRINTING
+    texts = (source.read_text("utf-8") for source in (*_SOURCES, *printing))
+    key = "\n".join(
+        [
+            *texts,
+            version,
+            _machine(),
+            repr((_FLAGS, _EXTRAS, _in_haste(kind), dtype, kind, torch.__version__)),
+        ]
+    )
+    name = f"{kind} {_word(dtype)}".replace(" ", "-")
     return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
 
 
@@ -131,8 +170,8 @@ def _compiled(
 ) -> Path:
     if target.exists():
         return target
-    folder, name = target.parent, f"{kind.split(' ')[0]} {str(dtype).removeprefix('torch.')}"
-    if " " in kind:
+    folder, name = target.parent, f"{kind.split(' ')[0]} {_word(dtype)}"
+    if kind not in KINDS:
         said = (
             "compiling the CPU kernels for %s, once on this machine: a few seconds of a processor"
         )
@@ -195,18 +234,24 @@ WHOLE = os.environ.get("SPIKETRITON_WHOLE", "0") == "1"
 """Whether a call compiles its whole kind; the tests, which need all of each, have it so."""
 
 _building: dict[tuple[torch.dtype, str], threading.Lock] = defaultdict(threading.Lock)
-_loaded: dict[tuple[torch.dtype, str | None], ctypes.CDLL] = {}
+_loaded: dict[tuple[torch.dtype, str | None], Library] = {}
 """By dtype and kind; without a kind one of them."""
 
 
+class Library(ctypes.CDLL):
+    """``whole``: whether it has all of a kind."""
+
+    whole = False
+
+
 @functools.cache
-def load(dtype: torch.dtype, kind: str) -> ctypes.CDLL | CompilerError:
+def load(dtype: torch.dtype, kind: str) -> Library | CompilerError:
     """The compiled kernels of a dtype and a kind, or why there are none."""
     try:
         with _building[dtype, kind]:  # threads that come at once wait for one build
             path = _build(dtype, kind)
         # torch's own OpenMP runtime is already loaded globally, so the library joins its thread pool.
-        loaded = ctypes.CDLL(str(path))
+        loaded = Library(str(path))
     except CompilerError as error:
         return error
     except OSError as error:
@@ -214,6 +259,7 @@ def load(dtype: torch.dtype, kind: str) -> ctypes.CDLL | CompilerError:
             f"the compiled CPU kernels do not load: {error}; a folder that is mounted noexec holds no code: accepted: "
             f"another one than {path.parent}, by SPIKETRITON_CACHE"
         )
+    loaded.whole = path.name.startswith(f"{kind.split(' ')[0]}-{_word(dtype)}-")
     loaded.spiketriton_run.argtypes = [ctypes.c_void_p, ctypes.c_int]
     loaded.spiketriton_run.restype = None
     if loaded.spiketriton_call_size() != _CALL_SIZE:
@@ -222,7 +268,7 @@ def load(dtype: torch.dtype, kind: str) -> ctypes.CDLL | CompilerError:
     return loaded
 
 
-def library(dtype: torch.dtype, kind: str | None = None) -> ctypes.CDLL:
+def library(dtype: torch.dtype, kind: str | None = None) -> Library:
     """The compiled kernels of a dtype and a kind, None: any of them.
 
     Raises CompilerError with the reason when there are none.
@@ -263,33 +309,51 @@ def _places(*tensors: torch.Tensor | None) -> list[int]:
 
 def kind_of(neuron: Neuron) -> str:
     """What is compiled for it."""
-    return _kind(neuron.kind, neuron.reset, neuron.leaks_to_reset, neuron.shape)
+    if neuron.kind in _BY_HAND:
+        return _by_hand(neuron.reset, neuron.leaks_to_reset, neuron.shape)
+    learns = () if neuron.is_plain else tuple(neuron.given())
+    return _printed(neuron.kind, neuron.reset, neuron.detach_reset, neuron.shape, learns)
 
 
 @functools.cache
-def _kind(kind: str, reset: str, leaks_to_reset: bool, shape: str) -> str:
+def _by_hand(reset: str, leaks_to_reset: bool, shape: str) -> str:
+    kind = "delayed" if reset.startswith("delayed") else "lif"
+    number = _TO_RESET_LEAK if leaks_to_reset else _RESETS[reset]
+    return f"{kind} {number} {_SHAPES.get(shape, _ATAN)}"
+
+
+@functools.cache
+def _printed(kind: str, reset: str, detach: bool, shape: str, learns: tuple[str, ...]) -> str:
     if kind not in KINDS:
         return kind
-    number = _TO_RESET_LEAK if leaks_to_reset else _RESETS[reset]
-    kind = "delayed" if reset.startswith("delayed") else kind
-    # a surrogate of one's own runs elsewhere, and I-LIF has none
-    return f"{kind} {number} {0 if kind == 'ilif' else _SHAPES.get(shape, 1)}"
+    return Form.of(kind, reset, detach, shape if shape in _SHAPES else "atan", learns).name
 
 
-def _constants(neuron: Neuron) -> tuple[str, bytes]:
-    """Of a neuron what is compiled for it, and its part of the call."""
+def _called(neuron: Neuron, dtype: torch.dtype) -> tuple[Library, bytes, torch.Tensor | None]:
+    """What serves a neuron, its part of the call, and what that points to."""
+    found = library(dtype, kind_of(neuron))
     packed = _packed if neuron.is_plain else _packed.__wrapped__
-    return packed(neuron[:_FIELDS])
+    return found, *packed(neuron[:_FIELDS], dtype, found.whole)
 
 
 @functools.lru_cache(maxsize=256)
-def _packed(fields: tuple[Any, ...]) -> tuple[str, bytes]:
+def _packed(
+    fields: tuple[Any, ...], dtype: torch.dtype, whole: bool
+) -> tuple[bytes, torch.Tensor | None]:
     neuron = Neuron(*fields)
-    if neuron.constants is not None:  # of a step of one's own, which stand for all
-        own = (3, True, 0, 1, neuron.rows, neuron.parameter_size, *_NO_PARAMETERS)
-        return neuron.kind, _NEURON.pack(*own, 0.0, 0.0, 1.0, neuron.constants.data_ptr(), *[0] * 5)
+    if not neuron.by_hand:
+        constants, number = neuron.constants, 0
+        if neuron.own is None:
+            form = Form.named(kind_of(neuron))
+            number = form.whole if whole else 0
+            made = forms(neuron.kind) if whole else [form]
+            constants = constants_of(neuron, made, membrane_dtype(dtype))
+        count, place = (0, 0) if constants is None else (len(constants), constants.data_ptr())
+        counts = count, neuron.rows, neuron.parameter_size
+        told = number, 0, 0, 0, *counts, *_NO_PARAMETERS, 0.0, 0.0, 0.0, place, 0, 0, 0
+        return _NEURON.pack(*told), constants
     sizes, numbers, pointers = [], [], []
-    for value in neuron.parameters:
+    for value in neuron.parameters[:_HELD]:
         if isinstance(value, torch.Tensor):
             sizes.append(value.numel())
             numbers.append(0.0)
@@ -299,10 +363,10 @@ def _packed(fields: tuple[Any, ...]) -> tuple[str, bytes]:
             numbers.append(value)
             pointers.append(0)
     reset = _TO_RESET_LEAK if neuron.leaks_to_reset else _RESETS[neuron.reset]
-    return kind_of(neuron), _NEURON.pack(
-        reset, neuron.detach_reset, _SHAPES[neuron.shape], neuron.levels, neuron.rows, neuron.parameter_size,
+    return _NEURON.pack(
+        reset, neuron.detach_reset, _SHAPES[neuron.shape], 1, _HELD, neuron.rows, neuron.parameter_size,
         *sizes, *numbers, neuron.v_reset, neuron.v_start, neuron.height, *pointers,
-    )  # fmt: skip
+    ), None  # fmt: skip
 
 
 def forward(
@@ -311,13 +375,13 @@ def forward(
     """``saved`` stays as it is: a block of neurons replays its window from cache."""
     x = inputs.x
     spikes, v_last, m_last, trace, _, current = out
-    kind, constants = _constants(neuron)
+    served, constants, _held = _called(neuron, x.dtype)
     running_mean, running_var, momentum = running or _NOT_RUNNING
     more = spikes, v_last, m_last, trace, current, running_mean, running_var
     places = _places(*neuron.norm, *inputs, *more)
     forth = _FORTH.pack(neuron.eps, neuron.bn_scale, 0.0, momentum, *places)
     call = _input(x, measures) + constants + forth + _NOTHING_BACK
-    library(x.dtype, kind).spiketriton_run(call, _FORWARD)
+    served.spiketriton_run(call, _FORWARD)
 
 
 def backward(
@@ -331,11 +395,11 @@ def backward(
 ) -> None:
     """Fill what ``out`` holds tensors for."""
     x = inputs.x
-    kind, constants = _constants(neuron)
+    served, constants, _held = _called(neuron, x.dtype)
     read = _places(*neuron.norm, *inputs)
     forth = _FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *read, 0, 0, 0, 0, 0, 0, 0)
     call = _input(x) + constants + forth + _BACK.pack(*_places(*upstream, sums, *out))
-    library(x.dtype, kind).spiketriton_run(call, _BACKWARD)
+    served.spiketriton_run(call, _BACKWARD)
 
 
 def channel_statistics(

@@ -49,14 +49,14 @@ def _opaque(op: str, shape: str, u: Tensor, width: Tensor) -> Tensor:
 
 class _Whole(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, unit: Tensor, levels: int) -> Tensor:
+    def forward(ctx: Any, h: Tensor, unit: Tensor, levels: Any) -> Tensor:
         z = h / unit
         inside = (z >= 0) & (z <= levels)
         ctx.save_for_backward(z, unit, inside)
         recorder = recording()
         if recorder is not None:
             recorder.passes(inside)
-        return torch.round(z.clamp(0, levels))
+        return torch.round(z.clamp(min=0).clamp(max=levels))
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
@@ -66,7 +66,7 @@ class _Whole(torch.autograd.Function):
         return by_h, by_unit, None
 
 
-def whole(h: Tensor, unit: Tensor, levels: int) -> Tensor:
+def whole(h: Tensor, unit: Tensor, levels: Any) -> Tensor:
     """round(clamp(h / unit, 0, levels)); backward as without rounding: 1 / unit between these, else 0."""
     return _Whole.apply(h, unit, levels)
 

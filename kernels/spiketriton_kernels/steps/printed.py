@@ -272,7 +272,7 @@ OPERATIONS: dict[str, Written] = {
     "floor": _lanes("floor", "tl.floor({0})", torch.floor),
     "ceil": _lanes("ceil", "tl.ceil({0})", torch.ceil),
     "trunc": _lanes("trunc", "trunc({0})", torch.trunc),
-    "round": _lanes("nearbyint", "nearest({0})", torch.round),
+    "round": Written("nearest({0})", "nearest({0})", torch.round),
     "sign": Written("sign({0})", "sign({0})", torch.sign),
     "maximum": Written("maximum({0}, {1})", f"tl.maximum({{0}}, {{1}}, {_NAN})", torch.maximum),
     "minimum": Written("minimum({0}, {1})", f"tl.minimum({{0}}, {{1}}, {_NAN})", torch.minimum),
@@ -290,14 +290,21 @@ OPERATIONS: dict[str, Written] = {
 }  # fmt: skip
 """How a node's operation is written; {0} and {1} are what it is given."""
 
+_ENDS = {"maximum": "{0} < {1} ? {1} : {0}", "minimum": "{0} > {1} ? {1} : {0}"}
+"""In C++ with what is no NaN."""
+
 LONG = frozenset(op for op, written in OPERATIONS.items() if "lane_by_lane" in written.cpp) | {
     "exp",
     "sigmoid",
 }
 """Operations that take tens of cycles and more in C++."""
 
-EXPONENTIAL = LONG - {"sqrt", "floor", "ceil", "trunc", "round"}
+EXPONENTIAL = LONG - {"sqrt", "floor", "ceil", "trunc"}
 """Those that take many instructions on a GPU, too."""
+
+
+ANY, WHOLE = "any", "whole levels"
+"""In C++ a surrogate whose number is the constant "shape"; a constant that is a small whole number."""
 
 
 def _of_surrogate(op: str, shape: str, z: str, cpp: bool) -> str:
@@ -306,6 +313,8 @@ def _of_surrogate(op: str, shape: str, z: str, cpp: bool) -> str:
         return f"{'own_slope' if op == 'phi' else 'own_area'}({z})"
     if not cpp:
         return f'{"phi" if op == "phi" else "primitive"}({z}, "{shape}")'
+    if shape == ANY:
+        return f"{'phi' if op == 'phi' else 'primitive'}_of(c.shape, {z})"
     if op == "phi":
         return f"phi<{shape.upper()}>({z}, number(1), number(1))"
     return f"lane_by_lane({z}, [](A z) {{ return primitive(z, {shape.upper()}); }})"
@@ -346,8 +355,12 @@ class Writer:
                 continue
             if ref in products:
                 text = self._fused(node, products[ref])
-            elif node.op == "round" and not self.cpp and self._is_small(node.args[0]):
-                text = f"({self.of(node.args[0])} + 12582912.0) - 12582912.0"  # type: ignore[arg-type]
+            elif node.op == "round" and self._is_small(node.args[0]):
+                what = self.of(node.args[0])  # type: ignore[arg-type]
+                text = f"({what} + 12582912.0) - 12582912.0"
+                text = f"nearest_small({what})" if self.cpp else text
+            elif self.cpp and node.op in _ENDS and self._is_number(node.args[1]):
+                text = _ENDS[node.op].format(*map(self.of, node.args))  # type: ignore[arg-type]
             elif node.op in ("phi", "area"):
                 shape, z = node.args
                 text = _of_surrogate(node.op, str(shape), self.of(z), self.cpp)  # type: ignore[arg-type]
@@ -381,8 +394,14 @@ class Writer:
         ends = []
         while isinstance(value, Ref) and self.graph.nodes[value].op in ("minimum", "maximum"):
             value, end = self.graph.nodes[value].args
-            ends.append(isinstance(end, float) and abs(end) < 4194304.0)
+            ends.append(self._is_number(end) and (isinstance(end, Ref) or abs(end) < 4194304.0))  # type: ignore[arg-type]
         return ends == [True, True]
+
+    def _is_number(self, value: Value | str) -> bool:
+        """Whether it is none that may be NaN."""
+        if isinstance(value, Ref):
+            return self.graph.nodes[value] == Node("input", (WHOLE,))
+        return isinstance(value, float) and value == value
 
     def _products(self, needed: Sequence[Ref], wanted: Sequence[Value]) -> dict[Ref, Ref]:
         """Of sums the product in them that nothing else reads."""

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType
@@ -155,10 +155,27 @@ class Step:
     @functools.cached_property
     def cpp(self) -> str:
         """The header that native.cpp is compiled with."""
-        S, K, P = len(self.states), len(self.kept), len(self.constants)
+        return header(self.name, [self])
+
+    @functools.cached_property
+    def spiking_in_cpp(self) -> str:
+        """What computes its spikes and the states after it, alike where it is the same."""
         names = {self.x: "x", **dict(zip(self.before, self.states, strict=True))}
-        constants = {ref: f"c.{name}" for ref, name in zip(self.reads, self.constants, strict=True)}
-        forth = Writer(self.graph, names | constants, cpp=True)
+        forth = Writer(self.graph, names | self._read_cpp, cpp=True)
+        text = "\n".join([*forth.lines([self.spikes, *self.after]), *map(forth.of, self.after)])
+        order = list(dict.fromkeys(re.findall(r"\bt\d+\b", text)))
+        return re.sub(r"\bt\d+\b", lambda found: f"t{order.index(found[0])}", text)
+
+    @property
+    def _read_cpp(self) -> dict[Ref, str]:
+        return {ref: f"c.{name}" for ref, name in zip(self.reads, self.constants, strict=True)}
+
+    def struct(self, number: int, constants: Sequence[str]) -> str:
+        """Its functions, by its number in a header of steps with these constants."""
+        S, K = len(self.states), len(self.kept)
+        places = ", ".join(f"at({constants.index(name)})" for name in self.constants)
+        names = {self.x: "x", **dict(zip(self.before, self.states, strict=True))}
+        forth = Writer(self.graph, names | self._read_cpp, cpp=True)
         body = [f"const V {name} = states[{i}];" for i, name in enumerate(self.states)]
         body += forth.lines([self.spikes, *self.after, *self.kept])
         body += [f"states[{i}] = {forth.of(v)};" for i, v in enumerate(self.after)]
@@ -171,7 +188,7 @@ class Step:
             self.grad: "grad",
             **{g: f"by_{n}" for g, n in zip(self.grads, self.states, strict=True)},
         }
-        back = Writer(self.graph, constants | names, cpp=True)
+        back = Writer(self.graph, self._read_cpp | names, cpp=True)
         walk = [f"const V k{i} = kept[{i}];" for i in range(K)]
         walk += [f"const V by_{name} = by[{i}];" for i, name in enumerate(self.states)]
         walk += back.lines(self._back)
@@ -183,35 +200,25 @@ class Step:
             ("spikes", self.spikes),
         ]
         fields += [(f"states[{i}]", v) for i, v in enumerate(self.by_states)]
-        fields += [(f"learnt[{i}]", v) for i, v in enumerate(self.by_constants)]
+        fields += [(f"learnt[{i}]", v) for i, v in enumerate(self.by_constants) if self.learns[i]]
         walk += [f"w.{name} = {back.of(value)};" for name, value in fields] + ["return w;"]
-        declared = f"V {', '.join(self.constants)}; " if P else ""
-        learns = ["true" if learns else "false" for learns in self.learns] or ["false"]
+        declared = f"V {', '.join(self.constants)}; " if self.constants else ""
         return f"""\
-// {self.name}: what a step makes of its current x and the states before it, and the gradient's way back.
-// Printed from its step in PyTorch by spiketriton_kernels/steps; c: constants, kept: what the way back reads.
+struct Step{number} {{
+    struct Constants {{ {declared}}};
+    struct Walked {{ V x, states[{S}], learnt[ROWS + 1], jump, unit, spikes; }};
 
-#pragma once
+    template <class At>
+    static Constants of(At at) {{ return {{{places}}}; }}
 
-constexpr int OWN_STATES = {S}, OWN_KEPT = {K}, OWN_CONSTANTS = {P};
-constexpr double OWN_STARTS[OWN_STATES] = {{{", ".join(map(repr, self.starts))}}};
-constexpr bool OWN_LEARNS[OWN_CONSTANTS + 1] = {{{", ".join(learns)}}};  // the gradient of another is 0
-constexpr bool OWN_WAITS = {str(self.waits).lower()};  // whether a step waits long for the one before
+    static inline {"Mask" if self.is_binary else "V"} forth(const Constants &c, V x, V *states, V *kept) {{
+        {_indented(body, 8)}
+    }}
 
-struct Own {{ {declared}}};
-
-template <class At>
-inline Own own_of(At at) {{ return {{{", ".join(f"at({i})" for i in range(P))}}}; }}
-
-inline {"Mask" if self.is_binary else "V"} own_forth(const Own &c, V x, V *states, V *kept) {{
-    {_indented(body)}
-}}
-
-struct Walked {{ V x, states[{S}], learnt[{max(P, 1)}], jump, unit, spikes; }};
-
-inline Walked own_back(const Own &c, const V *kept, V grad, const V *by) {{
-    {_indented(walk)}
-}}
+    static inline Walked back(const Constants &c, const V *kept, V grad, const V *by) {{
+        {_indented(walk, 8)}
+    }}
+}};
 """
 
     # ---- in Triton
@@ -293,19 +300,13 @@ def back(kept, c, grad, by, own_slope: tl.constexpr, own_area: tl.constexpr):
     @functools.cached_property
     def functions(self) -> tuple[Any, Any]:
         """``forth`` and ``back`` in Triton."""
-        path = self.written("triton")
+        path = written(self.name, self.triton, "py")
         spec = importlib.util.spec_from_file_location(f"spiketriton_step_{self.name}", path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module.forth, module.back
-
-    def written(self, language: str) -> Path:
-        """The file in the cache that has its source in "cpp" or "triton"."""
-        text, ending = (self.cpp, "h") if language == "cpp" else (self.triton, "py")
-        key = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return write_once(cache_folder() / "steps" / f"{self.name}_{key}.{ending}", text)
 
 
 class Walked(NamedTuple):
@@ -323,12 +324,54 @@ _SURROGATE = ("phi", "primitive")
 _POINTWISE = ("divided", "expm1", "log1p", "nearest", "sigmoid", "sign", "tanh", "trunc")
 
 
-def _indented(lines: Sequence[str]) -> str:
-    return "\n    ".join(lines)
+def header(name: str, steps: Sequence[Step], apart: bool = False) -> str:
+    """What native.cpp is compiled with for these steps, of the same states, each by its number.
+
+    Args:
+        apart: the second state lies in a tensor of its own.
+    """
+    first, shared = steps[0], [step.spiking_in_cpp for step in steps]
+    constants = [*dict.fromkeys(name for step in steps for name in step.constants)]
+
+    def numbers(kind: str, field: str, values: Iterable[Any]) -> str:
+        told = [str(value).lower() if isinstance(value, bool) else repr(value) for value in values]
+        return f"constexpr {kind} {field} = {{{', '.join(told)}}};"
+
+    rows = len(first.by_constants)
+    learns = ", ".join("{" + ", ".join("01"[row] for row in step.learns) + "}" for step in steps)
+    return f"""\
+// {name}: what a step makes of its current x and the states before it, and the gradient's way back.
+// Printed from its step in PyTorch by spiketriton_kernels/steps; c: constants, kept: what the way back reads.
+
+#pragma once
+
+constexpr int FORMS = {len(steps)}, STATES = {len(first.states)}, ROWS = {rows};
+constexpr int CONSTANTS = {len(constants)}, KEPT = {max(len(s.kept) for s in steps)};
+{numbers("double", "STARTS[STATES]", first.starts)}
+{numbers("int", "KEEPS[FORMS]", (len(step.kept) for step in steps))}
+{numbers("int", "FORTH_AS[FORMS]", map(shared.index, shared))}  // the first step of the same spikes and states
+constexpr bool LEARNS[FORMS][ROWS + 1] = {{{learns}}};  // the gradient of another is 0
+{numbers("bool", "LEARNING[FORMS]", (any(step.learns) for step in steps))}
+constexpr bool APART = {str(apart).lower()};  // whether the second state lies in another tensor
+constexpr bool WAITS = {str(any(s.waits for s in steps)).lower()};  // whether a step waits long for the one before
+
+{"".join(step.struct(i, constants) for i, step in enumerate(steps))}
+using Steps = std::tuple<{", ".join(f"Step{i}" for i in range(len(steps)))}>;
+"""
+
+
+def _indented(lines: Sequence[str], by: int = 4) -> str:
+    return ("\n" + " " * by).join(lines)
 
 
 def _tuple(values: Sequence[str]) -> str:
     return f"({', '.join(values)},)"
+
+
+def written(name: str, text: str, ending: str) -> Path:
+    """The file in the cache that has this source."""
+    key = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return write_once(cache_folder() / "steps" / f"{name}_{key}.{ending}", text)
 
 
 _steps: dict[str, Step] = {}

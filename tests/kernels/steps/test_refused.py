@@ -204,7 +204,7 @@ def test_constants_that_fit_no_input():
 def test_source_is_what_runs():
     neuron = Adaptive(3)
     cpp, triton = neuron.source("cpp"), neuron.source("triton")
-    assert "inline Mask own_forth(const Own &c, V x, V *states, V *kept)" in cpp
+    assert "inline Mask forth(const Constants &c, V x, V *states, V *kept)" in cpp
     assert "def back(kept, c, grad, by, own_slope: tl.constexpr, own_area: tl.constexpr):" in triton
     assert "surrogate" not in triton.split("def forth")[1].split("def back")[0]
     assert neuron.traced().name.startswith("Adaptive_")

@@ -30,7 +30,7 @@ struct Sums {
 enum Mode {
     WRITE,       // dL/dx in memory: the neuron alone
     ACCUMULATE,  // the channel sums of dz and dz * (x - mean), and in memory dL/dx or dy where asked for: batch norm
-    LEARN,       // of a step of one's own: both, and the sums of what it learns
+    LEARN,       // of a printed step that learns: both, and the sums of what it learns
     OBSERVE,     // everything rarer besides, with the surrogate from cache, so that this is compiled once for all shapes
 };
 
@@ -55,7 +55,7 @@ struct Kept {
     Array<A> states, of, start;         // of: ``kept`` of the window's steps, by kind; start: the states before the first
     Array<A> by, sum_dz, sum_dz_x;
     Array<A> unit, turn;                // of a window: phi; primitive(z) - z * phi where a width learns
-    Array<A> learnt[CONSTANTS + 1];     // sums over the steps; empty of what is a number
+    Array<A> learnt[ROWS + 1];          // sums over the steps; empty of what is a number
     Sums *sums = nullptr;
 
     Kept(const Call &c, int size, int mode) : states(STATES * size), start(size), by(STATES * size), sum_dz(size), sum_dz_x(size) {
@@ -64,7 +64,7 @@ struct Kept {
         if (mode == OBSERVE && KIND != OWN) unit.resize(window);
         if (KIND != OWN && c.out_parameters && c.parameters[WIDTH]) turn.resize(window);
         for (int p = 0; c.out_parameters && p < c.rows; p++)
-            if (KIND == OWN ? OWN_LEARNS[p] : given_of(c, p) != nullptr) learnt[p].resize(size);
+            if (KIND == OWN ? LEARNS[c.reset][p] : given_of(c, p) != nullptr) learnt[p].resize(size);
     }
 };
 
@@ -72,12 +72,12 @@ struct Kept {
 // phi over a block's window, and what a width learns by.
 template <int SHAPE>
 void surrogates(const Block &b, const Back &s, Kept &kept) {
-    const Rules<false> rules(b);
+    const Rules<SUBTRACT, false> rules(b);
     const A *widths = b.parameters[WIDTH].data(), *inverse_widths = b.inverse_width.data();
     for (int64_t t = 0; t < b.c.steps; t++)
         for (int i = 0; i < s.n; i += LANES) {
             const int64_t here = t * s.size + i;
-            const V z = load(&kept.of[here]) - top_of(rules.template at<SUBTRACT>(i), SECOND ? load(&kept.of[b.c.steps * s.size + here]) : V{});
+            const V z = load(&kept.of[here]) - rules.at(i).threshold;
             const V width = load(widths + i), unit = phi<SHAPE>(z, width, load(inverse_widths + i));
             store(&kept.unit[here], unit);
             if (kept.turn.empty()) continue;
@@ -106,13 +106,13 @@ template <int RESET, bool ATTACHED, int SHAPE, int MODE, bool ONE>
 __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &kept) {
     const Call &c = b.c;
     const A height = A(c.height);
-    const Rules<ONE> rules(b);
+    const Rules<RESET, ONE> rules(b);
     const Values<ONE> widths(b.parameters[KIND == OWN ? 0 : WIDTH]), inverse_widths(b.inverse_width);
     const A *means = b.of[MEAN].data(), *scales = b.of[SCALE].data(), *biases = b.of[BIAS].data(), *rstds = b.of[RSTD].data(),
             *affines = b.of[AFFINE].data(), *tilts = b.of[SLOPE].data(), *offsets = b.of[OFFSET].data();
     A *by_of = kept.by.data(), *sum_dz = kept.sum_dz.data(), *sum_dz_x = kept.sum_dz_x.data();
-    A *learnt[CONSTANTS + 1];
-    for (int p = 0; p < CONSTANTS; p++) learnt[p] = kept.learnt[p].empty() ? nullptr : kept.learnt[p].data();
+    A *learnt[ROWS + 1];
+    for (int p = 0; p < ROWS; p++) learnt[p] = kept.learnt[p].empty() ? nullptr : kept.learnt[p].data();
     for (int64_t t = c.steps - 1; t >= 0; t--) {
         const int64_t row = t * s.stride, in_window = t * s.size;
         const A k = s.step_gain ? s.step_gain[t] : A(1);
@@ -130,11 +130,11 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
             prefetch(gs + next + i, LANES);
             if (out && !past_caches) prefetch_for_writing(out + next + i);
             if (grad_current) prefetch(grad_current + next + i, LANES);
-            const auto r = rules.template at<RESET>(i);
+            const auto &r = rules.at(i);
             const V grad = get<PART>(gs + i, n);
             V dx{}, by[STATES], of_step[KEPT];
             for (int k = 0; k < STATES; k++) by[k] = load(by_of + k * size + i);
-            for (int k = 0; k < KEPT; k++) of_step[k] = load(of + k * window + i);
+            for (int k = 0; k < KEEPS[RESET]; k++) of_step[k] = load(of + k * window + i);
             if (MODE == OBSERVE && grad_trace) by[0] = by[0] + get<PART>(grad_trace + i, n);
             const V carried = by[0];
             const auto observe = [&](V unit, V factor, V spikes) {
@@ -155,36 +155,28 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
                 if (learnt[p]) store(learnt[p] + i, load(learnt[p] + i) + value);
             };
             if constexpr (KIND == OWN) {
-                const auto w = own_back(r, of_step, grad, by);
+                const auto w = StepAt<RESET>::back(r, of_step, grad, by);
                 dx = w.x;
                 for (int k = 0; k < STATES; k++) by[k] = w.states[k];
                 if constexpr (MODE == OBSERVE) {
                     if (c.probe) observe(w.unit, w.jump, w.spikes);
                 }
-                if (MODE == LEARN || (MODE == OBSERVE && c.out_parameters))
-                    for (int p = 0; p < CONSTANTS; p++)
-                        if (OWN_LEARNS[p]) store(learnt[p] + i, load(learnt[p] + i) + w.learnt[p]);
+                for (int p = 0; p < ROWS; p++)
+                    if (LEARNS[RESET][p]) learn(p, w.learnt[p]);
             } else {
-                const V h = of_step[0], m = SECOND ? of_step[KEPT - 1] : V{};
-                V unit{}, by_v = by[0], by_m = SECOND ? by[STATES - 1] : V{};
-                if constexpr (KIND == ILIF) unit = between(r, h);
-                else if constexpr (MODE == OBSERVE) unit = load(&kept.unit[in_window + i]);
-                else unit = phi<SHAPE>(h - top_of(r, m), widths.at(i), inverse_widths.at(i));
-                const V slope = KIND == ILIF ? unit / r.threshold : height * unit;
-                Found f = step_back<RESET, ATTACHED>(r, h, m, grad, slope, by_v, by_m);
+                const V h = of_step[0];
+                V unit{};
+                if constexpr (MODE == OBSERVE) unit = load(&kept.unit[in_window + i]);
+                else unit = phi<SHAPE>(h - r.threshold, widths.at(i), inverse_widths.at(i));
+                const V slope = height * unit;
+                Found f = step_back<RESET, ATTACHED>(r, h, grad, slope, by[0]);
                 dx = r.gain * f.h;
-                if constexpr (KIND == CUBA) {
-                    dx = dx + by_m;
-                    f.rho = dx * m;
-                    by_m = r.rho * dx;
-                }
-                by_v = r.decay * f.h;
+                V by_v = r.decay * f.h;
                 V v{};  // before the step
                 if ((MODE == OBSERVE && learnt[DECAY]) || KIND == DELAYED) {
                     if (t) {
                         v = load(of - size + i);
-                        V before = SECOND ? load(of + window - size + i) : V{};
-                        settle<RESET>(r, v, v, before);
+                        settle<RESET>(r, v, v);
                     } else {
                         v = load(&kept.start[i]);
                     }
@@ -196,26 +188,21 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
                 }
                 if constexpr (MODE == OBSERVE) {
                     if (c.probe) {
-                        V left{}, after = m;
-                        observe(unit, r.decay * jump_of<RESET, ATTACHED>(r, h, m, slope), counted(settle<RESET>(r, h, left, after)));
+                        observe(unit, r.decay * jump_of<RESET, ATTACHED>(r, h, slope), counted(Mask(h >= r.threshold)));
                     }
                     if (c.out_parameters) {
-                        learn(DECAY, f.h * (RESET == TO_RESET_LEAK ? v - r.v_reset : v) + f.decay);
+                        learn(DECAY, f.h * (RESET == TO_RESET_LEAK ? v - r.v_reset : v));
                         learn(THRESHOLD, f.threshold);
                         if (!kept.turn.empty()) learn(WIDTH, f.spike * height * load(&kept.turn[in_window + i]));
                         if (learnt[GAIN]) {
                             V current = get<PART>(x + i, n);
                             if (c.mean) current = k * ((current - load(means + i)) * load(scales + i) + load(biases + i));
                             if (residual) current = current + get<PART>(residual + i, n);
-                            V before = m;
-                            learn(GAIN, f.h * filtered(r, current, before));
+                            learn(GAIN, f.h * current);
                         }
-                        if constexpr (HAS_RHO) learn(RHO, f.rho);
-                        if constexpr (KIND == ALIF) learn(BETA, f.beta);
                     }
                 }
                 by[0] = by_v;
-                if constexpr (SECOND) by[STATES - 1] = by_m;
             }
             // after the probe, which measures what passes the neuron
             if (grad_current) dx = dx + get<PART>(grad_current + i, n);
@@ -243,7 +230,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
 
 template <class Go>
 void with_shape(int shape, Go go) {
-    if constexpr (KIND == ILIF || KIND == OWN) return go(Number<RECTANGLE>{});
+    if constexpr (KIND == OWN) return go(Number<RECTANGLE>{});
     if constexpr (ONLY_SHAPE >= 0) return go(Number<ONLY_SHAPE>{});
     switch (shape) {
         case FAST_SIGMOID: return go(Number<FAST_SIGMOID>{});
@@ -262,9 +249,11 @@ void with_path(const Call &c, Go go) {
     int reset = c.reset;
     if (merged && reset == TO_RESET_LEAK) reset = TO_ZERO_LEAK;
     if (merged && reset == SUBTRACT && c.detach_reset) reset = NO_RESET;
-    with_number(reset, [&](auto number) {
+    with_form(reset, [&](auto number) {
         constexpr int RESET = decltype(number)::value;
-        if constexpr (RESET == NO_RESET || KIND == DELAYED) go(number, std::false_type{});
+        if constexpr (KIND == OWN) {
+            if constexpr (MODE == OBSERVE || (LEARNING[RESET] ? MODE == LEARN && FORMS == 1 : MODE < LEARN)) go(number, std::false_type{});
+        } else if constexpr (RESET == NO_RESET || KIND == DELAYED) go(number, std::false_type{});
         else if constexpr (merged && RESET == SUBTRACT) go(number, std::true_type{});
         else if constexpr (!(merged && RESET == TO_RESET_LEAK)) with(!c.detach_reset, [&](auto attached) { go(number, attached); });
     });
@@ -287,7 +276,7 @@ void back(const Block &b, const Back &s, Kept &kept, int mode) {
     if constexpr (KIND == OWN)
         if (mode == LEARN) return back_mode<LEARN>(b, s, kept);
 #ifndef SPIKETRITON_STEP
-    if constexpr (KIND != ILIF) with_shape(b.c.shape, [&](auto shape) { surrogates<decltype(shape)::value>(b, s, kept); });
+    with_shape(b.c.shape, [&](auto shape) { surrogates<decltype(shape)::value>(b, s, kept); });
 #endif
     back_mode<OBSERVE>(b, s, kept);
 }
@@ -301,7 +290,7 @@ void walk_block(const Block &b, const Place &at, Kept &kept, int size, int mode,
     forth<false>(b, replay);
     std::fill(kept.by.begin(), kept.by.end(), A(0));  // of lanes past a ragged end, too
     for (int k = 0; k < STATES; k++)
-        if (const A *grads = from<A>(KIND == OWN || !k ? c.grad_v_last : c.grad_m_last, (KIND == OWN ? k * c.neurons : 0) + at.start))
+        if (const A *grads = state_at(c, c.grad_v_last, c.grad_m_last, k, at.start))
             std::copy_n(grads, at.n, kept.by.begin() + k * size);
     // Aligned blocks share their channels: a few of them add up in float before they join the channel's sum.
     if (c.mean && (!b.aligned || at.number % 16 == 0))
@@ -314,7 +303,7 @@ void walk_block(const Block &b, const Place &at, Kept &kept, int size, int mode,
         gather(c, at.start, lanes, kept.sum_dz.data(), kept.sums->norm.data());
         gather(c, at.start, lanes, kept.sum_dz_x.data(), kept.sums->norm.data() + c.channels);
     }
-    for (int p = 0; p < CONSTANTS; p++) {
+    for (int p = 0; p < ROWS; p++) {
         if (kept.learnt[p].empty()) continue;
         double *row = kept.sums->parameters.data() + p * c.parameter_size;
         if (c.parameter_size > 1) gather(c, at.start, at.n, kept.learnt[p].data(), row);
@@ -323,11 +312,13 @@ void walk_block(const Block &b, const Place &at, Kept &kept, int size, int mode,
 }
 
 void walk_back(const Call &c) {
-    const Cut cut(c);
+    const Cut cut(c, KIND == OWN ? KEEPS[c.reset] : 1);
     const Norm norm(c);
     std::vector<Sums> sums(cut.chunks, Sums(c));
-    const bool rare = c.probe || c.out_step_gain || c.grad_trace || (KIND != OWN && c.out_parameters);
-    const int mode = rare ? OBSERVE : c.out_parameters ? LEARN : c.mean ? ACCUMULATE : WRITE;
+    // of several forms, what learns is compiled once
+    const bool several = KIND == OWN && FORMS > 1 && LEARNING[c.reset];
+    const bool rare = c.probe || c.out_step_gain || c.grad_trace || several || (KIND != OWN && c.out_parameters);
+    const int mode = rare ? OBSERVE : KIND == OWN && LEARNING[c.reset] ? LEARN : c.mean ? ACCUMULATE : WRITE;
     const bool past = (!c.dx || streams(c, c.dx)) && (!c.dy || streams(c, c.dy));
     visit_blocks(c, norm, cut, [&](const Block &b) {
         return [&, kept = Kept(c, cut.padded(), mode)](const Place &at) mutable {

@@ -17,8 +17,8 @@ struct Call {
     int64_t steps, neurons, channels, inner;
     int32_t threads, measures;
 
-    int32_t reset, detach_reset, shape, levels;
-    int64_t rows, parameter_size, sizes[PARAMETERS];
+    int32_t reset, detach_reset, shape, unused;            // OWN: reset is the number of the step
+    int64_t constants, rows, parameter_size, sizes[PARAMETERS];
     double numbers[PARAMETERS], v_reset, v_start, height;
     const void *parameters[PARAMETERS];                     // float (double for double), null: the number; OWN: the first has all
 
@@ -41,16 +41,16 @@ template <class X>
 X *from(const void *tensor, int64_t start) { return tensor ? static_cast<X *>(const_cast<void *>(tensor)) + start : nullptr; }
 
 // How the neurons of a time step are cut. A block's window (h of every step) stays in the second-level cache, and its rows
-// are long runs of memory: as short as lines, with one from each step in turn, they come at half the speed. A step of one's
-// own has several such windows: smaller blocks. With channels innermost, blocks hold whole runs of channels, so that every
+// are long runs of memory: as short as lines, with one from each step in turn, they come at half the speed. Of several such
+// windows blocks are smaller. With channels innermost, blocks hold whole runs of channels, so that every
 // block sees the same per-channel values.
 struct Cut {
     int size;
     bool aligned;
     int64_t chunks, unit;
 
-    explicit Cut(const Call &c) {
-        const int64_t most = KIND == OWN && (c.inner > 1 || c.channels <= 256) ? 256 : 1024;
+    explicit Cut(const Call &c, int windows = 0) {
+        const int64_t most = windows > 2 && (c.inner > 1 || c.channels <= 256) ? 256 : 1024;
         size = int(std::max<int64_t>(64, std::min<int64_t>(most, 16384 / c.steps / 64 * 64)));
         aligned = c.inner == 1 && c.channels <= size;
         if (aligned) size = int(size / c.channels * c.channels);
@@ -152,7 +152,7 @@ inline bool differs(const Call &c, int p) {
 struct Block {
     const Call &c;
     const Norm &norm;
-    Array<A> parameters[CONSTANTS + 1], leak, rest, inverse_width;  // 1 - decay, 1 - rho, 1 / width
+    Array<A> parameters[CONSTANTS + 1], leak, inverse_width;  // 1 - decay, 1 / width
     Array<A> of[OF_NORM];
     int size;
     bool aligned;
@@ -161,19 +161,14 @@ struct Block {
 
     Block(const Call &call, const Norm &norm_, const Cut &cut)
         : c(call), norm(norm_), size(cut.size), aligned(cut.aligned) {
-        for (int p = 0; p < CONSTANTS; p++)
+        for (int p = 0; p < c.constants; p++)
             if (differs(c, p)) varies[p] = true, uniform = false;
         const size_t padded = size_t(cut.padded() + LANES);  // for `spread`
-        for (int p = 0; p < (KIND == OWN || HAS_RHO ? CONSTANTS : int(RHO)); p++) parameters[p].resize(padded);
+        for (int p = 0; p < c.constants; p++) parameters[p].resize(padded);
         if (KIND != OWN) inverse_width.resize(padded);
-        if (KIND == CLIF || c.reset == TO_RESET_LEAK) leak.resize(padded);
-        if (KIND == ALIF) rest.resize(padded);
+        if (KIND != OWN && c.reset == TO_RESET_LEAK) leak.resize(padded);
         for (int v = 0; c.mean && v < OF_NORM; v++)
             if (v <= BIAS || (v <= OFFSET ? c.dy : c.out_step_gain)) of[v].resize(padded);
-    }
-
-    void complement(Array<A> &out, int p) {
-        for (size_t i = 0; i < out.size(); i++) out[i] = c.parameters[p] ? A(1) - parameters[p][i] : A(1 - c.numbers[p]);
     }
 
     // Values for the block that begins at start. Those of the block before still hold where blocks are aligned, where nothing
@@ -183,14 +178,14 @@ struct Block {
         const bool first = filled == -2;
         if (!first && (aligned || (uniform && !c.mean) || (channel >= 0 && channel == filled))) return;
         filled = channel;
-        for (int p = 0; p < CONSTANTS; p++) {
-            if (parameters[p].empty() || !(first || varies[p])) continue;
+        for (int p = 0; p < c.constants; p++) {
+            if (!(first || varies[p])) continue;
             const A *given = given_of(c, p);
             if (varies[p]) spread(c, start, size, given, parameters[p].data());
             else std::fill(parameters[p].begin(), parameters[p].end(), given ? *given : A(c.numbers[p]));
             if (KIND == OWN) continue;
-            if (p == DECAY) complement(leak, p);
-            if (p == RHO) complement(rest, p);
+            if (p == DECAY)
+                for (size_t i = 0; i < leak.size(); i++) leak[i] = given ? A(1) - parameters[p][i] : A(1 - c.numbers[p]);
             if (p == WIDTH)
                 for (size_t i = 0; i < inverse_width.size(); i++) inverse_width[i] = A(1) / parameters[p][i];
         }
@@ -221,36 +216,30 @@ struct Values {
 
 // The rules of a block's neurons.
 #ifdef SPIKETRITON_STEP
-template <bool ONE>
+template <int FORM, bool ONE>
 struct Rules {
+    using Own = typename StepAt<FORM>::Constants;
     const Block &b;
     const Own first;
 
-    explicit Rules(const Block &b_) : b(b_), first(own_of([&](int p) { return ONE ? load(b_.parameters[p].data()) : V{}; })) {}
+    explicit Rules(const Block &b_) : b(b_), first(StepAt<FORM>::of([&](int p) { return ONE ? load(b_.parameters[p].data()) : V{}; })) {}
 
-    template <int RESET>
-    Own at(int i) const {
-        if constexpr (ONE) return first;
-        else return own_of([&](int p) { return load(b.parameters[p].data() + i); });
+    decltype(auto) at(int i) const {
+        if constexpr (ONE) return (first);
+        else return StepAt<FORM>::of([&](int p) { return load(b.parameters[p].data() + i); });
     }
 };
 #else
-template <bool ONE>
+template <int RESET, bool ONE>
 struct Rules {
-    Values<ONE> decay, leak, threshold, gain, rho, rest, beta;
-    A v_reset, levels;
+    Values<ONE> decay, leak, threshold, gain;
+    A v_reset;
 
     explicit Rules(const Block &b)
-        : decay(b.parameters[DECAY]), leak(b.leak), threshold(b.parameters[THRESHOLD]), gain(b.parameters[GAIN]),
-          rho(b.parameters[RHO]), rest(b.rest), beta(b.parameters[BETA]), v_reset(A(b.c.v_reset)), levels(A(b.c.levels)) {}
+        : decay(b.parameters[DECAY]), leak(b.leak), threshold(b.parameters[THRESHOLD]), gain(b.parameters[GAIN]), v_reset(A(b.c.v_reset)) {}
 
-    template <int RESET>
     Rule at(int i) const {
-        Rule r{decay.at(i), {}, threshold.at(i), gain.at(i), {}, {}, {}, v_reset, levels};
-        if constexpr (KIND == CLIF || RESET == TO_RESET_LEAK) r.leak = leak.at(i);
-        if constexpr (KIND == ALIF) r.rest = rest.at(i), r.beta = beta.at(i);
-        if constexpr (HAS_RHO) r.rho = rho.at(i);
-        return r;
+        return {decay.at(i), RESET == TO_RESET_LEAK ? leak.at(i) : V{}, threshold.at(i), gain.at(i), v_reset};
     }
 };
 #endif
@@ -264,12 +253,13 @@ void with(bool yes, Go go) {
     else go(std::false_type{});
 }
 
-template <int N = 0, class Go>
-void with_number(int number, Go go) {  // of a reset that the kind has
-    if constexpr (N <= NO_RESET) {
-        if constexpr (has(N) && (ONLY_RESET < 0 || N == ONLY_RESET))
+// The form of the call: a reset, or a printed step. FORTH: the first one that makes the same spikes and states.
+template <bool FORTH = false, int N = 0, class Go>
+void with_form(int number, Go go) {
+    if constexpr (N < FORMS) {
+        if constexpr (has(N) && (ONLY_RESET < 0 || N == ONLY_RESET) && (!FORTH || FORTH_AS[N] == N))
             if (number == N) return go(Number<N>{});
-        with_number<N + 1>(number, go);
+        with_form<FORTH, N + 1>(number, go);
     }
 }
 

@@ -26,7 +26,7 @@ template <int RESET, int NORM, int RESIDUAL, bool FIRE, bool ONE, int STEPS>
 __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64_t t) {
     const bool norm = NORM == ASK ? b.c.mean != nullptr : NORM == YES, joined = RESIDUAL == ASK ? s.residual != nullptr : RESIDUAL == YES;
     const A *means = b.of[MEAN].data(), *scales = b.of[SCALE].data(), *biases = b.of[BIAS].data();
-    const Rules<ONE> rules(b);
+    const Rules<RESET, ONE> rules(b);
     const int64_t row = t * s.stride, stride = s.stride, next = later(t, s.steps, stride, s.size);
     const T *x = s.x + row, *residual = joined ? s.residual + row : nullptr, *spike_add = FIRE && STEPS < 4 && s.spike_add ? s.spike_add + row : nullptr;
     T *spikes = FIRE ? s.spikes + row : nullptr, *currents = FIRE && NORM != NO && STEPS < 4 && s.current ? s.current + row : nullptr;
@@ -44,7 +44,7 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
             if (FIRE && !past) prefetch_for_writing(spikes + next + i);
             if (joined) prefetch(residual + next + i, LANES);
         }
-        const auto r = rules.template at<RESET>(i);
+        const auto &r = rules.at(i);
         V mean{}, scale{}, bias{}, state[STATES], kept[KEPT];
         for (int k = 0; k < STATES; k++) state[k] = load(states + k * size + i);
         if (norm) mean = load(means + i), scale = load(scales + i), bias = load(biases + i);
@@ -56,7 +56,7 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
             if (joined) current = current + get<PART>(residual + here, n);
             const auto fired = forth_step<RESET>(r, current, state, kept);
             if constexpr (!FIRE)
-                for (int k = 0; k < KEPT; k++) store(kept_at + k * window + j * size + i, kept[k]);
+                for (int k = 0; k < KEEPS[RESET]; k++) store(kept_at + k * window + j * size + i, kept[k]);
             if constexpr (FIRE) {
                 if (NORM != NO && currents) put<PART>(currents + here, rounded(current), n, past);
                 if (__builtin_expect(spike_add != nullptr, false)) put<PART>(spikes + here, rounded(counted(fired) + get<PART>(spike_add + here, n)), n, past);
@@ -71,12 +71,11 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
 
 // Steps by twos or fours where spikes stay in the caches: rows lie about a power of two apart, so that few streams fit side
 // by side. What is written past the caches, or kept for the way back, goes row by row (profiling/LOG.md has the times); so
-// does CLIF, each of whose steps waits for the two sigmoids of the one before, while vectors side by side do not; and what
-// waits likewise of steps of one's own.
+// does a printed step that waits long for the one before, while vectors side by side do not.
 template <int RESET, int NORM, int RESIDUAL, bool FIRE, bool ONE>
 void forth_block(const Block &b, const Forth &s) {
     int64_t t = 0;
-    if constexpr (FIRE && NORM != ASK && KIND != CLIF && !OWN_WAITS) {
+    if constexpr (FIRE && NORM != ASK && !WAITS) {
         if (!s.past) {
             if constexpr (RESIDUAL == NO && sizeof(T) >= 4)
                 if (!s.spike_add && !s.current)
@@ -89,34 +88,34 @@ void forth_block(const Block &b, const Forth &s) {
 
 template <bool FIRE>
 void forth(const Block &b, const Forth &s) {
-    with_number(b.c.reset, [&](auto number) {
+    with_form<FIRE>(FIRE ? FORTH_AS[b.c.reset] : b.c.reset, [&](auto number) {
         constexpr int RESET = decltype(number)::value;
         if constexpr (FIRE)
             if (s.trace || (s.current && !b.c.mean)) return forth_block<RESET, ASK, ASK, FIRE, false>(b, s);
         with(b.uniform, [&](auto one) {
-            // of a step of one's own a replay is compiled once for all: its first call waits for less
-            if constexpr (KIND == OWN && !FIRE) forth_block<RESET, ASK, ASK, FIRE, decltype(one)::value>(b, s);
-            else with(b.c.mean, [&](auto norm) {
-                with(s.residual, [&](auto residual) {
-                    forth_block<RESET, decltype(norm)::value, decltype(residual)::value, FIRE, decltype(one)::value>(b, s);
+            with(b.c.mean, [&](auto norm) {
+                constexpr int NORM = decltype(norm)::value;
+                // of a printed step a replay is compiled once for both: its first call waits for less
+                if constexpr (KIND == OWN && !FIRE) forth_block<RESET, NORM, ASK, FIRE, decltype(one)::value>(b, s);
+                else with(s.residual, [&](auto residual) {
+                    forth_block<RESET, NORM, decltype(residual)::value, FIRE, decltype(one)::value>(b, s);
                 });
             });
         });
     });
 }
 
-void start_state(const void *given, int64_t start, int n, A *state, double value = 0) {
-    if (given) std::memcpy(state, reals(given) + start, n * sizeof(A));
-    else std::fill(state, state + n, A(value));
+// State k of the block that begins at start: one after the other, each as large as a step, or the second in another tensor.
+A *state_at(const Call &c, const void *first, const void *second, int k, int64_t start) {
+    return APART && k ? from<A>(second, start) : from<A>(first, k * c.neurons + start);
 }
 
-// A block before its first step. Of a step of one's own the states lie one after the other, each as large as a step.
+// A block before its first step.
 Forth forth_of(const Call &c, const Place &at, int size, A *states) {
-    if (KIND == OWN) {
-        for (int k = 0; k < STATES; k++) start_state(c.v_init, k * c.neurons + at.start, at.n, states + k * size, OWN_STARTS[k]);
-    } else {
-        start_state(c.v_init, at.start, at.n, states, c.v_start);
-        if (SECOND) start_state(c.m_init, at.start, at.n, states + size);
+    for (int k = 0; k < STATES; k++) {
+        const double start = KIND == OWN ? STARTS[k] : c.v_start;
+        if (const A *given = state_at(c, c.v_init, c.m_init, k, at.start)) std::copy_n(given, at.n, states + k * size);
+        else std::fill_n(states + k * size, at.n, A(start));
     }
     Forth s{};
     s.x = from<T>(c.x, at.start);
@@ -133,7 +132,7 @@ Forth forth_of(const Call &c, const Place &at, int size, A *states) {
 // Writes the states of a block, or their gradients, where `v` and `m` are memory for them; the reverse of `forth_of`.
 void leave_states(const Call &c, const Array<A> &states, const Place &at, int size, void *v, void *m) {
     for (int k = 0; k < STATES; k++)
-        if (A *to = from<A>(KIND == OWN || !k ? v : m, (KIND == OWN ? k * c.neurons : 0) + at.start))
+        if (A *to = state_at(c, v, m, k, at.start))
             std::copy_n(states.begin() + k * size, at.n, to);
 }
 

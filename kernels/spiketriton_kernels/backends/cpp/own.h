@@ -1,6 +1,8 @@
-// A step of one's own: the functions that what is printed of it calls, and that print (SPIKETRITON_STEP, see steps/).
+// The functions that a printed step calls (SPIKETRITON_STEP, see steps/).
 
 #pragma once
+
+#include <tuple>
 
 #include "vectors.h"
 
@@ -30,6 +32,40 @@ inline V exponential(V x) {
     return x == x ? e : x;
 #endif
 }
+
+inline V sigmoid(V x) {
+    const V e = exp_negative(-absolute(x)), r = A(1) / (A(1) + e);
+    return x < 0 ? e * r : r;
+}
+
+inline V counted(Mask fired) { return fired ? all(A(1)) : V{}; }
+inline V counted(V spikes) { return spikes; }
+
+// The nearest whole number, ties to even; a NaN stays one.
+inline V nearest(V x) {
+    const A whole = A(sizeof(A) == 4 ? int64_t(1) << 23 : int64_t(1) << 52);  // from here on there are no fractions
+    const V a = absolute(x), n = (a + whole) - whole;
+    return a < whole ? (V)((Mask)n | ((Mask)x & (Mask)all(A(-0.0)))) : x;
+}
+
+// The same of small numbers, of which a sum has no room for a fraction.
+inline V nearest_small(V x) {
+    const A whole = A(3) * A(sizeof(A) == 4 ? int64_t(1) << 22 : int64_t(1) << 51);
+    return (x + whole) - whole;
+}
+
+// phi and its primitive of the surrogate with this number, where one step is compiled for all.
+__attribute__((noinline)) V phi_of(V shape, V z) {
+    const V one = all(A(1));
+    switch (int(shape[0])) {
+        case FAST_SIGMOID: return phi<FAST_SIGMOID>(z, one, one);
+        case ATAN: return phi<ATAN>(z, one, one);
+        case SIGMOID: return phi<SIGMOID>(z, one, one);
+        case TRIANGLE: return phi<TRIANGLE>(z, one, one);
+        default: return phi<GAUSSIAN>(z, one, one);
+    }
+}
+inline V primitive_of(V shape, V z) { return lane_by_lane(z, [&](A x) { return primitive(x, int(shape[0])); }); }
 
 // As PyTorch's, a NaN stays one.
 inline V maximum(V a, V b) { return (Mask)(a > b) | (Mask)(a != a) ? a : b; }
