@@ -171,7 +171,7 @@ def _compiled(
     if target.exists():
         return target
     folder, name = target.parent, f"{kind.split(' ')[0]} {_word(dtype)}"
-    if kind not in KINDS:
+    if " " in kind:  # what can be had ahead
         said = (
             "compiling the CPU kernels for %s, once on this machine: a few seconds of a processor"
         )
