@@ -402,24 +402,17 @@ def test_what_would_help_a_silent_net_of_ones_own_is_tried():
     assert (found.verdict.obstacles, found.trials) == ((), None)
 
 
-def test_a_growing_gradient_of_ones_own_net_is_tried_with_a_limit():
-    torch.manual_seed(0)
-    batch = torch.randn(4, 16, 8), torch.arange(16) % 3
-    found = spiketriton.diagnose(Chain(50.0), batch, optimizer="sgd", tries=2)
-    assert [change(cure) for cure, _ in found.trials.changed] == [
-        "a limit of 1 on the gradient's norm"
-    ]
-
-
 class Deep(nn.Module):
     """Layers of the usual start, with their norms, [T, B, 64] -> [T, B, 10]; with `skip`, around one of them."""
 
-    def __init__(self, depth: int = 24, skip: bool = False) -> None:
+    def __init__(self, depth: int = 24, skip: bool = False, width: float = 0.3) -> None:
         super().__init__()
-        self.skip = skip
+        self.skip, surrogate = skip, Surrogate("atan", width=width)
         self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(depth))
         self.norms = nn.ModuleList(nn.BatchNorm1d(64) for _ in range(depth))
-        self.neurons = nn.ModuleList(LIF(decay_input=False) for _ in range(depth))
+        self.neurons = nn.ModuleList(
+            LIF(decay_input=False, surrogate=surrogate) for _ in range(depth)
+        )
         self.fc = nn.Linear(64, 10)
 
     def forward(self, x):
@@ -438,6 +431,19 @@ def test_a_lost_signal_is_named_where_the_layers_form_a_chain():
     assert lost.overlap[-1] < 0.25
     assert (lost.verdict.word, short.verdict.word) == ("lost", "no obstacle found")
     assert spiketriton.diagnose(Deep(24, skip=True), batch, tries=0).verdict.forward.judged is None
+
+
+def test_a_growing_gradient_of_a_chain_of_ones_own_is_tried_with_a_limit():
+    torch.manual_seed(0)
+    batch = torch.randn(4, 16, 64), torch.arange(16) % 3
+    found = spiketriton.diagnose(Deep(width=3.0), batch, optimizer="sgd", tries=2)
+    assert found.verdict.word == "exploding"
+    assert [change(cure) for cure, _ in found.trials.changed] == [
+        "a limit of 1 on the gradient's norm"
+    ]
+    around = spiketriton.diagnose(Deep(skip=True, width=3.0), batch, optimizer="sgd", tries=0)
+    assert around.verdict.backward.ratio > 1e3
+    assert around.verdict.word == "no obstacle found"
 
 
 def test_how_a_network_is_called_is_found_out():
