@@ -241,6 +241,9 @@ def line_of(row: Row) -> tuple[str, str]:
         return "ANN twin", GREEN
     kind, _, library = row["neuron"].partition(" (")
     label = f"{NAMES.get(kind, kind.upper())}, T = {row['T']}"
+    keys = dict(word.split("=", 1) for word in shlex.split(row["command"]) if "=" in word)
+    if name := keys.get("model.name"):  # not that of its recipe
+        label = f"{name} of width {keys.get('model.width', 'as usual')}, {label}"
     return (f"{library.rstrip(')')}, {label}", ORANGE) if library else (label, BLUE)
 
 

@@ -53,6 +53,13 @@ def test_the_race_is_the_row_of_its_recipe():
         assert words.format(round(seconds / 60)) in text
 
 
+def test_a_line_names_a_net_that_is_not_its_recipes():
+    row = {"T": "1 x 4", "neuron": "ilif", "command": "spiketriton train r.toml train.lr=1e-3"}
+    named = row | {"command": row["command"] + " model.name=resnet18 model.width=32"}
+    assert SCRIPT["line_of"](row)[0] == "I-LIF, T = 1 x 4"
+    assert SCRIPT["line_of"](named)[0] == "resnet18 of width 32, I-LIF, T = 1 x 4"
+
+
 def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
     first = {"weights": "a.safetensors", "minutes": "47.1", "command": "spiketriton train r.toml"}
     start = "spiketriton train r.toml train.init_from=examples/weights/{} train.lr=3e-3"
