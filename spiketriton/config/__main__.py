@@ -26,8 +26,8 @@ For whoever writes or changes a recipe. **One TOML file describes one run: `spik
   TOML; the quotes of a string may be left out. The last override of a key wins.
 * A recipe is checked before any work starts. An unknown key, a wrong type, a value out of range,
   keys that contradict each other, or a key without effect ends the command with one line and exit
-  code 2. Types are exact: a string is not a number, `true` is not an integer; `1` may stand
-  for `1.0`.
+  code 2; those of places and machines may stay, as `data.root` of digits. Types are exact: a string is
+  not a number, `true` is not an integer; `1` may stand for `1.0`.
 * A key of the file that an override leaves without effect falls back to its default:
   `train.optimizer=adamw` drops the `train.momentum` of the file.
 * `neuron.kind=relu` turns every recipe into its ANN twin: the same network without time. Nothing
