@@ -87,6 +87,11 @@ CHANCE = (
     ("quickstart", f"data.name=dark_cifar10 {UNLEARNABLE} model.width=8"),
 )  # fmt: skip
 UNLIMITED = f"{TINY} train.optimizer=sgd train.lr=auto train.clip_grad_norm=0 train.max_steps=200 train.batch_size=32"
+GROWING = (
+    f"{TINY} train.optimizer=sgd train.clip_grad_norm=0 train.max_steps=300 train.batch_size=32"
+)
+LOSING = f"{TINY} model.start=kaiming train.lr=2e-3 train.max_steps=300 train.batch_size=32"
+STRAIGHT = f"{TINY} model.block=plain train.lr=1e-2 train.max_steps=200 train.batch_size=32"
 EQUAL = f"[{','.join(['0.1'] * 10)}]"
 SOUGHT = (  # a gradient that grows in nets of which no row tells; a loss that is not what it seems
     ("sought", CELLS, f"{UNLIMITED} model.name=resnet20 model.block=sew time_steps=2 neuron.surrogate.width=2"),
@@ -100,6 +105,19 @@ SOUGHT = (  # a gradient that grows in nets of which no row tells; a loss that i
     ("sought", "quickstart", f"{TINY} train.max_steps=120 train.batch_size=32 train.mixup=1"),
     ("sought", "quickstart", f"{TINY} train.max_steps=120 train.batch_size=32 train.weight_decay=10"),
     ("chance", "quickstart", f"data.name=one_class_cifar10 {UNLEARNABLE} model.width=8"),
+    # obstacles at rates and in blocks of which no row tells; few test images; slow ones
+    ("sought", CELLS, f"{GROWING} model.name=plain model.depth=20 train.lr=1e-3 neuron.surrogate.width=1"),
+    ("sought", CELLS, f"{GROWING} model.name=mlp model.depth=20 model.width=64 train.lr=1e-3 neuron.surrogate.width=1"),
+    ("sought", CELLS, f"{LOSING} model.name=plain model.depth=20 model.width=32 time_steps=1 neuron.kind=if"),
+    ("sought", CELLS, f"{LOSING} model.name=plain model.depth=20 time_steps=8 neuron.surrogate.width=1"),
+    ("sought", CELLS, f"{LOSING} model.name=plain model.depth=20 neuron.kind=psn"),
+    ("sought", CELLS, f"{STRAIGHT} model.name=resnet56 model.residual_gain=0.5"),
+    ("sought", CELLS, f"{STRAIGHT} model.name=resnet50 model.residual_gain=0.5 neuron.kind=alif time_steps=2"),
+    ("sought", CELLS, f"{STRAIGHT} model.name=resnet56 model.residual_gain=1 neuron.kind=if time_steps=1"),
+    ("sought", "quickstart", f"{TINY} train.max_steps=200 train.batch_size=32 train.lr=5e-4 data.test_images=100"),
+    ("sought", "cifar10_preact18", f"{TINY} train.max_steps=150 train.batch_size=32 model.width=4 seed=1"),
+    ("sought", "cifar10_r19_tet", f"{TINY} train.max_steps=200 train.batch_size=32 seed=1"),
+    ("chance", "quickstart", f"data.name=shuffled_cifar10 {UNLEARNABLE} model.width=8 loss.label_smoothing=0.9"),
 )  # fmt: skip
 
 
