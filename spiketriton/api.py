@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from spiketriton.config.reading import PLUGINS
 from spiketriton.data import Facts
 from spiketriton.data.given import given_images
 from spiketriton.diagnose.cures import own_cures
+from spiketriton.diagnose.diagnosed import shown_by
 from spiketriton.diagnose.modules import Called, named_as_given, try_on_batch
 from spiketriton.diagnose.trials import STEPS, Trials
 from spiketriton.diagnose.words import tried
@@ -32,7 +35,7 @@ from spiketriton.evaluate.evaluation import evaluate
 from spiketriton.evaluate.results import Evaluation
 from spiketriton.export.nir_network import network as from_nir
 from spiketriton.gradients.measurement import Measurement
-from spiketriton.gradients.verdict import Verdict, judge
+from spiketriton.gradients.verdict import Learned, Verdict, judge
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
 from spiketriton.plugins.tasks import task_of
@@ -50,6 +53,10 @@ from spiketriton.training.probing import Prober
 from spiketriton.training.session import Session
 
 __all__ = ["NetDiagnosis", "Run", "diagnose", "from_nir", "load_run", "table", "train"]
+
+_OF_RUNS: WeakKeyDictionary[nn.Module, tuple[Tensor, Callable[[], Learned | None]]]
+_OF_RUNS = WeakKeyDictionary()
+"""Networks of runs: the sums of their weights, and what the training of these weights showed."""
 
 
 def train(
@@ -218,7 +225,8 @@ def diagnose(
 
     Args:
         net: any module whose neurons are those of `spiketriton_kernels.nn`, or of a library that
-            `spiketriton_kernels.nn.swap` knows; a copy is swapped and measured, in training mode.
+            `spiketriton_kernels.nn.swap` knows; a copy is swapped and measured, in training mode. Of a run's network,
+            `run.model`, with the run's weights, the verdict knows the run's tests, too.
         batch: (x, y), inputs [T, B, ...] or [B, ...] and labels [B]; or x alone, with a `loss`.
         optimizer: that it will be trained with, "adamw", or "sgd" without a limit on the gradient's norm; None: that
             of the recipe of one of our networks, which is judged by it either way, else AdamW.
@@ -281,12 +289,20 @@ def _diagnosed(
         if of.train.optimizer != optimizer:
             unlimited = ["train.clip_grad_norm=0"] * (optimizer == "sgd")
             of = replace(of, f"train.optimizer={optimizer}", *unlimited)
-    verdict = judge(measured, of, signal)
+    sums, shown = _OF_RUNS.get(net, (None, None))
+    begun = sums is not None and torch.allclose(sums, _sums(net), rtol=1e-9, atol=1e-9)
+    learned = shown() if begun and shown is not None else None
+    verdict = judge(measured, of, signal, learned, begun=begun)
     found = own_cures([neuron for _, neuron in copy.neurons()], verdict) if tries else []
     trials = None
     if found:
         trials = try_on_batch(fresh, batch, images, loss, found, optimizer, tries)
     return NetDiagnosis(measured, signal.overlap, verdict, trials)
+
+
+def _sums(net: nn.Module) -> Tensor:
+    """Of each parameter, in float64."""
+    return torch.stack([p.detach().double().sum().cpu() for p in net.parameters()])
 
 
 def _cross_entropy(out: Tensor, labels: Tensor) -> Tensor:
@@ -321,6 +337,11 @@ class Run:
         self.classes: tuple[str, ...] = run.facts.classes
         self.step: int = run.step
         self._one = threading.RLock()  # whoever leaves eval mode leaves it for all
+        if (
+            run.step > 0 and run.conversion is None and run.checkpoint != "ema"
+        ):  # which no test is of
+            until = run.folder, run.step, run.recipe, run.facts.class_counts
+            _OF_RUNS[run.model] = _sums(run.model), partial(shown_by, *until)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.recipe.model.name} on {self.facts.name}, step {self.step})"

@@ -18,6 +18,7 @@ from spiketriton_kernels.nn import SpikingNeuron
 from spiketriton_kernels.nn.handed import Handed
 
 WIDTH = 0.3  # of the threshold: the default
+WAITS = (Word.LEARNING, Word.FALLING, Word.EARLY)  # whatever stands in the way
 
 
 class Why(StrEnum):
@@ -61,8 +62,7 @@ def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
     model, neuron, found = recipe.model, recipe.neuron, list[Cure]()
     stuck = verdict.word in (Word.CHANCE, Word.FLAT)
     silent = verdict.forward.arrives is False and verdict.word in (Word.FREE, Word.SILENT)
-    wait = verdict.word in (Word.LEARNING, Word.FALLING, Word.EARLY)
-    if not (stuck or silent or verdict.obstacles) or wait:
+    if not (stuck or silent or verdict.obstacles) or verdict.word in WAITS:
         return []
     slower = Cure("train.lr", float(f"{recipe.peak_lr / 3:.2g}"), Why.RATE)
     lost = verdict.forward.word != Word.FREE
@@ -93,6 +93,8 @@ def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
 
 def own_cures(neurons: Sequence[SpikingNeuron], verdict: Verdict) -> list[Cure]:
     """What to try of a module without a recipe."""
+    if verdict.word in WAITS:
+        return []
     found = [CLIPPING] if verdict.backward.word == Word.EXPLODING else []
     if verdict.forward.word != Word.FREE or verdict.forward.arrives is False:
         own = (NORM, INPUT, THRESHOLD)

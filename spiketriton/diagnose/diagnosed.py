@@ -60,8 +60,6 @@ def _of_run(folder: RunFolder, overrides: Sequence[str], warn: Callable[[str], N
     if recipe.neuron.surrogate != folder_recipe.neuron.surrogate:  # a width that is asked for wins
         weights = {k: v for k, v in weights.items() if not k.endswith("_extra_state")}
     counts = (state.get("data") or {}).get("class_counts", ())
-    rows = [row for row in folder.metrics.read() if row["step"] <= state["step"]]
-    steps = planned_steps(recipe.train, sum(counts))
     changed = f", with {' '.join(overrides)}" if overrides else ""
     return Subject(
         recipe,
@@ -69,6 +67,14 @@ def _of_run(folder: RunFolder, overrides: Sequence[str], warn: Callable[[str], N
         weights,
         state["step"],
         state["step"] > 0 and not changed,
-        None if changed else learned_by(rows, recipe, counts, steps),
+        None if changed else shown_by(folder, state["step"], recipe, counts),
         tuple(overrides),
     )
+
+
+def shown_by(
+    folder: RunFolder, until: float, recipe: Recipe, counts: Sequence[int]
+) -> Learned | None:
+    """What a run has shown until a step; None while it is too early. `counts`: training images of each class."""
+    rows = [row for row in folder.metrics.read() if row["step"] <= until]
+    return learned_by(rows, recipe, counts, planned_steps(recipe.train, sum(counts)))

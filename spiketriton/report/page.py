@@ -4,6 +4,7 @@ import base64
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +12,22 @@ import numpy as np
 
 from spiketriton.config import Recipe
 from spiketriton.config.names import BLOCK_NETS
+from spiketriton.diagnose.diagnosed import shown_by
 from spiketriton.evaluate import event_pictures
 from spiketriton.evaluate import pictures as evaluation_pictures
 from spiketriton.evaluate.results import Evaluation
 from spiketriton.evaluate.tables import layers_table, steps_table
 from spiketriton.evaluate.tables import verdict as run_in_sentences
 from spiketriton.gradients.measurement import Measurement, Signal
-from spiketriton.gradients.verdict import judge, learned_by, planned_steps
+from spiketriton.gradients.verdict import judge
 from spiketriton.runs.folder import RunFolder
-from spiketriton.runs.rows import read_record
 from spiketriton.runs.state import read_state
 from spiketriton.show import run_pictures
 from spiketriton.show.figures import png, style
 from spiketriton.show.screen import Table
 from spiketriton.show.verdict import line, sentences
 from spiketriton.show.words import in_words, scored
-from spiketriton.system.errors import UserError
+from spiketriton.system.errors import UserError, one_line
 from spiketriton.system.plain import of_plain
 from spiketriton.training import environment
 
@@ -216,22 +217,20 @@ class Page:
             figure = run_pictures.gradients(rows, self.title)
         except ValueError as error:
             raise UserError(f"{folder.gradients.path} is damaged: {error}") from None
-        if figure is None:
-            return
-        last = max(row["step"] for row in rows)
-        measured = Measurement.of_step(rows, last)
-        facts: dict[str, Any] = {}
-        if any(folder.checkpoints.glob("*.pt")):
-            facts = read_state(folder)[0].get("data") or {}
-        counts = facts.get("class_counts", ())
-        steps = planned_steps(self.recipe.train, sum(counts))
-        until = [row for row in self.rows if row["step"] <= last]
-        learned = learned_by(until, self.recipe, counts, steps)
-        signal = _diagnosed(folder, last, len(measured.names))
-        verdict = judge(measured, self.recipe, signal, learned, begun=True)
-        yield f"<p><strong>After step {last}: {escape(line(verdict))}.</strong></p>"
-        yield _list(sentences(verdict))
-        yield _figure(figure, "gradient by layer and time step")
+        if (judged := _judged(folder)) is not None:
+            step, measured, signal = judged
+            facts: dict[str, Any] = {}
+            if any(folder.checkpoints.glob("*.pt")):
+                facts = read_state(folder)[0].get("data") or {}
+            learned = shown_by(folder, math.inf, self.recipe, facts.get("class_counts", ()))
+            verdict = judge(
+                measured, self.recipe, signal, learned, begun=step > 0 or bool(self.rows)
+            )
+            last = max([step, *(row["step"] for row in self.rows)])
+            yield f"<p><strong>After step {last}: {escape(line(verdict))}.</strong></p>"
+            yield _list(sentences(verdict))
+        if figure is not None:
+            yield _figure(figure, "gradient by layer and time step")
 
     def activity(self) -> Iterator[str]:
         main, title = self.main, self.title
@@ -273,18 +272,20 @@ def _class_rows(one: Evaluation) -> Iterator[tuple[str, str, str]]:
         yield name, f"{images:,}", f"{100 * accuracy:.1f} %" if images else "-"
 
 
-def _diagnosed(folder: RunFolder, step: int, layers: int) -> Signal | None:
-    """What gets through, where `diagnose RUN` has measured it after this step."""
-    for path in sorted(folder.path.glob("diagnosis*.json")):
-        found = read_record(path, dict[str, Any])
-        try:
-            after, changes = of_plain(int, found.get("step")), found.get("changes")
-            overlap = of_plain(list[float], found.get("overlap"))
-            arrives, chain = (of_plain(bool, found.get(name)) for name in ("arrives", "chain"))
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}") from None
-        if (after, changes, len(overlap)) == (step, [], layers):
-            return Signal(np.array(overlap, float), arrives, chain)
+def _judged(folder: RunFolder) -> tuple[int, Measurement, Signal] | None:
+    """The step at which the training judged its net last, and what it measured then; None where it did not."""
+    rows = folder.judged.read()
+    try:
+        for row in rows[-1:]:
+            measured = Measurement.of_rows(of_plain(list[dict[str, Any]], row["rows"]))
+            overlap = np.array(of_plain(list[float], row["overlap"]))
+            if len(of_plain(tuple[str, ...], measured.names)) != len(overlap):
+                raise ValueError(f"{len(overlap)} layers keep something of an image")
+            weights = of_plain(dict[str, float], row["weights"])
+            signal = Signal(overlap, *(of_plain(bool, row[name]) for name in ("arrives", "chain")))
+            return of_plain(int, row["step"]), replace(measured, weights=weights), signal
+    except (LookupError, OverflowError, TypeError, ValueError) as error:
+        raise UserError(f"{folder.judged.path} is damaged: {one_line(error)}") from None
     return None
 
 

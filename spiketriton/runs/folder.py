@@ -51,7 +51,7 @@ from spiketriton.system.locks import locked
 from spiketriton.system.version import __version__
 
 _LATER = (
-    *("gradients.jsonl", "console.log", "network.txt", "nonfinite.json"),
+    *("gradients.jsonl", "judged.jsonl", "console.log", "network.txt", "nonfinite.json"),
     *("curves.png", "gradients.png", "firing.png"),
 )
 """What a run writes once its recipe is in its folder: where there is none, they are somebody else's."""
@@ -72,6 +72,7 @@ class RunFolder:
         self.console = path / "console.log"
         self.metrics = Rows(path / "metrics.jsonl", METRICS)
         self.gradients = Rows(path / "gradients.jsonl", GRADIENTS)
+        self.judged = Rows(path / "judged.jsonl")
         self._network: Path | None = None  # a copy that was made here
 
     @classmethod
@@ -232,6 +233,7 @@ class RunFolder:
         last = {"train": step, "eval": tested_at}
         self.metrics.keep(lambda row: row["step"] <= last[row["kind"]])
         self.gradients.keep(lambda row: row["step"] <= step)
+        self.judged.keep(lambda row: row["step"] <= step)
 
     def reached(self) -> int:
         """The last step that a row tells of; 0 without rows."""
@@ -258,7 +260,7 @@ class Onlooker(RunFolder):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.metrics = self.gradients = NoRows(path)
+        self.metrics = self.gradients = self.judged = NoRows(path)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

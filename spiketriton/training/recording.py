@@ -65,8 +65,10 @@ class Recorder:
             board.add_gradients(step, measured.names, measured.depth_profile)
 
     def judge(self, step: int, measured: Measurement, signal: Signal) -> None:
-        """What `diagnose` would measure after this step."""
+        """What `diagnose` would measure after this step; the report reads it in judged.jsonl."""
         self.watch.look(step, measured, signal)
+        kept = vars(signal) | {"overlap": signal.overlap.tolist(), "weights": measured.weights}
+        self.folder.judged.append([{"step": step, "rows": measured.rows(), **kept}])
 
     def close(self) -> None:
         for board in self.boards:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from html import escape
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,10 @@ from spiketriton.diagnose.page import as_json
 from spiketriton.diagnose.trials import loss_after, try_changes
 from spiketriton.gradients.verdict import Verdict, Word
 from spiketriton.models import build_model
+from spiketriton.report.page import Page
+from spiketriton.runs.folder import RunFolder
+from spiketriton.show.verdict import line, sentences
+from spiketriton.training.probing import probe_batches
 from tests.gradients.support import DEEP, nothing, subject
 from tests.small_runs import small_trainer
 
@@ -147,7 +152,7 @@ def test_a_run_is_measured_at_its_weights_and_widths(tmp_path):
 
 
 def test_a_training_and_the_diagnosis_of_its_recipe_and_run_give_one_verdict(tmp_path):
-    """Measured on the same images in the same mode, with dropout, too, which draws."""
+    """Measured on the same images in the same mode, with dropout, too, which draws; and so do the report and Python."""
     told: list[tuple[int, Verdict]] = []
     for name, changes in (
         ("short", ["model.dropout=0.3", "train.max_steps=5", *SHALLOW]),
@@ -170,6 +175,16 @@ def test_a_training_and_the_diagnosis_of_its_recipe_and_run_give_one_verdict(tmp
         assert ended.word == after.word == (Word.EARLY if name == "short" else after.word)
         assert dataclasses.replace(ended, learned=None) == dataclasses.replace(after, learned=None)
         assert (ended.learned is None) == (after.learned is None) == (name == "short")
+        recipe = RunFolder(run).load_recipe()
+        reported = "".join(Page(RunFolder(run), recipe, []).gradients())
+        assert f"<strong>After step {trainer.step}: {line(after)}.</strong>" in reported
+        assert all(f"<li>{escape(sentence)}</li>" in reported for sentence in sentences(after))
+        net = spiketriton.load_run(run).model
+        batch = probe_batches(build_data(recipe), net, torch.device("cpu"), 1)[0]
+        assert str(spiketriton.diagnose(net, batch, tries=0)).splitlines()[0] == line(after)
+        with torch.no_grad():
+            next(net.parameters()).mul_(1.01)  # no longer the net that was tested
+        assert not spiketriton.diagnose(net, batch, tries=0).verdict.begun
         if after.learned is not None:
             assert ended.learned.score.value == pytest.approx(after.learned.score.value, rel=1e-6)
             assert ended.learned.score.chance == pytest.approx(after.learned.score.chance)

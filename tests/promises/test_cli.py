@@ -50,7 +50,7 @@ def test_a_run_from_the_command(recipe, capsys):
     run = Path("run")
     assert load_recipe(run / "recipe.toml").train.epochs == 2
     assert {path.name for path in run.iterdir()} == {
-        "recipe.toml", "environment.json", "metrics.jsonl", "gradients.jsonl", "checkpoints", ".lock",
+        "recipe.toml", "environment.json", "metrics.jsonl", "gradients.jsonl", "judged.jsonl", "checkpoints", ".lock",
         "console.log",
         "curves.png", "gradients.png", "firing.png",
     }  # fmt: skip

@@ -181,8 +181,8 @@ RUN_TARGETS = {  # file of the run: how it is damaged, who reads it
     "recipe.toml": ((in_bytes,), lambda run: run.load_recipe()),
     "metrics.jsonl": ((in_bytes, in_lines), _page),
     "gradients.jsonl": ((in_bytes, in_lines), _gradients),
+    "judged.jsonl": ((in_bytes, in_lines, in_lines), _gradients),
     "environment.json": ((in_bytes, in_json), _page),
-    "diagnosis.json": ((in_bytes, in_json), _gradients),
     "evaluation/evaluation.json": ((in_bytes, in_json), _evaluation),
     "checkpoints/last.pt": ((in_bytes, forged, forged), _weights),
 }
@@ -233,10 +233,7 @@ def whole(tmp_path_factory):
     trainer.fit()
     plain = {
         "environment": [{"recipe": "small", "command": "x", "time": "now", "threads": 1}],
-        "diagnosis": {
-            "step": 7, "changes": [], "arrives": True, "chain": False, "overlap": [0.5] * len(trainer.monitor.layers),
-        },
-    }  # fmt: skip
+    }
     for name, value in plain.items():
         (path / f"{name}.json").write_text(json.dumps(value))
     (path / "evaluation").mkdir()

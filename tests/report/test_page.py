@@ -1,7 +1,5 @@
 """The parts of the report's page, from evaluations and a run folder."""
 
-import json
-
 import pytest
 
 from spiketriton.config import Recipe
@@ -9,6 +7,7 @@ from spiketriton.evaluate.results import Evaluation
 from spiketriton.report import page as report_page
 from spiketriton.report.page import Page
 from spiketriton.runs.folder import RunFolder
+from spiketriton.system.errors import UserError
 from tests.show.support import ann, evaluation
 from tests.small_runs import small_recipe
 
@@ -97,20 +96,33 @@ def test_a_run_without_rows_says_why(folder, monkeypatch):
     ]
 
 
-def test_the_gradients_are_judged_with_what_is_left_of_the_image_where_it_was_measured(folder):
+def test_the_verdict_is_that_of_what_the_training_measured_last(folder):
     assert list(page(folder).gradients()) == []
-    folder.gradients.append({"step": 9, "time_step": t, **ROW} for t in range(2))
-    line, sentences, figure = page(folder).gradients()
-    assert line == "<p><strong>After step 9: too early to tell.</strong></p>"
-    for way in ("<li>forward: ", "<li>backward: ", "<li>through time: "):
-        assert way in sentences
+    measured = [{"step": 9, "time_step": t, **ROW} for t in range(2)]
+    folder.gradients.append(measured)
+    (figure,) = page(folder).gradients()  # without a verdict, where nothing was judged
     assert 'alt="gradient by layer and time step"' in figure
-    assert "the forward signal was not measured" in sentences
-    found = [(8, [], 0.2), (9, ["time_steps=2"], 0.3), (9, [], 0.77)]
-    for number, (step, changes, overlap) in enumerate(found):
-        path = folder.path / f"diagnosis-{number}.json"
-        signal = {"overlap": [overlap], "arrives": True, "chain": number == 2}
-        path.write_text(json.dumps({"step": step, "changes": changes, **signal}))
-    _, sentences, _ = page(folder).gradients()
-    assert "forward: 77 % at the last layer" in sentences
-    assert report_page._diagnosed(folder, 9, 1).chain
+    trained(folder)
+    for step, overlap in ((0, 0.2), (9, 0.77)):
+        kept = {"overlap": [overlap], "arrives": True, "chain": True, "weights": {"w": 1e-9}}
+        folder.judged.append([{"step": step, "rows": measured, **kept}])
+    recipe = small_recipe("train.optimizer=adamw")
+    line, sentences, again = page(folder, recipe=recipe).gradients()
+    assert again == figure
+    assert line == "<p><strong>After step 9: too early to tell.</strong></p>"
+    for way in ("forward: 77 % at the last layer", "backward: ", "through time: ", "weights: the"):
+        assert f"<li>{way}" in sentences
+    step, _, signal = report_page._judged(folder)
+    assert (step, signal.arrives, signal.chain) == (9, True, True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"overlap": [1.0, 1.0]}, {"rows": []}, {"rows": [3]}, {"rows": [ROW]}, {"weights": {"w": "x"}}, {"arrives": 1}],
+    ids=lambda damage: str(damage)[:20],
+)  # fmt: skip
+def test_a_damaged_measurement_is_named(folder, damage):
+    row = {"step": 9, "rows": [{"time_step": 0, **ROW}], "overlap": [1.0], "weights": {}}
+    folder.judged.append([row | {"arrives": True, "chain": False} | damage])
+    with pytest.raises(UserError, match=r"judged\.jsonl is damaged: "):
+        list(page(folder).gradients())
