@@ -25,7 +25,8 @@ from spiketriton_kernels import (
     unpack_spikes,
     use_backend,
 )
-from tests.conftest import CUDA, START, need_native
+from tests.conftest import need_native
+from tests.here import CUDA, START
 from tests.kernels.cases import KINDS, PLAIN, answered, drawn
 from tests.kernels.support import case_id, normal, pairwise
 
@@ -131,12 +132,14 @@ def guard(monkeypatch) -> Guard:
     return guard
 
 
+SIZES = [(1, 1, 1), (3, 5, 7), (2, 4, 3, 3), (1, 2, 16, 16), (1, 2, 129), (1, 130, 1)]
+LAYOUTS = ["contiguous", "channels_last", "permuted"]
 CASES = pairwise(
     dict(
         equation=KINDS.values(),
-        size=[(1, 1, 1), (3, 5, 7), (2, 4, 3, 3), (1, 2, 16, 16), (1, 2, 129), (1, 130, 1)],
+        size=SIZES,
         T=[3, 1, 17],
-        layout=["contiguous", "channels_last", "permuted"],
+        layout=LAYOUTS,
         dtype=[torch.float32, torch.bfloat16],
         norm=["none", "batch", "given"],
         decay=["channel", "scalar"],
@@ -144,6 +147,16 @@ CASES = pairwise(
         current=[True, False],
     )
 )
+
+
+LAUNCHED = [
+    CASES[i] | {"equation": [*KINDS.values()][i % len(KINDS)]} | case
+    for i, case in enumerate(
+        pairwise({"size": SIZES, "norm": ["none", "batch", "given"], "layout": LAYOUTS})
+    )
+]
+"""Interpreted: what a tile depends on meets in pairs, and each kind comes four times."""
+EVERYWHERE = [(backend, case) for backend in ("native", "torch") for case in CASES]
 
 
 def call(case: dict, device: torch.device | str, place: Callable = torch.Tensor.clone) -> list:
@@ -162,7 +175,12 @@ def call(case: dict, device: torch.device | str, place: Callable = torch.Tensor.
     return [value.clone() for value in (*found.values(), probe.grad)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize(
+    ("backend", "case"),
+    [*(("triton", case) for case in LAUNCHED), *EVERYWHERE],
+    indirect=["backend"],
+    ids=lambda one: one if isinstance(one, str) else case_id(one),
+)
 def test_no_byte_outside_is_read_or_written(backend, device, guard, case):
     if backend == "triton" and math.prod(case["size"]) > 110:  # interpreted
         case = case | {"T": 3}

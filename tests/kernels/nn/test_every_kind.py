@@ -152,8 +152,20 @@ def mapped(kind):
 OTHERS = {"compiled": compiled, "mapped": mapped}
 
 
-@pytest.mark.parametrize("feature", [*CALLS, *OTHERS])
-@pytest.mark.parametrize("kind", KINDS)
+SELDOM = ("IF", "PLIF", "Leaky", "delayed", "MaskedPSN")
+"""Compiled with --slow: LIF and PSN are the same operators."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "feature"),
+    [
+        pytest.param(
+            kind, feature, marks=[pytest.mark.slow] * (feature == "compiled" and kind in SELDOM)
+        )
+        for kind in KINDS
+        for feature in [*CALLS, *OTHERS]
+    ],
+)
 def test_every_kind_has_everything(kind, feature, monkeypatch):
     said = REFUSED.get((kind, feature))
     with pytest.raises((TypeError, ValueError), match=said) if said else contextlib.nullcontext():

@@ -27,14 +27,23 @@ def assert_close(found, expected, tolerance=2e-5):
         assert (a - b).abs().max() <= tolerance * scale
 
 
-@pytest.mark.parametrize("cls", NEURONS, ids=NAMES)
+PLACES = [
+    ((1, 1, C), "contiguous"), ((5, 2, C, 5, 3), "contiguous"), ((4, 3, C, 3, 3), "channels_last"),
+    ((21, 2, C, 7), "contiguous"), ((3, 2, C, 2, 2), "time_inside"), ((64, 1, C, 2), "contiguous"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("size", "layout"),
+    ("backend", "cls", "size", "layout"),
     [
-        ((1, 1, C), "contiguous"), ((5, 2, C, 5, 3), "contiguous"), ((4, 3, C, 3, 3), "channels_last"),
-        ((21, 2, C, 7), "contiguous"), ((3, 2, C, 2, 2), "time_inside"), ((64, 1, C, 2), "contiguous"),
+        pytest.param(backend, cls, *place, id=f"{backend}-{name}-{place[1]}-{place[0][0]}")
+        for i, (cls, name) in enumerate(zip(NEURONS, NAMES, strict=True))
+        for j, place in enumerate(PLACES)
+        for backend in ("triton", "native", "torch")
+        if backend != "triton" or (i + j) % 2 == 0  # interpreted
     ],
-)  # fmt: skip
+    indirect=["backend"],
+)
 def test_spikes_are_the_loops_to_the_bit_and_gradients_those_of_autograd(
     backend, device, cls, size, layout
 ):
