@@ -90,24 +90,25 @@ def cases(
 
 
 QUICK = [
-    *cases((*LIF, *BATCH_NORM, *CURRENT)),
+    *cases((*LIF[1:], *BY_SHAPE, *CURRENT)),
     *cases(["lif backward"], dtypes=["fp32"], windows=[16]),
     *cases([WALKS[1]], ["sm_100", "gfx942"]),
     *cases([WALKS[1]], windows=[4, 32]),
-    # the latter has the most registers of all
-    *cases(["lif backward", CURRENT[1]], ["sm_80"], windows=[16]),
-    *cases([f"{n} {way}" for n in STATES for way in WAYS]),
-    *cases(BY_SHAPE, layouts=["contiguous"], size=[8, 32, 7, 7]),
-    *cases(BY_SHAPE[::3], size=[8, 24, 14, 14]),
+    *cases(["lif backward"], ["sm_80"], windows=[16]),
+    *cases(["clif backward", "alif forward", "alif backward"]),
+    *cases(["bn_lif forward", WALKS[1]], layouts=["contiguous"], size=[8, 32, 7, 7]),
+    *cases([WALKS[1]], size=[8, 24, 14, 14]),
 ]
 """Each kernel once as most nets launch it; then one kernel for each of what a tile is chosen by: dtype, target, window,
 layout and size. A compilation takes two to five seconds; the others of every kernel come with --slow."""
 EVERY = dict(dtypes=["bf16", "fp16", "fp32"], windows=[1, 4, 10, 16, 32])
 SLOW = [
+    # which has the most registers of all
     *cases([CURRENT[1]], ["sm_80"], windows=[4, 10, 16]),
     *cases([WALKS[1]], ["sm_89", "sm_120"]),
+    *cases(BY_SHAPE, layouts=["contiguous"], size=[8, 32, 7, 7]),
     *cases(BY_SHAPE, layouts=["contiguous"], size=[8, 32, 14, 14]),
-    *cases(BY_SHAPE[1:3], size=[8, 24, 14, 14]),
+    *cases(BY_SHAPE[:3], size=[8, 24, 14, 14]),
     *cases(["lif backward"], windows=[16], **ATTACHED),
     *cases((*LIF, *BATCH_NORM, *CURRENT), layouts=LAYOUTS, **EVERY),
     *cases((*LIF, *BATCH_NORM), ["sm_80", "sm_100", "gfx942"], **EVERY),
@@ -115,7 +116,7 @@ SLOW = [
         [f"{name} {way}" for name in STATES for way in WAYS],
         ["sm_80", "sm_90", "sm_100"],
         ["bf16", "fp32"],
-        [1, 4, 8, 16, 32],
+        [1, 4, 8, 10, 16, 32],
     ),
     *(
         one
@@ -155,9 +156,7 @@ BARS = {
     ("ilif backward", "sm_90"): 89,
 }
 """Registers of a thread that a printed step may take; by hand a kind took as many or more (profiling/LOG.md)."""
-SELDOM = [("own step backward", "sm_80"), ("alif backward", "gfx942"), ("cuba backward", "gfx942")]
-"""Of them with --slow: one printer prints all, whose registers on AMD and backward are those of others here."""
-PRINTED = [one for bar in BARS if bar not in SELDOM for one in cases([bar[0]], [bar[1]])]
+PRINTED = [one for case, target in BARS for one in cases([case], [target])]
 OTHERS = (
     "given statistics forward", "given statistics backward", "shared statistics backward, dx",
     "shared statistics backward, dy", "everything forward", "everything backward",
@@ -165,6 +164,16 @@ OTHERS = (
 )  # fmt: skip
 MAPPED = cases(OTHERS, windows=[4])
 """What a call may ask for besides: behind algebra, over ranks, with states, gains, probes and what learns."""
+SELDOM = [
+    *cases([case for case, _ in BARS if case.startswith(("ilif", "cuba"))]),
+    *cases(["own step backward", "alif backward"], ["sm_80"]),
+    *cases(["alif backward", "cuba backward"], ["gfx942"]),
+    *cases(["lif backward"], ["gfx942"], windows=[3], size=[3, 5, 7, 9]),
+    *cases(["unpack"], ["gfx942"]),
+    *cases(("pack", "unpack"), ["sm_80"], ["fp32"], [3], size=[3, 5, 7, 9]),
+    *cases((OTHERS[0], OTHERS[2], OTHERS[3], OTHERS[6]), windows=[4]),
+]
+"""Of these tables, with --slow: each has kernels of the same rules beside it; one printer prints all kinds."""
 EVERYWHERE = [
     *cases(lowering.CASES, ["sm_80", "sm_90", "sm_100", "gfx942"], ["bf16", "fp16", "fp32"], [4]),
     *cases(lowering.CASES, ["sm_90"], windows=[1, 17], size=[3, 5, 7, 9]),
@@ -213,12 +222,29 @@ def lowered(wanted: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def quick():
-    return lowered([*QUICK, *RAGGED, *LEARNT, *PACKS, *JOINS, *PRINTED, *MAPPED])
+    wanted = [*QUICK, *RAGGED, *LEARNT, *PACKS, *JOINS, *PRINTED, *MAPPED]
+    return lowered([given for given in wanted if given not in SELDOM])
 
 
 @pytest.fixture(scope="module")
 def slow():
-    return lowered([*SLOW, *(one for case, target in SELDOM for one in cases([case], [target]))])
+    return lowered([*SLOW, *SELDOM])
+
+
+@pytest.fixture
+def report(request, given):
+    """Of the kernel that a test is given."""
+    found = request.getfixturevalue("slow" if given in SELDOM else "quick")[key(given)]
+    assert "error" not in found, found["error"]
+    return found
+
+
+def every(*wanted: dict[str, Any]) -> list[Any]:
+    """Parameters; those that come seldom with --slow."""
+    return [
+        pytest.param(given, marks=[pytest.mark.slow] * (given in SELDOM), id=name(given))
+        for given in wanted
+    ]
 
 
 def vector_bytes(given: dict[str, Any]) -> int:
@@ -269,9 +295,9 @@ def assert_lean(given: dict[str, Any], report: dict[str, Any]) -> None:
     assert sum(checkpoints.values()) < 0.13 * states  # at most one of each in 8 steps
 
 
-@pytest.mark.parametrize("given", [*QUICK, *LEARNT], ids=name)
-def test_no_spills_no_atomics_wide_accesses_and_each_byte_once(quick, given):
-    assert_lean(given, quick[key(given)])
+@pytest.mark.parametrize("given", every(*QUICK, *LEARNT))
+def test_no_spills_no_atomics_wide_accesses_and_each_byte_once(given, report):
+    assert_lean(given, report)
 
 
 @pytest.mark.slow
@@ -304,26 +330,18 @@ def test_warps_and_bytes_under_way(request, case, reports):
     assert seen == 6 if reports == "slow" else seen
 
 
-@pytest.mark.parametrize("given", [*RAGGED, *JOINS], ids=name)
-def test_sizes_that_divide_nothing_probes_and_joins_of_partial_sums_compile(quick, given):
-    report = quick[key(given)]
-    assert "error" not in report, report["error"]
+@pytest.mark.parametrize("given", every(*RAGGED, *JOINS))
+def test_sizes_that_divide_nothing_probes_and_joins_of_partial_sums_compile(given, report):
     # Triton 3.6 spills 8 bytes where T = 17 and no size divides; later versions none anywhere
     assert report["spills"] <= (8 if TRITON < (3, 7) and given["T"] == 17 else 0)
     assert report["atomics"] == 0
 
 
 @pytest.mark.skipif(TRITON < (3, 7), reason="registers are those of today's compilers")
-@pytest.mark.parametrize(
-    ("case", "target"),
-    [pytest.param(*bar, marks=[pytest.mark.slow] * (bar in SELDOM)) for bar in BARS],
-)
-def test_a_printed_step_spills_nothing_and_keeps_to_its_registers(request, case, target):
-    (given,) = cases([case], [target])
-    report = request.getfixturevalue("slow" if (case, target) in SELDOM else "quick")[key(given)]
-    assert "error" not in report, report["error"]
+@pytest.mark.parametrize("given", every(*PRINTED))
+def test_a_printed_step_spills_nothing_and_keeps_to_its_registers(given, report):
     assert report["spills"] == report["atomics"] == 0
-    assert report["registers"] <= BARS[case, target]
+    assert report["registers"] <= BARS[given["case"], given["target"]]
 
 
 PASSES = {
@@ -340,10 +358,8 @@ PASSES = {
 """Loads and stores of tensors of T x N elements."""
 
 
-@pytest.mark.parametrize("given", MAPPED, ids=name)
-def test_what_else_a_call_may_ask_for_spills_nothing_and_moves_what_it_must(quick, given):
-    report = quick[key(given)]
-    assert "error" not in report, report["error"]
+@pytest.mark.parametrize("given", every(*MAPPED))
+def test_what_else_a_call_may_ask_for_spills_nothing_and_moves_what_it_must(given, report):
     assert report["spills"] == report["atomics"] == 0
     assert (report["loads"], report["stores"]) == PASSES[given["case"]]
     assert report["fused_across_lanes"] == 0
@@ -360,11 +376,9 @@ def test_every_kernel_compiles_for_every_target_in_every_dtype():
     assert wrong == {}
 
 
-@pytest.mark.parametrize("given", PACKS, ids=name)
-def test_packing_moves_16_bytes_of_spikes_and_4_of_bits_whatever_the_size(quick, given):
+@pytest.mark.parametrize("given", every(*PACKS))
+def test_packing_moves_16_bytes_of_spikes_and_4_of_bits_whatever_the_size(given, report):
     """A warp's access is a whole one of 512 bytes, or of 128: of every program but the last."""
-    report = quick[key(given)]
-    assert "error" not in report, report["error"]
     assert report["spills"] == report["atomics"] == 0
     if given["target"] == "gfx942":  # which counts the accesses of the last program too
         assert report["vector_bytes"] == 16 or "size" in given
@@ -378,11 +392,21 @@ def test_packing_moves_16_bytes_of_spikes_and_4_of_bits_whatever_the_size(quick,
     assert report["bytes_per_element"] == {"bf16": 2, "fp16": 2, "fp32": 4}[given["dtype"]] + 1 / 8
 
 
-@pytest.mark.parametrize("function", BUDGET)
-def test_a_training_step_moves_its_budget(quick, function):
+@pytest.mark.parametrize(
+    ("function", "reports"),
+    [
+        ("multistep_lif", "quick"),
+        ("multistep_bn_lif", "quick"),
+        ("multistep_bn_lif, residual and current", "quick"),
+        ("multistep_alif", "quick"),
+        *(pytest.param(function, "slow", marks=pytest.mark.slow) for function in BUDGET),
+    ],
+)
+def test_a_training_step_moves_its_budget(request, function, reports):
     """The launches of one step, summed: 5e, 8e, 11e with a residual, 13e with its current; bf16, T = 10."""
     elements, launches = BUDGET[function]
-    total = sum(quick[key(one)]["bytes_per_element"] for one in cases(launches))
+    found = request.getfixturevalue(reports)
+    total = sum(found[key(one)]["bytes_per_element"] for one in cases(launches))
     assert total == pytest.approx(2 * elements)
 
 
