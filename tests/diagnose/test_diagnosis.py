@@ -48,14 +48,13 @@ def test_a_wrong_width_is_found_and_changes_are_tried_before_they_are_named():
 
 
 def test_a_deep_net_of_the_usual_start_forgets_the_image_and_the_default_keeps_it():
-    """And the change that helps is the same whatever the seed."""
+    """And the change that helps is the same with another seed than in test_page.py."""
     usual = ("model.name=mlp", "model.depth=24", "model.width=128", "time_steps=4")
-    for seed in (0, 1):
-        found = diagnose(subject(*usual, "model.start=kaiming", f"seed={seed}"), tries=30)
-        assert found.verdict.word == Word.LOST
-        assert found.trials is not None
-        assert [cure.override for cure, _ in found.trials.helped] == ["model.start=identity"]
-        assert found.signal.overlap[-1] < 0.25
+    found = diagnose(subject(*usual, "model.start=kaiming", "seed=1"), tries=30)
+    assert found.verdict.word == Word.LOST
+    assert found.trials is not None
+    assert [cure.override for cure, _ in found.trials.helped] == ["model.start=identity"]
+    assert found.signal.overlap[-1] < 0.25
     default = diagnose(subject(*usual), tries=30)
     assert default.signal.overlap[-1] > 0.8
     assert (default.verdict.word, default.trials) == (Word.FREE, None)
@@ -78,7 +77,7 @@ FOREIGN = ("model.name=tests.models.foreign_nets:Deep",)
     ("changes", "word"),
     [
         (("model.name=resnet56", "model.width=8", *USUAL), Word.LOST),
-        (("model.name=resnet56", "model.block=sew"), Word.FREE),
+        pytest.param(("model.name=resnet56", "model.block=sew"), Word.FREE, marks=pytest.mark.slow),
         (CHAIN, Word.LOST),
         ((*CHAIN, "neuron.kind=ilif"), Word.FREE),
         ((*CHAIN, "model.start=identity", "train.optimizer=sgd"), Word.FREE),  # with its limit

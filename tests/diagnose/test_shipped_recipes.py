@@ -51,8 +51,14 @@ def test_recipes_that_learn_are_found():
     assert {"cifar10_r19_tet", "cifar10_r19_tebn", "imagenet_sew18", "quickstart"} < {*known()}
 
 
-@pytest.mark.parametrize("change", NARROW)
-@pytest.mark.parametrize("name", sorted({*known()} - {*OTHERS}))
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        pytest.param(name, change, marks=[pytest.mark.slow] * (i % 2 != j))
+        for i, name in enumerate(sorted({*known()} - {*OTHERS}))
+        for j, change in enumerate(NARROW)
+    ],
+)
 def test_a_recipe_that_learns_has_no_obstacle(name, change):
     assert obstacles(name, change, "data.image_size=16") == ()
 
@@ -63,8 +69,9 @@ def test_a_network_with_its_own_sizes_that_learns_has_no_obstacle(name):
     assert obstacles(name, "data.image_size=32") == ()
 
 
-@pytest.mark.parametrize("kind", ["lif", "ilif"])
-@pytest.mark.parametrize("block", ["plain", "sew", "ms"])
+@pytest.mark.parametrize(
+    ("kind", "block"), [("lif", "plain"), ("ilif", "sew"), ("lif", "ms"), ("ilif", "plain")]
+)
 def test_the_default_start_of_a_deep_net_has_no_obstacle(kind, block):
     """ResNet-56 of 8 channels, which ends at 53 to 66 % in docs/data/gradient_flow.csv."""
     deep = (f"neuron.kind={kind}", f"model.block={block}", "model.name=resnet56", "model.width=8")
