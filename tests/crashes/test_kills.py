@@ -158,7 +158,7 @@ def assert_same_bits(unbroken: Path, killed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kills", [4, pytest.param(50, marks=pytest.mark.slow)], ids="{} kills".format
+    "kills", [3, pytest.param(50, marks=pytest.mark.slow)], ids="{} kills".format
 )
 def test_killed_at_random_instants(killer, unbroken, tmp_path, kills):
     """Runs are killed and resumed until each has ended, uniformly over a session's time."""
@@ -177,7 +177,10 @@ def test_killed_at_random_instants(killer, unbroken, tmp_path, kills):
     )
 
 
-@pytest.mark.parametrize("death", ["write 1", "write 4", "rename 4", "rename 6", "write 14"])
+SELDOM = [pytest.param(death, marks=pytest.mark.slow) for death in ("write 1", "rename 4")]
+
+
+@pytest.mark.parametrize("death", ["write 4", "rename 6", "write 14", *SELDOM])
 def test_killed_in_the_middle_of_a_checkpoint(killer, unbroken, tmp_path, death):
     """Half a file, a whole file without its name, the moment between two renames, and the last of all."""
     torn = killer.torn

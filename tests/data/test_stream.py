@@ -253,6 +253,7 @@ def test_a_batch_that_does_not_come_ends_in_a_line(make, monkeypatch):
 
 @one_source
 def test_a_worker_that_is_killed_ends_in_a_line(make, monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds, not 5
     data = make(data='augment = "none"\nworkers = 1').train
     monkeypatch.setattr(
         type(data.dataset), "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL)

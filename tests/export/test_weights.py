@@ -62,6 +62,7 @@ def test_a_recipe_that_names_code_needs_consent(trained, tmp_path):
 
 
 RELEASED = Path(__file__).parents[2] / "examples" / "weights"
+FEW = 100  # test images of the larger nets
 ROW = re.compile(r"^\| `(\w+)` \|.*\| ([\d.]+) % of ", re.M)
 TABLE = dict(ROW.findall((RELEASED / "README.md").read_text("utf-8")))
 
@@ -85,14 +86,14 @@ def test_released_weights_reach_what_their_table_says(name, tmp_path, request):
         "cifar10_r20_ann",
     )
     moved = ["data.download=false"] if few else [f"data.root={tmp_path}"]
-    run = load_run(folder, *moved, test_images=250 if few else 0)
+    run = load_run(folder, *moved, test_images=FEW if few else 0)
     try:
         found = evaluate(run).accuracy[-1]
     except UserError as error:
         pytest.skip(f"no data: {error}")
     said = float(TABLE[name]) / 100
     # of a subset four standard errors; of all 360 two images, which another machine may round otherwise
-    assert abs(found - said) < (4 * (said * (1 - said) / 250) ** 0.5 if few else 0.006)
+    assert abs(found - said) < (4 * (said * (1 - said) / FEW) ** 0.5 if few else 0.006)
 
 
 def test_a_file_is_loaded_in_one_line_and_unpacked_once(tmp_path, monkeypatch):

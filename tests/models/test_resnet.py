@@ -9,14 +9,19 @@ import torchvision
 from spiketriton.models import count_parameters
 from spiketriton.models.resnet import ARCHITECTURES, pixel_warning
 from spiketriton.system.errors import warn_once
-from tests.covering import pairwise
 from tests.models.support import CLASSES, B, T, build, frames, images
 
 LARGE = [name for name, architecture in ARCHITECTURES.items() if architecture.width == 64]
 
 
 @pytest.mark.parametrize(
-    ("name", "block"), pairwise(ARCHITECTURES, ["plain", "sew", "ms", "preact"])
+    ("name", "block"),
+    [
+        (name, block)  # two blocks each, and each block with half of them
+        for i, name in enumerate(ARCHITECTURES)
+        for j, block in enumerate(["plain", "sew", "ms", "preact"])
+        if i % 2 == j % 2
+    ],
 )
 def test_every_layer_of_every_resnet_fires(name, block):
     if (name, block) == ("resnet19", "preact"):

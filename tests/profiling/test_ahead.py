@@ -21,7 +21,8 @@ class Noted(Compiled):
 
 torch.set_num_threads(1)
 options = Options(torch.device("cpu"), quick=True)
-cases = [TrainingStep(find_recipe("quickstart"), options)]
+small = ("model.width=4", "train.batch_size=4", "data.image_size=8")
+cases = [TrainingStep(find_recipe("quickstart", small), options)]
 cases += [kernels.KernelCase(op="bn_lif_current", mode="training", T=3, shape=(2, 8, 4, 4))]
 with without_gpu(Driver()):
     stub_compiler(Noted)

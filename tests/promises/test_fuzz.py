@@ -49,7 +49,7 @@ from tests.small_events import random_events
 from tests.small_runs import Lines, small_trainer
 
 DIGEST = hashlib.sha256(b"{}").hexdigest()  # of the settings of frames
-QUICK, SLOW = 10, 410  # inputs of each target: some 250 and 10,000 in all
+QUICK, SLOW = 6, 410  # inputs of each target: some 150 and 10,000 in all
 SECONDS = 30  # of a processor, for one input: a machine may have other work
 
 

@@ -53,6 +53,7 @@ precompile.compiles = session.compiles = lambda device: True
 
 TRAINING = """
 changes = ["model.name=resnet20", "model.width=16", "data.test_images=16", "train.max_steps=2", "train.log_every=2"]
+changes += ["data.train_images=16", "train.batch_size=8"]
 trainer = small_trainer(Path(sys.argv[1]), *changes, display=Lines())
 with without_gpu(Driver()):
     stub_compiler(Noted)
@@ -71,7 +72,7 @@ from spiketriton.system.torchrun import ranks_of_torchrun
 
 with ranks_of_torchrun() as ranks, without_gpu(Driver()):
     changes = ["model.block=" + sys.argv[2], "train.sync_bn=true", "data.test_images=16", "train.max_steps=2"]
-    changes.append("train.log_every=2")
+    changes += ["train.log_every=2", "data.train_images=32"]
     trainer = small_trainer(Path(sys.argv[1]), *changes, display=Lines(), ranks=ranks)
     stub_compiler(Noted)
     before = copy.deepcopy(trainer.state_dict())
