@@ -8,7 +8,7 @@ SmallResNet = Literal[
     "resnet8", "resnet19", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"
 ]
 PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
-VGG = Literal["vggsnn", "vgg11", "vgg16", "csnn"]  # without skip connections, too
+VGG = Literal["vggsnn", "vgg8", "vgg11", "vgg16", "csnn"]  # without skip connections, too
 PooledNet = Literal[VGG, "net7b"]
 CHAINS = get_args(PlainNet)
 SKIPLESS = (*CHAINS, *get_args(VGG))

@@ -289,9 +289,9 @@ class ModelConfig(TableOfPart):
     path: ClassVar[str] = "model"
 
     name: Literal[ResNet, SmallResNet, PlainNet, PooledNet] = key(...)
-    """architecture; `plain` (convolutions), `mlp` (fully connected), `vggsnn`, `vgg11`, `vgg16` and `csnn` (of PSN)
-    have no skip connections; `resnet19`: tdBN's, with two fully connected layers; `net7b`: seven small blocks, each
-    halving the image; `MODULE:NAME`: any network that a function or class makes, `spikingjelly:NAME` one of
+    """architecture; `plain` (convolutions), `mlp` (fully connected), `vggsnn`, `vgg8`, `vgg11`, `vgg16` and `csnn` (of
+    PSN) have no skip connections; `resnet19`: tdBN's, with two fully connected layers; `net7b`: seven small blocks,
+    each halving the image; `MODULE:NAME`: any network that a function or class makes, `spikingjelly:NAME` one of
     SpikingJelly's (docs/own_code.md)"""
     arguments: Arguments = key(Arguments(), only={"model.name": FOREIGN})  # noqa: RUF009
     """keyword arguments of the function or class that `MODULE:NAME` names"""
@@ -318,7 +318,8 @@ class ModelConfig(TableOfPart):
     """number of layers of `plain` and `mlp` before the classifier"""
     width: int = key(0, numbers=PIXELS, unless={"model.name": FOREIGN})
     """channels of the first stage, or features of `mlp`; 0: the default (64 for resnet18 to resnet101, `vggsnn`,
-    `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 128 for resnet19 and `mlp`, 256 for `csnn`)"""
+    `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 32 for `vgg8`, 128 for resnet19 and `mlp`, 256 for
+    `csnn`)"""
     residual_gain: float | Literal["auto"] = key(
         "auto",
         numbers=RATE,
@@ -336,9 +337,9 @@ class ModelConfig(TableOfPart):
     )
     """initial bias of the last norm of a `plain` block: how far a spike of the shortcut lifts the current above the
     threshold; `auto`: as far as a silent neuron is below it at the last step"""
-    start: Literal["kaiming", "identity"] = key("identity", only={"model.name": CHAINS})
-    """weights of the square layers of `plain` and `mlp`: Kaiming normal, or the identity plus a tenth of that, with
-    which 50 layers without skip connections train"""
+    start: Literal["auto", "kaiming", "identity"] = key("auto", only={"model.name": SKIPLESS})
+    """weights of layers with as many outputs as inputs, but the first: Kaiming normal, or the identity plus a tenth of
+    that, with which 50 layers without skip connections train; `auto`: `identity` for `plain` and `mlp`"""
     shortcut_gradient: Literal["surrogate", "straight_through"] = key(
         "straight_through", only={"model.name": BLOCK_NETS, "model.block": ("plain",)}
     )

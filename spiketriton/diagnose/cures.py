@@ -7,12 +7,12 @@ changing its code. Nothing here is known to help a net that has not tried it: `t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor, nn
 
 from spiketriton.config import Recipe
-from spiketriton.config.names import BLOCK_NETS, VGG, PlainNet
+from spiketriton.config.names import BLOCK_NETS, CHAINS, SKIPLESS
 from spiketriton.gradients.verdict import Verdict, Word, starts_closed
 from spiketriton_kernels.nn import SpikingNeuron
 from spiketriton_kernels.nn.handed import Handed
@@ -69,7 +69,7 @@ def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
     exploding = verdict.backward.word != Word.FREE
     if exploding and not recipe.clipping:
         found.append(Cure("train.clip_grad_norm", 1.0, Why.CLIPPING))
-    known = (*BLOCK_NETS, *get_args(PlainNet), *get_args(VGG))
+    known = (*BLOCK_NETS, *SKIPLESS)
     if model.name not in known:  # somebody's own
         own = ":" in model.name and (lost or silent or stuck)
         return [*found, *([NORM, INPUT, THRESHOLD] if own else []), *[slower] * stuck]
@@ -78,7 +78,7 @@ def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
         found.append(Cure("model.norm", "bn", Why.NORM))
     elif blocks and model.block in ("plain", "ms") and not starts_closed(model):
         found.append(Cure("model.residual_gain", 0.0, Why.BLOCKS_START_CLOSED))
-    if model.name in get_args(PlainNet) and model.start != "identity":
+    if model.name in SKIPLESS and model.start == ("kaiming" if model.name in CHAINS else "auto"):
         found.append(Cure("model.start", "identity", Why.IDENTITY))
     if blocks and model.block == "plain":
         if stuck and model.shortcut_gradient != "straight_through":

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from spiketriton import plugins
+from spiketriton.config.names import CHAINS
 from spiketriton.models.graph import Builder, Graph, Value
 from spiketriton.models.layers import Parts, add_identity, first_layer, folded, norm_neuron
 from spiketriton.models.memory import mark_spikes
@@ -62,9 +63,11 @@ class FeedForward(Network):
         self.layers, self.hidden = nn.ModuleList(layers), nn.ModuleList(hidden)
         self.fc = nn.Linear(features, classes)
         self._initialize()
-        if parts.model.start == "identity" and self.reads == "mean":  # a VGG starts as its paper's
+        start = parts.model.start
+        if start == "identity" or (start == "auto" and parts.model.name in CHAINS):
             for layer in layers[1:]:  # the first has another number of inputs
-                add_identity(layer.weights)
+                if layer.weights.weight.shape[0] == layer.weights.weight.shape[1]:
+                    add_identity(layer.weights)
 
     def features(self, images: Tensor, steps: int) -> Tensor:
         first, *rest = self.layers
@@ -125,6 +128,7 @@ class MLP(FeedForward):
 # hidden layer reads for each of its own, if there is one; width
 PLANS: dict[str, tuple[tuple[int | str, ...], int, int]] = {
     "vggsnn": ((1, 2, "avg", 4, 4, "avg", 8, 8, "avg", 8, 8, "avg"), 0, 64),
+    "vgg8": ((1, 2, "max", 2, 8, "max", 8, 8, "max", 8, "max"), 0, 32),
     "vgg11": ((1, "max", 2, "max", 4, 4, "max", 8, 8, "max", 8, 8, "max"), 0, 64),
     "vgg16": ((1, 1, "max", 2, 2, "max", 4, 4, 4, "max", 8, 8, 8, "max", 8, 8, 8, "max"), 0, 64),
     "csnn": ((1, 1, 1, "avg", 1, 1, 1, "avg"), 4, 256),
@@ -140,8 +144,9 @@ class VGG(FeedForward):
     """3x3 convolutions with norm and neuron, pools that halve the image, and linear layers on what is left of it.
 
     `vggsnn` is Deng et al. 2022 (TET, arXiv 2202.11946). `vgg11` and `vgg16` are the convolutions of Simonyan &
-    Zisserman 2014 (arXiv 1409.1556) with batch norm and one linear layer. `csnn` is the network of Fang et al. 2023
-    (PSN, arXiv 2304.12760) for CIFAR-10, with a hidden layer. Pools without a side left to halve are left out.
+    Zisserman 2014 (arXiv 1409.1556) with batch norm and one linear layer, `vgg8` nearly those of Jordan 2024 (airbench,
+    arXiv 2404.00498). `csnn` is the network of Fang et al. 2023 (PSN, arXiv 2304.12760) for CIFAR-10, with a hidden
+    layer. Pools without a side left to halve are left out.
     """
 
     reads = "flatten"

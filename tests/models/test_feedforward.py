@@ -35,6 +35,22 @@ def test_an_identity_start_adds_the_identity_to_a_tenth_of_the_usual_weights(nam
         torch.testing.assert_close(weight, identity + 0.1 * before, rtol=0, atol=1e-7)
 
 
+def test_a_vgg_starts_as_its_papers_unless_its_square_layers_are_asked_to_pass_their_input_on():
+    """vgg8, in units of 4 channels: 1, 2, 2, 8, 8, 8, 8."""
+    usual, same, ours = (
+        build("vgg8", width=4, start=start) for start in ("auto", "kaiming", "identity")
+    )
+    assert all(map(torch.equal, usual.state_dict().values(), same.state_dict().values()))
+    for before, layer in zip(usual.layers, ours.layers, strict=True):
+        wanted, weight = before.weights.weight.clone(), layer.weights.weight
+        square = weight.shape[0] == weight.shape[1]
+        if square:
+            wanted *= 0.1
+            wanted[range(len(weight)), range(len(weight)), 1, 1] += 1.0
+        assert square == (tuple(weight.shape[:2]) in {(8, 8), (32, 32)})
+        torch.testing.assert_close(weight, wanted, rtol=0, atol=1e-7)
+
+
 def test_vggsnn_is_the_papers():
     """Deng et al. 2022: 64, 128, pool, 256, 256, pool, 512, 512, pool, 512, 512, pool, linear; no identities."""
     model = build("vggsnn", channels=2, image_size=48)

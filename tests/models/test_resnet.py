@@ -96,6 +96,7 @@ def test_a_net_of_single_pixels_is_warned_of_once(name, stem, size, advice, caps
         ("resnet56", 852_500, 6e3),
         ("resnet110", 1_732_500, 6e3),
         # by hand: 9 C C' of a convolution (C C' of a shortcut's), 2 C' of a norm, linear layers with biases
+        ("vgg8", 1_985_706, 0),
         ("vgg11", 9_228_362, 0),
         ("vgg16", 14_724_042, 0),
         ("resnet19", 12_697_994, 0),
