@@ -1,13 +1,12 @@
-"""What every test shares: which backend serves a kernel test, the slow switch, runs that many look at.
+"""What every test shares: where Triton runs, which backend serves a kernel test, the slow switch.
 
 A GPU is for the tests of kernels. Those of the engine compare trainings bit for bit and sentence by
 sentence: they find none, here and in the processes that they start, and no processor with instructions for bf16.
 
-torch and the kernels are imported where tests are collected (here.py): a process that only hands tests to others
-starts these six seconds sooner.
+Without a GPU the Triton kernels are interpreted. Triton decides that when it is imported, so the
+variable is set here, before anything imports it, and taken away again: outside the tests that ask
+for the triton backend, CPU tensors go where they go for a user, and so do child processes.
 """
-
-from __future__ import annotations
 
 import inspect
 import os
@@ -18,20 +17,30 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+import torch
 
-if TYPE_CHECKING:
-    import torch
+CUDA = torch.cuda.is_available()
+START = "spawn" if CUDA else "fork"  # of processes: autograd's threads of a GPU survive no fork
 
+torch.set_num_threads(1)  # tests are small: a second thread mostly waits for the first
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # kernel tests are deterministic
 os.environ.setdefault("SPIKETRITON_WHOLE", "1")  # one compile serves all tests of a kind
 
+if CUDA:  # this process keeps it, and what it starts sees none: the engine is tested on the CPU
+    torch.cuda.init()
+    torch.cuda.device_count()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-def pytest_collectstart() -> None:
-    """Before a file of tests imports Triton."""
-    from tests import here  # noqa: F401
+if not CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"
+    from spiketriton_kernels.backends import triton_neuron  # noqa: F401 - decorates the kernels as interpreted
+
+    del os.environ["TRITON_INTERPRET"]
+
+from spiketriton_kernels import use_backend  # noqa: E402 - Triton must be imported after that
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,11 +58,12 @@ def find_compiler() -> str | None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """What it needs, and what serves here."""
+    where = "on the GPU" if CUDA else "interpreted, as there is no GPU"
     compiler = find_compiler()
     native = f"by {compiler}" if compiler else f"is skipped: install one of {', '.join(COMPILERS)}"
     return [
         "spiketriton: needs no network, no GPU and no account; the whole suite about 9 minutes of a core",
-        f"kernels: Triton on the GPU, interpreted where there is none; compiled C++ {native}",
+        f"kernels: Triton {where}; compiled C++ {native}",
     ]
 
 
@@ -74,7 +84,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     pytest --numprocesses=N chooses otherwise.
     """
     if config.args_source == pytest.Config.ArgsSource.TESTPATHS:
-        return min(os.cpu_count() or 1, 8 if shutil.which("nvidia-smi") else 4)
+        return min(os.cpu_count() or 1, 8 if CUDA else 4)
     files = [path for arg in config.args for path in Path(arg).rglob("test_*.py")]
     many = sum(path.stat().st_size for path in files) > MANY or any(map(_starts, files))
     return 2 if many and (os.cpu_count() or 1) > 1 else 0
@@ -90,8 +100,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # files that take long come first, so that none holds up the end: they start processes, or have many tests
         tests = Counter(item.path for item in items)
         items.sort(key=lambda item: (not _starts(item.path), -tests[item.path], item.path))
-    from tests.here import CUDA
-
     skipped = [(not CUDA, "gpu", "needs a CUDA device")]
     skipped.append((not config.getoption("--slow"), "slow", "takes minutes; run with --slow"))
     for item in items:
@@ -134,8 +142,6 @@ def need_native() -> None:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item):
     """A test outside tests/kernels, and what its fixtures train, finds no GPU, and computes in fp32 unless told."""
-    import torch
-
     with pytest.MonkeyPatch.context() as patch:
         if Path(__file__).parent / "kernels" not in item.path.parents:
             patch.setattr(torch.cuda, "is_available", lambda: False)
@@ -146,8 +152,6 @@ def pytest_runtest_protocol(item: pytest.Item):
 @pytest.fixture
 def triton_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton kernels serve every tensor: interpreted, or on the GPU where they live on `device`."""
-    from tests.here import CUDA
-
     if not CUDA:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         round_to_nearest(monkeypatch)
@@ -158,7 +162,6 @@ def triton_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 def round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the interpreter round float32 to bfloat16 as GPUs do; by itself it cuts bits off."""
-    import torch
     from triton import language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -244,8 +247,6 @@ def backend(request: pytest.FixtureRequest):
         request.getfixturevalue("triton_backend")
     if request.param == "native":
         need_native()
-    from spiketriton_kernels import use_backend
-
     with use_backend(request.param):
         yield request.param
 
@@ -253,10 +254,6 @@ def backend(request: pytest.FixtureRequest):
 @pytest.fixture
 def device(backend: str) -> torch.device:
     """Where the backend's tensors live."""
-    import torch
-
-    from tests.here import CUDA
-
     return torch.device("cuda" if CUDA and backend != "native" else "cpu")
 
 

@@ -25,8 +25,7 @@ from spiketriton_kernels import (
     unpack_spikes,
     use_backend,
 )
-from tests.conftest import need_native
-from tests.here import CUDA, START
+from tests.conftest import CUDA, START, need_native
 from tests.kernels.cases import KINDS, PLAIN, answered, drawn
 from tests.kernels.support import case_id, normal, pairwise
 

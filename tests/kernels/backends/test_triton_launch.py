@@ -11,7 +11,7 @@ from triton import language as tl
 from profiling.harness.launcher import Driver, without_gpu
 from spiketriton_kernels.backends import triton_launch
 from spiketriton_kernels.backends.triton_launch import launch
-from tests.here import CUDA
+from tests.conftest import CUDA
 from tests.processes import said_by
 
 pytestmark = pytest.mark.skipif(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spiketriton_kernels import multistep_bn_lif, multistep_lif
-from spiketriton_kernels.backends import triton_launch, tuning
+from spiketriton_kernels.backends import triton_launch, triton_tiles, tuning
 from spiketriton_kernels.backends.tuning import KERNELS, Tuning, read, trying, tuned, write
 from tests.kernels.support import as_layout, normal
 from tests.processes import said_by
@@ -53,8 +53,9 @@ usual_work = cache(work)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_another_choice_computes_the_same(triton_backend, kernel):
+def test_another_choice_computes_the_same(triton_backend, monkeypatch, kernel):
     """Sums may differ by their rounding. One kernel is launched otherwise, by every field that it has."""
+    monkeypatch.setattr(triton_tiles, "PROCESSORS", 1)  # so that a program walks over several tiles
     what = OF.get(kernel, "norm")
     expected, usual = usual_work(what)
     with trying(kernel, OTHER):
@@ -67,7 +68,7 @@ def test_another_choice_computes_the_same(triton_backend, kernel):
         for one, other in zip(launched, usual, strict=True)
         if one != other and not one[0].startswith("join")
     ]
-    ((name, programs, named), (_, _, was)) = changed[0]
+    ((name, programs, named), (_, before, was)) = changed[0]
     assert len(changed) == 1
     assert name.removesuffix("_kernel") in kernel.replace("norm back", "norm_back")
     cut = named["CUT"]
@@ -78,7 +79,7 @@ def test_another_choice_computes_the_same(triton_backend, kernel):
     if "stages" in KERNELS[kernel]:
         assert 3 in (named.get("STAGES"), named.get("WINDOW", (0,))[-1])
     if "programs" in KERNELS[kernel]:
-        assert programs[0] == min(132, programs[0])
+        assert programs[0] == 1 < before[0]
     assert kernel != "walk" or work(what)[1] == usual  # afterwards
 
 

@@ -10,7 +10,7 @@ from torch.distributed.nn.functional import all_reduce
 from spiketriton_kernels import multistep_bn_lif, use_backend
 from spiketriton_kernels.nn import LIF
 from spiketriton_kernels.nn.fuse import fuse
-from tests.here import CUDA, START
+from tests.conftest import CUDA, START
 from tests.kernels.support import normal
 
 T, B, C = 4, 6, 3
