@@ -24,6 +24,7 @@ from profiling.sections.step import (
     modes,
 )
 from spiketriton.config.names import Events, Images
+from spiketriton.config.shipped import shipped_recipes
 from spiketriton.models import Network
 from spiketriton.training.graphs import WARM_UP
 from spiketriton_kernels import pointwise
@@ -199,9 +200,10 @@ def test_a_step_has_its_memory_beside_its_time(measured, quick):
     assert grid.lines[0][3] == tables.megabytes(row["peak_bytes"])
 
 
-def test_every_data_set_has_its_images_here():
-    """Or `step` would not know what to feed a recipe's network."""
-    assert set(recipes.IMAGES) == {*get_args(Images), *get_args(Events)}
+def test_the_images_of_every_shipped_recipe_are_known_here():
+    """Or `step` would not know what to feed its network."""
+    shipped = {find_recipe(name).data.name for name in shipped_recipes()}
+    assert shipped <= {*recipes.IMAGES} <= {*get_args(Images), *get_args(Events)}
 
 
 def test_each_kind_of_block_in_each_mode(measured, quick):

@@ -65,7 +65,7 @@ OPCHECKED = [
     *((backend, PLAIN | dict(equation=e, size=size, states="wide", T=2), LOOKS[:3])
       for backend, e, size in each(
           ["native", "torch"], [*KINDS.values()], [(1, 2, 2, 2), (2, 3), (2, 3, 4), (1, 2, 2, 2, 2)])),
-    ("triton", PLAIN | dict(T=17, size=(1, 1, 3)), LOOKS),  # the fake outputs count the checkpoints too
+    ("triton", PLAIN | dict(T=17, size=(1, 1, 3)), LOOKS[:3]),  # the fake outputs count the checkpoints too
 ]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from spiketriton_kernels import (
 from tests.kernels.cases import OPTIONS, assert_as_defined
 from tests.kernels.support import DTYPES, as_layout, dyadic
 
-EXAMPLES = {"triton": 8, "native": 60, "torch": 60}
+EXAMPLES = {"triton": 8, "native": 30, "torch": 30}
 MORE = 10  # times as many with --slow
 
 WRONG_NUMBERS = ["0.5", None, True, math.nan, math.inf, -math.inf, 1j, [0.5], 10**400]
