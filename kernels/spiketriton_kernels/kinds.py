@@ -20,7 +20,6 @@ from .neuron import PARAMETERS, Neuron
 from .steps.graph import Graph, Node, Ref, Value
 from .steps.printed import ANY, WHOLE
 from .steps.step import Step, header, trace
-from .surrogate import SHAPES
 
 
 class Printed(NamedTuple):
@@ -95,27 +94,24 @@ def forms(kind: str) -> list[Form]:
 def header_of(made: Sequence[Form]) -> str:
     """The header that native.cpp is compiled with for these forms of a kind."""
     name = made[0].name if len(made) == 1 else made[0].kind
-    return header(name, [form.printed().step for form in made], apart=True)
+    found = [form.printed() for form in made]
+    sources = {_word(name): _source(name) for each in found for name in each.reads}
+    return header(name, [each.step for each in found], sources)
 
 
-def constants_of(neuron: Neuron, made: Sequence[Form], wide: torch.dtype) -> Tensor:
-    """What these forms of a kind read, [P, C or 1], as the definition computes it."""
-    reads = [*dict.fromkeys(name for form in made for name in form.printed().reads)]
-    given = dict(zip(PARAMETERS, neuron.parameters, strict=True))
-    given |= {"height": neuron.height, WHOLE: neuron.levels, "shape": _NUMBERS.get(neuron.shape, 0)}
-    sources = [given[{"inverse_width": "width", **_FROM}.get(name, name)] for name in reads]
-    numbers = [0.0 if isinstance(value, Tensor) else value for value in sources]
-    numbers = [1 - n if name in _FROM else n for n, name in zip(numbers, reads, strict=True)]
-    found = torch.tensor(numbers, dtype=wide)[:, None].repeat(1, neuron.parameter_size)
-    for row, name, value in zip(found.unbind(), reads, sources, strict=True):
-        if isinstance(value, Tensor):
-            row[:] = 1 - value.detach() if name in _FROM else value.detach()
-        if name == "inverse_width":
-            row.reciprocal_()
-    return found
+GIVEN = (*PARAMETERS, "height", WHOLE, "shape")
+"""What a step is told in C++, in the order of ``Parameter`` in neurons.h."""
 
 
-_NUMBERS = {shape: number for number, shape in enumerate(SHAPES)}
+def _source(name: str) -> tuple[int, int]:
+    """From which of ``GIVEN`` a constant is made, and how: ``Made`` in neurons.h."""
+    if name == "inverse_width":
+        return GIVEN.index("width"), 2
+    return GIVEN.index(_FROM.get(name, name)), int(name in _FROM)
+
+
+def _word(name: str) -> str:
+    return name.replace(" ", "_")
 
 
 def _of_any_shape(printed: Printed) -> Printed:
@@ -163,8 +159,7 @@ def _printed(
         if isinstance(by.get(name), Ref):
             row = PARAMETERS.index(source)
             rows[row] = step.graph.add("sub", rows[row], by[name])
-    words = tuple(name.replace(" ", "_") for name in reads)
-    return Printed(dataclasses.replace(step, constants=words, by_constants=tuple(rows)), reads)
+    return Printed(dataclasses.replace(step, constants=tuple(map(_word, reads)), by_constants=tuple(rows)), reads)
 
 
 def _name(graph: Graph, ref: Value) -> str:

@@ -31,9 +31,9 @@ import torch
 
 from .. import neuron as records
 from ..cache import cache_folder
-from ..kinds import Form, constants_of, forms, header_of
+from ..kinds import GIVEN, Form, forms, header_of
 from ..layout import axis_of
-from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream, membrane_dtype
+from ..neuron import PARAMETERS, Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..steps.step import named, written
 from ..surrogate import SHAPES
 
@@ -73,13 +73,10 @@ _EXTRAS = (
 )  # fmt: skip
 
 _INPUT = struct.Struct("@4q2i")
-_NEURON = struct.Struct("@4i7q7d4P")
+_NEURON = struct.Struct(f"@2i{2 + len(PARAMETERS)}q{2 + len(GIVEN)}d{len(PARAMETERS)}P")
 _FORTH = struct.Struct("@4d17P")
 _BACK = struct.Struct("@14P")
 """The parts of native.cpp's Call."""
-_HELD = 4
-"""How many of a neuron's parameters LIF has."""
-_NO_PARAMETERS = (*[1] * _HELD, *[0.0] * _HELD)
 _NO_NEURON, _NOTHING_BACK = bytes(_NEURON.size), bytes(_BACK.size)
 _NOT_RUNNING: tuple[None, None, float] = (None, None, 0.0)
 _FIELDS = Neuron._fields.index("mean")
@@ -329,44 +326,45 @@ def _printed(kind: str, reset: str, detach: bool, shape: str, learns: tuple[str,
     return Form.of(kind, reset, detach, shape if shape in _SHAPES else "atan", learns).name
 
 
-def _called(neuron: Neuron, dtype: torch.dtype) -> tuple[Library, bytes, torch.Tensor | None]:
-    """What serves a neuron, its part of the call, and what that points to."""
-    found = library(dtype, kind_of(neuron))
-    packed = _packed if neuron.is_plain else _packed.__wrapped__
-    return found, *packed(neuron[:_FIELDS], dtype, found.whole)
+def _called(neuron: Neuron, dtype: torch.dtype) -> tuple[Library, bytes]:
+    """What serves a neuron, and its part of the call."""
+    kind = kind_of(neuron)
+    found = library(dtype, kind)
+    if neuron.is_plain:
+        return found, _remembered(neuron[:_FIELDS], kind, found.whole)
+    return found, _packed(neuron, kind, found.whole)
+
+
+def _packed(neuron: Neuron, kind: str, whole: bool) -> bytes:
+    if neuron.by_hand:
+        form = _TO_RESET_LEAK if neuron.leaks_to_reset else _RESETS[neuron.reset]
+    else:
+        form = _number(kind) if whole and neuron.own is None else 0
+    given = neuron.parameters if neuron.constants is None else (neuron.constants, *_NO_PARAMETERS)
+    sizes, numbers, pointers = [], [], []
+    for value in given:
+        learns = isinstance(value, torch.Tensor)
+        sizes.append(value.numel() if learns else 1)
+        numbers.append(0.0 if learns else value)
+        pointers.append(value.data_ptr() if learns else 0)
+    return _NEURON.pack(
+        form, neuron.detach_reset, neuron.rows, neuron.parameter_size, *sizes, *numbers, neuron.height, neuron.levels,
+        _SHAPES.get(neuron.shape, _ATAN), neuron.v_reset, neuron.v_start, *pointers,
+    )  # fmt: skip
+
+
+_NO_PARAMETERS = (0.0,) * (len(PARAMETERS) - 1)
 
 
 @functools.lru_cache(maxsize=256)
-def _packed(
-    fields: tuple[Any, ...], dtype: torch.dtype, whole: bool
-) -> tuple[bytes, torch.Tensor | None]:
-    neuron = Neuron(*fields)
-    if not neuron.by_hand:
-        constants, number = neuron.constants, 0
-        if neuron.own is None:
-            form = Form.named(kind_of(neuron))
-            number = form.whole if whole else 0
-            made = forms(neuron.kind) if whole else [form]
-            constants = constants_of(neuron, made, membrane_dtype(dtype))
-        count, place = (0, 0) if constants is None else (len(constants), constants.data_ptr())
-        counts = count, neuron.rows, neuron.parameter_size
-        told = number, 0, 0, 0, *counts, *_NO_PARAMETERS, 0.0, 0.0, 0.0, place, 0, 0, 0
-        return _NEURON.pack(*told), constants
-    sizes, numbers, pointers = [], [], []
-    for value in neuron.parameters[:_HELD]:
-        if isinstance(value, torch.Tensor):
-            sizes.append(value.numel())
-            numbers.append(0.0)
-            pointers.append(value.data_ptr())
-        else:
-            sizes.append(1)
-            numbers.append(value)
-            pointers.append(0)
-    reset = _TO_RESET_LEAK if neuron.leaks_to_reset else _RESETS[neuron.reset]
-    return _NEURON.pack(
-        reset, neuron.detach_reset, _SHAPES[neuron.shape], 1, _HELD, neuron.rows, neuron.parameter_size,
-        *sizes, *numbers, neuron.v_reset, neuron.v_start, neuron.height, *pointers,
-    ), None  # fmt: skip
+def _remembered(fields: tuple[Any, ...], kind: str, whole: bool) -> bytes:
+    return _packed(Neuron(*fields), kind, whole)
+
+
+@functools.cache
+def _number(kind: str) -> int:
+    """A form's, in the library of its whole kind."""
+    return Form.named(kind).whole
 
 
 def forward(
@@ -375,7 +373,7 @@ def forward(
     """``saved`` stays as it is: a block of neurons replays its window from cache."""
     x = inputs.x
     spikes, v_last, m_last, trace, _, current = out
-    served, constants, _held = _called(neuron, x.dtype)
+    served, constants = _called(neuron, x.dtype)
     running_mean, running_var, momentum = running or _NOT_RUNNING
     more = spikes, v_last, m_last, trace, current, running_mean, running_var
     places = _places(*neuron.norm, *inputs, *more)
@@ -395,7 +393,7 @@ def backward(
 ) -> None:
     """Fill what ``out`` holds tensors for."""
     x = inputs.x
-    served, constants, _held = _called(neuron, x.dtype)
+    served, constants = _called(neuron, x.dtype)
     read = _places(*neuron.norm, *inputs)
     forth = _FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *read, 0, 0, 0, 0, 0, 0, 0)
     call = _input(x) + constants + forth + _BACK.pack(*_places(*upstream, sums, *out))

@@ -324,11 +324,14 @@ _SURROGATE = ("phi", "primitive")
 _POINTWISE = ("divided", "expm1", "log1p", "nearest", "sigmoid", "sign", "tanh", "trunc")
 
 
-def header(name: str, steps: Sequence[Step], apart: bool = False) -> str:
+def header(
+    name: str, steps: Sequence[Step], made: Mapping[str, tuple[int, int]] | None = None
+) -> str:
     """What native.cpp is compiled with for these steps, of the same states, each by its number.
 
     Args:
-        apart: the second state lies in a tensor of its own.
+        made: of a kind of ours, whose second state lies in a tensor of its own: from which given value each constant
+            is made, and how (``FROM`` and ``MADE``). None: constants lie one after the other.
     """
     first, shared = steps[0], [step.spiking_in_cpp for step in steps]
     constants = [*dict.fromkeys(name for step in steps for name in step.constants)]
@@ -337,7 +340,8 @@ def header(name: str, steps: Sequence[Step], apart: bool = False) -> str:
         told = [str(value).lower() if isinstance(value, bool) else repr(value) for value in values]
         return f"constexpr {kind} {field} = {{{', '.join(told)}}};"
 
-    rows = len(first.by_constants)
+    rows, sources = len(first.by_constants), [(made or {}).get(c, (-1, 0)) for c in constants]
+    sources.append((-1, 0))
     learns = ", ".join("{" + ", ".join("01"[row] for row in step.learns) + "}" for step in steps)
     return f"""\
 // {name}: what a step makes of its current x and the states before it, and the gradient's way back.
@@ -348,11 +352,13 @@ def header(name: str, steps: Sequence[Step], apart: bool = False) -> str:
 constexpr int FORMS = {len(steps)}, STATES = {len(first.states)}, ROWS = {rows};
 constexpr int CONSTANTS = {len(constants)}, KEPT = {max(len(s.kept) for s in steps)};
 {numbers("double", "STARTS[STATES]", first.starts)}
+{numbers("int", "FROM[CONSTANTS + 1]", (source for source, _ in sources))}
+{numbers("int", "MADE[CONSTANTS + 1]", (how for _, how in sources))}
 {numbers("int", "KEEPS[FORMS]", (len(step.kept) for step in steps))}
 {numbers("int", "FORTH_AS[FORMS]", map(shared.index, shared))}  // the first step of the same spikes and states
 constexpr bool LEARNS[FORMS][ROWS + 1] = {{{learns}}};  // the gradient of another is 0
 {numbers("bool", "LEARNING[FORMS]", (any(step.learns) for step in steps))}
-constexpr bool APART = {str(apart).lower()};  // whether the second state lies in another tensor
+constexpr bool APART = {str(made is not None).lower()};  // whether the second state lies in another tensor
 constexpr bool WAITS = {str(any(s.waits for s in steps)).lower()};  // whether a step waits long for the one before
 
 {"".join(step.struct(i, constants) for i, step in enumerate(steps))}

@@ -64,7 +64,7 @@ struct Kept {
         if (mode == OBSERVE && KIND != OWN) unit.resize(window);
         if (KIND != OWN && c.out_parameters && c.parameters[WIDTH]) turn.resize(window);
         for (int p = 0; c.out_parameters && p < c.rows; p++)
-            if (KIND == OWN ? LEARNS[c.reset][p] : given_of(c, p) != nullptr) learnt[p].resize(size);
+            if (KIND == OWN ? LEARNS[c.reset][p] : c.parameters[p] != nullptr) learnt[p].resize(size);
     }
 };
 
@@ -105,7 +105,7 @@ inline double total(V v) {
 template <int RESET, bool ATTACHED, int SHAPE, int MODE, bool ONE>
 __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &kept) {
     const Call &c = b.c;
-    const A height = A(c.height);
+    const A height = A(c.numbers[HEIGHT]);
     const Rules<RESET, ONE> rules(b);
     const Values<ONE> widths(b.parameters[KIND == OWN ? 0 : WIDTH]), inverse_widths(b.inverse_width);
     const A *means = b.of[MEAN].data(), *scales = b.of[SCALE].data(), *biases = b.of[BIAS].data(), *rstds = b.of[RSTD].data(),
@@ -267,7 +267,7 @@ void back_mode(const Block &b, const Back &s, Kept &kept) {
         });
     };
     if constexpr (MODE >= LEARN) go(Number<0>{}, std::false_type{});
-    else with_shape(b.c.shape, [&](auto shape) { with(b.uniform, [&](auto one) { go(shape, one); }); });
+    else with_shape(int(b.c.numbers[SHAPE]), [&](auto shape) { with(b.uniform, [&](auto one) { go(shape, one); }); });
 }
 
 void back(const Block &b, const Back &s, Kept &kept, int mode) {
@@ -276,7 +276,7 @@ void back(const Block &b, const Back &s, Kept &kept, int mode) {
     if constexpr (KIND == OWN)
         if (mode == LEARN) return back_mode<LEARN>(b, s, kept);
 #ifndef SPIKETRITON_STEP
-    with_shape(b.c.shape, [&](auto shape) { surrogates<decltype(shape)::value>(b, s, kept); });
+    with_shape(int(b.c.numbers[SHAPE]), [&](auto shape) { surrogates<decltype(shape)::value>(b, s, kept); });
 #endif
     back_mode<OBSERVE>(b, s, kept);
 }

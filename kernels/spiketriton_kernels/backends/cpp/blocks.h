@@ -17,10 +17,10 @@ struct Call {
     int64_t steps, neurons, channels, inner;
     int32_t threads, measures;
 
-    int32_t reset, detach_reset, shape, unused;            // OWN: reset is the number of the step
-    int64_t constants, rows, parameter_size, sizes[PARAMETERS];
-    double numbers[PARAMETERS], v_reset, v_start, height;
-    const void *parameters[PARAMETERS];                     // float (double for double), null: the number; OWN: the first has all
+    int32_t reset, detach_reset;                            // OWN: reset is the number of the step
+    int64_t rows, parameter_size, sizes[PARAMETERS];
+    double numbers[GIVEN], v_reset, v_start;
+    const void *parameters[PARAMETERS];                     // float (double for double), null: the number; the first may have all
 
     double eps, bn_scale, count, momentum;
     void *mean, *var;                                       // null: no norm; filled first where the call measures
@@ -136,11 +136,15 @@ struct Norm {
     }
 };
 
-// A constant: its values, null for a number, and how many there are.
+// A constant: its values, null for a number, and how many there are. Those that come from nowhere lie one after the other.
 inline const A *given_of(const Call &c, int p) {
-    return KIND == OWN ? from<A>(c.parameters[0], p * c.parameter_size) : reals(c.parameters[p]);
+    if (FROM[p] < 0) return from<A>(c.parameters[0], p * c.parameter_size);
+    return FROM[p] < PARAMETERS ? reals(c.parameters[FROM[p]]) : nullptr;
 }
-inline int64_t size_of(const Call &c, int p) { return KIND == OWN ? c.parameter_size : c.sizes[p]; }
+inline int64_t size_of(const Call &c, int p) {
+    if (FROM[p] < 0) return c.parameter_size;
+    return FROM[p] < PARAMETERS ? c.sizes[FROM[p]] : 1;
+}
 
 // Whether a constant differs between neurons: one that all channels learn from the same start, or share, does not.
 inline bool differs(const Call &c, int p) {
@@ -161,10 +165,10 @@ struct Block {
 
     Block(const Call &call, const Norm &norm_, const Cut &cut)
         : c(call), norm(norm_), size(cut.size), aligned(cut.aligned) {
-        for (int p = 0; p < c.constants; p++)
+        for (int p = 0; p < CONSTANTS; p++)
             if (differs(c, p)) varies[p] = true, uniform = false;
         const size_t padded = size_t(cut.padded() + LANES);  // for `spread`
-        for (int p = 0; p < c.constants; p++) parameters[p].resize(padded);
+        for (int p = 0; p < CONSTANTS; p++) parameters[p].resize(padded);
         if (KIND != OWN) inverse_width.resize(padded);
         if (KIND != OWN && c.reset == TO_RESET_LEAK) leak.resize(padded);
         for (int v = 0; c.mean && v < OF_NORM; v++)
@@ -178,11 +182,14 @@ struct Block {
         const bool first = filled == -2;
         if (!first && (aligned || (uniform && !c.mean) || (channel >= 0 && channel == filled))) return;
         filled = channel;
-        for (int p = 0; p < c.constants; p++) {
+        for (int p = 0; p < CONSTANTS; p++) {
             if (!(first || varies[p])) continue;
             const A *given = given_of(c, p);
+            const double number = given ? 0 : c.numbers[FROM[p]];  // 1 - number rounds once
             if (varies[p]) spread(c, start, size, given, parameters[p].data());
-            else std::fill(parameters[p].begin(), parameters[p].end(), given ? *given : A(c.numbers[p]));
+            else std::fill(parameters[p].begin(), parameters[p].end(), given ? *given : A(MADE[p] == ONE_MINUS ? 1 - number : number));
+            if (MADE[p] == ONE_OVER || (MADE[p] == ONE_MINUS && given))
+                for (A &value : parameters[p]) value = MADE[p] == ONE_OVER ? A(1) / value : A(1) - value;
             if (KIND == OWN) continue;
             if (p == DECAY)
                 for (size_t i = 0; i < leak.size(); i++) leak[i] = given ? A(1) - parameters[p][i] : A(1 - c.numbers[p]);

@@ -11,7 +11,10 @@ namespace {
 enum { LIF, DELAYED, OWN };  // DELAYED: LIF whose reset belongs to the next step
 constexpr int KIND = SPIKETRITON_KIND;
 
-enum Parameter { DECAY, THRESHOLD, WIDTH, GAIN, PARAMETERS };
+// What a call says of its neuron: what may learn, and numbers.
+enum Parameter { DECAY, THRESHOLD, WIDTH, GAIN, RHO, BETA, PARAMETERS, HEIGHT = PARAMETERS, LEVELS, SHAPE, GIVEN };
+// What a constant is of what was given.
+enum Made { AS_GIVEN, ONE_MINUS, ONE_OVER };
 
 // What a build is restricted to, so that the first call of a neuron waits for less; -1: nothing.
 #ifdef SPIKETRITON_RESET
@@ -31,7 +34,8 @@ template <int FORM> using StepAt = std::tuple_element_t<FORM, Steps>;
 // What is carried from step to step, what a way back keeps of a step (h), and what may learn; a form is a reset.
 struct ByHand { struct Constants {}; };
 template <int> using StepAt = ByHand;
-constexpr int FORMS = 4, STATES = 1, KEPT = 1, CONSTANTS = PARAMETERS, ROWS = PARAMETERS;
+constexpr int FORMS = 4, STATES = 1, KEPT = 1, CONSTANTS = RHO, ROWS = RHO;
+constexpr int FROM[CONSTANTS] = {DECAY, THRESHOLD, WIDTH, GAIN}, MADE[CONSTANTS] = {};
 constexpr bool APART = false, WAITS = false, LEARNING[FORMS] = {}, LEARNS[FORMS][ROWS + 1] = {};
 constexpr double STARTS[STATES] = {0};
 constexpr int KEEPS[FORMS] = {1, 1, 1, 1}, FORTH_AS[FORMS] = {0, 1, 2, 3};
