@@ -159,7 +159,8 @@ def _printed(
         if isinstance(by.get(name), Ref):
             row = PARAMETERS.index(source)
             rows[row] = step.graph.add("sub", rows[row], by[name])
-    return Printed(dataclasses.replace(step, constants=tuple(map(_word, reads)), by_constants=tuple(rows)), reads)
+    words = tuple(map(_word, reads))
+    return Printed(dataclasses.replace(step, constants=words, by_constants=tuple(rows)), reads)
 
 
 def _name(graph: Graph, ref: Value) -> str:

@@ -340,13 +340,19 @@ def _packed(neuron: Neuron, kind: str, whole: bool) -> bytes:
         form = _TO_RESET_LEAK if neuron.leaks_to_reset else _RESETS[neuron.reset]
     else:
         form = _number(kind) if whole and neuron.own is None else 0
-    given = neuron.parameters if neuron.constants is None else (neuron.constants, *_NO_PARAMETERS)
+    given = neuron.parameters
+    if neuron.constants is not None:
+        given = neuron.constants, *_NO_PARAMETERS
     sizes, numbers, pointers = [], [], []
     for value in given:
-        learns = isinstance(value, torch.Tensor)
-        sizes.append(value.numel() if learns else 1)
-        numbers.append(0.0 if learns else value)
-        pointers.append(value.data_ptr() if learns else 0)
+        if isinstance(value, torch.Tensor):
+            sizes.append(value.numel())
+            numbers.append(0.0)
+            pointers.append(value.data_ptr())
+        else:
+            sizes.append(1)
+            numbers.append(value)
+            pointers.append(0)
     return _NEURON.pack(
         form, neuron.detach_reset, neuron.rows, neuron.parameter_size, *sizes, *numbers, neuron.height, neuron.levels,
         _SHAPES.get(neuron.shape, _ATAN), neuron.v_reset, neuron.v_start, *pointers,

@@ -186,7 +186,7 @@ class Stepping(nn.Module):
             values = reads.of(self._constants(wide, x.device))
             size = max(value.numel() for value in values)
             stacked = torch.stack([v if v.shape == (size,) else v.expand(size) for v in values])
-            if numbers:
+            if numbers and not stacked.is_inference():
                 kept[wide, x.device] = stacked
         return _NO_CONSTANTS._replace(kind=step.name, constants=stacked)
 

@@ -133,7 +133,7 @@ def test_a_lif_as_a_step_is_lif(backend, device):
 
 
 @pytest.mark.parametrize("cls", [Adaptive, Gated], ids=lambda cls: cls.__name__)
-@pytest.mark.parametrize("T", [4, 18])
+@pytest.mark.parametrize("T", [1, 4, 18])
 def test_behind_batch_norm_and_a_residual(backend, device, cls, T):
     """Norm, residual and what is added to the spikes, in one operation and by the definition."""
     neuron = made(cls, C).to(device)
@@ -187,7 +187,7 @@ def test_a_slope_that_is_infinite_of_zeros_beyond_the_tensor_reaches_no_gradient
     assert_close(found, truth, 1e-3)
 
 
-@pytest.mark.parametrize("T", [3, 17])
+@pytest.mark.parametrize("T", [1, 3, 17])
 def test_chunks_continue_the_window_and_hand_gradients_back(backend, device, T):
     whole, parts = (Adaptive(C, stateful=stateful).to(device) for stateful in (False, True))
     x = normal((2 * T, 2, C, 5), device=device, std=1.5).requires_grad_()
@@ -197,8 +197,8 @@ def test_chunks_continue_the_window_and_hand_gradients_back(backend, device, T):
     assert parts.v.shape == (2, 2, C, 5)
     assert torch.equal(spikes, expected)
     assert_close(grads(parts, spikes, x, weights), grads(whole, expected, x, weights))
-    with pytest.raises(ValueError, match=r"a chunk of shape \(3, 1, 3, 5\).* does not continue"):
-        parts(x[:3, :1])
+    with pytest.raises(ValueError, match=r"a chunk of shape \(1, 1, 3, 5\).* does not continue"):
+        parts(x[:1, :1])
 
 
 def test_steps_one_by_one_and_their_membranes(backend, device):
@@ -322,6 +322,16 @@ def test_batch_norm_module_packed_spikes_and_copies(backend, device):
 
     for other in (again, copy.deepcopy(unit)):
         assert torch.equal(other.neuron(y), unit.neuron(y))
+
+
+def test_it_learns_after_a_call_in_inference_mode(backend, device):
+    neuron, x = Plain(), normal((3, 2, C), device=device, std=1.5)
+    with torch.inference_mode():
+        expected = neuron(x)
+    spikes = neuron(x.requires_grad_())
+    assert torch.equal(spikes, expected)
+    spikes.sum().backward()
+    assert x.grad.any()
 
 
 def test_a_changed_number_counts_at_once(backend, device):

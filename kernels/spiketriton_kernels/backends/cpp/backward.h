@@ -41,13 +41,13 @@ struct Back {
     const A *grad_trace, *step_gain;                // or null
     int64_t stride;
     int size, n;
-    bool past;
+    bool past, given, wanted;                       // given, wanted: whether carried gradients are, after the last step and before the first
 
     Back(const Call &c, const Place &at, int size_, bool past_)
         : x(from<T>(c.x, at.start)), residual(from<T>(c.residual, at.start)), grad_s(from<T>(c.grad_s, at.start)),
           grad_current(from<T>(c.grad_current, at.start)), out(from<T>(c.dx, at.start)), dy(from<T>(c.dy, at.start)),
           grad_trace(from<A>(c.grad_trace, at.start)), step_gain(reals(c.step_gain)), stride(c.neurons), size(size_), n(at.n),
-          past(past_ && at.start % LANES == 0) {}
+          past(past_ && at.start % LANES == 0), given(c.grad_v_last || c.grad_m_last), wanted(c.out_v_init || c.out_m_init) {}
 };
 
 // What a thread keeps of a block on the way: states, and what of each step the way back reads; carried gradients; sums.
@@ -103,8 +103,9 @@ inline double total(V v) {
 }
 
 template <int RESET, bool ATTACHED, int SHAPE, int MODE, bool ONE>
-__attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &kept) {
+__attribute__((noinline)) void back_block(const Block &b, const Forth &replay, const Back &s, Kept &kept) {
     const Call &c = b.c;
+    const int64_t last = c.steps - 1, after = later(last, c.steps, s.stride, s.size);
     const A height = A(c.numbers[HEIGHT]);
     const Rules<RESET, ONE> rules(b);
     const Values<ONE> widths(b.parameters[KIND == OWN ? 0 : WIDTH]), inverse_widths(b.inverse_width);
@@ -113,7 +114,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
     A *by_of = kept.by.data(), *sum_dz = kept.sum_dz.data(), *sum_dz_x = kept.sum_dz_x.data();
     A *learnt[ROWS + 1];
     for (int p = 0; p < ROWS; p++) learnt[p] = kept.learnt[p].empty() ? nullptr : kept.learnt[p].data();
-    for (int64_t t = c.steps - 1; t >= 0; t--) {
+    for (int64_t t = last; t >= 0; t--) {
         const int64_t row = t * s.stride, in_window = t * s.size;
         const A k = s.step_gain ? s.step_gain[t] : A(1);
         const T *gs = s.grad_s + row, *x = s.x + row, *grad_current = s.grad_current ? s.grad_current + row : nullptr,
@@ -133,8 +134,18 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
             const auto &r = rules.at(i);
             const V grad = get<PART>(gs + i, n);
             V dx{}, by[STATES], of_step[KEPT];
-            for (int k = 0; k < STATES; k++) by[k] = load(by_of + k * size + i);
-            for (int k = 0; k < KEEPS[RESET]; k++) of_step[k] = load(of + k * window + i);
+            for (int k = 0; k < STATES; k++) by[k] = t < last || s.given ? load(by_of + k * size + i) : V{};
+            if (KIND == OWN && t == last) {  // forth and back at once
+                prefetch(x + after + i, LANES);
+                if (residual) prefetch(residual + after + i, LANES);
+                V current = get<PART>(x + i, n), state[STATES];
+                if (MODE != WRITE && c.mean) current = k * ((current - load(means + i)) * load(scales + i) + load(biases + i));
+                if (residual) current = current + get<PART>(residual + i, n);
+                for (int k = 0; k < STATES; k++) state[k] = replay.before(t, k, i);
+                forth_step<RESET>(r, current, state, of_step);
+            } else {
+                for (int k = 0; k < KEEPS[RESET]; k++) of_step[k] = load(of + k * window + i);
+            }
             if (MODE == OBSERVE && grad_trace) by[0] = by[0] + get<PART>(grad_trace + i, n);
             const V carried = by[0];
             const auto observe = [&](V unit, V factor, V spikes) {
@@ -152,7 +163,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
                 probe[GRAD_INPUT_MAX] = counts > probe[GRAD_INPUT_MAX] ? counts : probe[GRAD_INPUT_MAX];
             };
             const auto learn = [&](int p, V value) {
-                if (learnt[p]) store(learnt[p] + i, load(learnt[p] + i) + value);
+                if (MODE == LEARN || learnt[p]) store(learnt[p] + i, t == last ? value : load(learnt[p] + i) + value);
             };
             if constexpr (KIND == OWN) {
                 const auto w = StepAt<RESET>::back(r, of_step, grad, by);
@@ -178,7 +189,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
                         v = load(of - size + i);
                         settle<RESET>(r, v, v);
                     } else {
-                        v = load(&kept.start[i]);
+                        v = replay.given ? load(&kept.start[i]) : all(replay.start[0]);
                     }
                 }
                 if constexpr (KIND == DELAYED) {
@@ -215,7 +226,8 @@ __attribute__((noinline)) void back_block(const Block &b, const Back &s, Kept &k
                 if (MODE == OBSERVE && c.out_step_gain)
                     by_step_gain += only<PART>(dx * (centred * load(rstds + i) * load(affines + i) + load(biases + i)), n);
             }
-            for (int k = 0; k < STATES; k++) store(by_of + k * size + i, by[k]);
+            if (t || s.wanted)
+                for (int k = 0; k < STATES; k++) store(by_of + k * size + i, by[k]);
         });
         if constexpr (MODE == OBSERVE) {
             if (c.out_step_gain) kept.sums->step_gain[t] += total(by_step_gain);
@@ -260,25 +272,25 @@ void with_path(const Call &c, Go go) {
 }
 
 template <int MODE>
-void back_mode(const Block &b, const Back &s, Kept &kept) {
+void back_mode(const Block &b, const Forth &replay, const Back &s, Kept &kept) {
     const auto go = [&](auto shape, auto one) {
         with_path<MODE>(b.c, [&](auto reset, auto attached) {
-            back_block<decltype(reset)::value, decltype(attached)::value, decltype(shape)::value, MODE, decltype(one)::value>(b, s, kept);
+            back_block<decltype(reset)::value, decltype(attached)::value, decltype(shape)::value, MODE, decltype(one)::value>(b, replay, s, kept);
         });
     };
-    if constexpr (MODE >= LEARN) go(Number<0>{}, std::false_type{});
-    else with_shape(int(b.c.numbers[SHAPE]), [&](auto shape) { with(b.uniform, [&](auto one) { go(shape, one); }); });
+    if constexpr (MODE == OBSERVE) go(Number<0>{}, std::false_type{});
+    else with_shape(int(b.c.numbers[SHAPE]), [&](auto shape) { with(b.one(), [&](auto one) { go(shape, one); }); });
 }
 
-void back(const Block &b, const Back &s, Kept &kept, int mode) {
-    if (mode == WRITE) return back_mode<WRITE>(b, s, kept);
-    if (mode == ACCUMULATE) return back_mode<ACCUMULATE>(b, s, kept);
+void back(const Block &b, const Forth &replay, const Back &s, Kept &kept, int mode) {
+    if (mode == WRITE) return back_mode<WRITE>(b, replay, s, kept);
+    if (mode == ACCUMULATE) return back_mode<ACCUMULATE>(b, replay, s, kept);
     if constexpr (KIND == OWN)
-        if (mode == LEARN) return back_mode<LEARN>(b, s, kept);
+        if (mode == LEARN) return back_mode<LEARN>(b, replay, s, kept);
 #ifndef SPIKETRITON_STEP
     with_shape(int(b.c.numbers[SHAPE]), [&](auto shape) { surrogates<decltype(shape)::value>(b, s, kept); });
 #endif
-    back_mode<OBSERVE>(b, s, kept);
+    back_mode<OBSERVE>(b, replay, s, kept);
 }
 
 // One block: forth to replay its window, back, and what its sums are worth.
@@ -286,28 +298,27 @@ void walk_block(const Block &b, const Place &at, Kept &kept, int size, int mode,
     const Call &c = b.c;
     Forth replay = forth_of(c, at, size, kept.states.data());
     replay.kept = kept.of.data();
+    if (KIND == OWN) replay.stop--, replay.wanted = true;
     if (mode == OBSERVE || KIND == DELAYED) std::copy_n(kept.states.begin(), size, kept.start.begin());
     forth<false>(b, replay);
-    std::fill(kept.by.begin(), kept.by.end(), A(0));  // of lanes past a ragged end, too
+    if (c.grad_v_last || c.grad_m_last) std::fill(kept.by.begin(), kept.by.end(), A(0));  // of lanes past a ragged end, too
     for (int k = 0; k < STATES; k++)
         if (const A *grads = state_at(c, c.grad_v_last, c.grad_m_last, k, at.start))
             std::copy_n(grads, at.n, kept.by.begin() + k * size);
     // Aligned blocks share their channels: a few of them add up in float before they join the channel's sum.
     if (c.mean && (!b.aligned || at.number % 16 == 0))
         for (auto *sum : {&kept.sum_dz, &kept.sum_dz_x}) std::fill(sum->begin(), sum->end(), A(0));
-    for (auto &sum : kept.learnt) std::fill(sum.begin(), sum.end(), A(0));
-    back(b, Back(c, at, size, past), kept, mode);
+    back(b, replay, Back(c, at, size, past), kept, mode);
     leave_states(c, kept.by, at, size, c.out_v_init, c.out_m_init);
     if (c.out_sums && (!b.aligned || at.number % 16 == 15 || at.last)) {
         const int lanes = b.aligned ? b.size : at.n;
-        gather(c, at.start, lanes, kept.sum_dz.data(), kept.sums->norm.data());
-        gather(c, at.start, lanes, kept.sum_dz_x.data(), kept.sums->norm.data() + c.channels);
+        gather(c, b.channel, at.start, lanes, kept.sum_dz.data(), kept.sums->norm.data());
+        gather(c, b.channel, at.start, lanes, kept.sum_dz_x.data(), kept.sums->norm.data() + c.channels);
     }
     for (int p = 0; p < ROWS; p++) {
         if (kept.learnt[p].empty()) continue;
         double *row = kept.sums->parameters.data() + p * c.parameter_size;
-        if (c.parameter_size > 1) gather(c, at.start, at.n, kept.learnt[p].data(), row);
-        else *row += total(kept.learnt[p].data(), at.n);
+        gather(c, c.parameter_size > 1 ? b.channel : 0, at.start, at.n, kept.learnt[p].data(), row);
     }
 }
 

@@ -87,7 +87,7 @@ void spread(const Call &c, int64_t start, int n, const A *values, A *out) {
 }
 
 // Four of a kind join in A: as close as their own rounding, for a third of the conversions.
-double total(const A *values, int n) {
+__attribute__((always_inline)) inline double total(const A *values, int n) {
     typedef double Wide __attribute__((vector_size(BYTES)));
     constexpr int COUNT = BYTES / int(sizeof(double));
     typedef A Narrow __attribute__((vector_size(COUNT * sizeof(A)), aligned(alignof(A))));
@@ -103,8 +103,9 @@ double total(const A *values, int n) {
     return sum;
 }
 
-// The reverse of `spread`: elements added to their channels' sums.
-void gather(const Call &c, int64_t start, int n, const A *values, double *sums) {
+// The reverse of `spread`: elements added to their channels' sums, or to that of the one that is theirs.
+void gather(const Call &c, int64_t one, int64_t start, int n, const A *values, double *sums) {
+    if (one >= 0) return void(sums[one] += total(values, n));
     runs(c, start, n, [&](int i, int64_t channel, int length) {
         if (c.inner > 1) sums[channel] += total(values + i, length);
         else for (int j = 0; j < length; j++) sums[channel + j] += double(values[i + j]);
@@ -161,6 +162,7 @@ struct Block {
     int size;
     bool aligned;
     bool varies[CONSTANTS + 1] = {}, uniform = true;  // of each constant whether it differs between neurons; whether none does
+    int64_t channel = -1;  // of the block at hand, -1: several
     int64_t filled = -2;   // the channel that all values are of, -1: several; -2: there are no values yet
 
     Block(const Call &call, const Norm &norm_, const Cut &cut)
@@ -175,10 +177,14 @@ struct Block {
             if (v <= BIAS || (v <= OFFSET ? c.dy : c.out_step_gain)) of[v].resize(padded);
     }
 
+    // Whether each constant is one number in the block at hand.
+    bool one() const { return uniform || channel >= 0; }
+
     // Values for the block that begins at start. Those of the block before still hold where blocks are aligned, where nothing
     // depends on the channel, or where both lie in the same one.
     void at(int64_t start) {
-        const int64_t run = start / c.inner, channel = (start + size - 1) / c.inner == run ? run % c.channels : -1;
+        const int64_t run = start / c.inner;
+        channel = (start + size - 1) / c.inner == run ? run % c.channels : -1;
         const bool first = filled == -2;
         if (!first && (aligned || (uniform && !c.mean) || (channel >= 0 && channel == filled))) return;
         filled = channel;
@@ -186,8 +192,8 @@ struct Block {
             if (!(first || varies[p])) continue;
             const A *given = given_of(c, p);
             const double number = given ? 0 : c.numbers[FROM[p]];  // 1 - number rounds once
-            if (varies[p]) spread(c, start, size, given, parameters[p].data());
-            else std::fill(parameters[p].begin(), parameters[p].end(), given ? *given : A(MADE[p] == ONE_MINUS ? 1 - number : number));
+            if (varies[p] && channel < 0) spread(c, start, size, given, parameters[p].data());
+            else std::fill(parameters[p].begin(), parameters[p].end(), given ? given[varies[p] ? channel : 0] : A(MADE[p] == ONE_MINUS ? 1 - number : number));
             if (MADE[p] == ONE_OVER || (MADE[p] == ONE_MINUS && given))
                 for (A &value : parameters[p]) value = MADE[p] == ONE_OVER ? A(1) / value : A(1) - value;
             if (KIND == OWN) continue;
@@ -197,7 +203,9 @@ struct Block {
                 for (size_t i = 0; i < inverse_width.size(); i++) inverse_width[i] = A(1) / parameters[p][i];
         }
         for (int v = 0; v < OF_NORM; v++)
-            if (!of[v].empty()) spread(c, start, size, norm.of[v].data(), of[v].data());
+            if (of[v].empty()) continue;
+            else if (channel < 0) spread(c, start, size, norm.of[v].data(), of[v].data());
+            else std::fill(of[v].begin(), of[v].end(), norm.of[v][channel]);
     }
 };
 

@@ -16,6 +16,11 @@ struct Forth {
     int64_t steps, stride;
     int size, n;
     bool past;
+    int64_t stop;                       // how many steps are taken
+    bool given, wanted;                 // whether the states before the first step are in memory; whether those after the last are read
+    A start[STATES];                    // where they are not given
+
+    V before(int64_t t, int k, int i) const { return t || given ? load(states + k * size + i) : all(start[k]); }
 };
 
 // Whether there is a norm, a residual: ASK at run time, which also writes what is rarer, the trace and the current without norm.
@@ -34,7 +39,7 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
       *trace = FIRE && NORM == ASK && s.trace ? s.trace + row : nullptr;
     const int size = s.size;
     const int64_t window = s.steps * size;
-    const bool past = STEPS == 1 && s.past;
+    const bool past = STEPS == 1 && s.past, leaves = s.wanted || t + STEPS < s.stop;
     A step_gains[STEPS];
     for (int j = 0; j < STEPS; j++) step_gains[j] = s.step_gain ? s.step_gain[t + j] : A(1);
     vectors(s.n, [&](auto part, int i, int n) {
@@ -46,7 +51,7 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
         }
         const auto &r = rules.at(i);
         V mean{}, scale{}, bias{}, state[STATES], kept[KEPT];
-        for (int k = 0; k < STATES; k++) state[k] = load(states + k * size + i);
+        for (int k = 0; k < STATES; k++) state[k] = s.before(t, k, i);
         if (norm) mean = load(means + i), scale = load(scales + i), bias = load(biases + i);
 #pragma GCC unroll 4
         for (int j = 0; j < STEPS; j++) {
@@ -65,7 +70,8 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
                     if (trace) std::memcpy(trace + i, state, size_t(n) * sizeof(A));
             }
         }
-        for (int k = 0; k < STATES; k++) store(states + k * size + i, state[k]);
+        if (leaves)
+            for (int k = 0; k < STATES; k++) store(states + k * size + i, state[k]);
     });
 }
 
@@ -79,11 +85,11 @@ void forth_block(const Block &b, const Forth &s) {
         if (!s.past) {
             if constexpr (RESIDUAL == NO && sizeof(T) >= 4)
                 if (!s.spike_add && !s.current)
-                    for (; t + 4 <= s.steps; t += 4) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 4>(b, s, t);
-            for (; t + 2 <= s.steps; t += 2) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 2>(b, s, t);
+                    for (; t + 4 <= s.stop; t += 4) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 4>(b, s, t);
+            for (; t + 2 <= s.stop; t += 2) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 2>(b, s, t);
         }
     }
-    for (; t < s.steps; t++) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 1>(b, s, t);
+    for (; t < s.stop; t++) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 1>(b, s, t);
 }
 
 template <bool FIRE>
@@ -92,7 +98,7 @@ void forth(const Block &b, const Forth &s) {
         constexpr int RESET = decltype(number)::value;
         if constexpr (FIRE)
             if (s.trace || (s.current && !b.c.mean)) return forth_block<RESET, ASK, ASK, FIRE, false>(b, s);
-        with(b.uniform, [&](auto one) {
+        with(b.one(), [&](auto one) {
             with(b.c.mean, [&](auto norm) {
                 constexpr int NORM = decltype(norm)::value;
                 // of a printed step a replay is compiled once for both: its first call waits for less
@@ -112,17 +118,18 @@ A *state_at(const Call &c, const void *first, const void *second, int k, int64_t
 
 // A block before its first step.
 Forth forth_of(const Call &c, const Place &at, int size, A *states) {
-    for (int k = 0; k < STATES; k++) {
-        const double start = KIND == OWN ? STARTS[k] : c.v_start;
-        if (const A *given = state_at(c, c.v_init, c.m_init, k, at.start)) std::copy_n(given, at.n, states + k * size);
-        else std::fill_n(states + k * size, at.n, A(start));
-    }
     Forth s{};
+    s.given = c.v_init || c.m_init;
+    for (int k = 0; k < STATES; k++) {
+        s.start[k] = A(KIND == OWN ? STARTS[k] : c.v_start);
+        if (const A *given = state_at(c, c.v_init, c.m_init, k, at.start)) std::copy_n(given, at.n, states + k * size);
+        else if (s.given) std::fill_n(states + k * size, at.n, s.start[k]);
+    }
     s.x = from<T>(c.x, at.start);
     s.residual = from<T>(c.residual, at.start);
     s.states = states;
     s.step_gain = reals(c.step_gain);
-    s.steps = c.steps;
+    s.steps = s.stop = c.steps;
     s.stride = c.neurons;
     s.size = size;
     s.n = at.n;
@@ -148,6 +155,7 @@ void forward(const Call &c) {
             s.current = from<T>(c.current, at.start);
             s.trace = from<A>(c.trace, at.start);
             s.past = past && at.start % LANES == 0;
+            s.wanted = c.v_last || c.m_last;
             forth<true>(b, s);
             leave_states(c, states, at, size, c.v_last, c.m_last);
         };
