@@ -12,8 +12,8 @@ NUMBER = re.compile(r"(\d+(?:\.\d+)?)( %)?")
 POINTS, SHARE = 6, 0.15  # a percentage, any other number: other processors round otherwise
 
 
-SHORTER = "accuracy(fit(net))", "accuracy(fit(net, 1))"
-"""Nets of 30 layers, of whose training the other numbers do not depend; whole with --slow."""
+SHORTER = "accuracy(fit(net))", "accuracy(net)"
+"""Nets of 30 layers, on whose training no other number depends; they are trained with --slow."""
 
 
 def differs(shown: str, printed: str) -> str:

@@ -35,8 +35,21 @@ def test_long_windows_of_several_full_chunks(backend, device, T, norm):
     assert_as_defined(case, device)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("size", [(3, 130), (1, 3, 33, 40), (2, 5, 1021), (1, 5, 1250)], ids=str)
+LARGE = [(3, 130), (1, 3, 33, 40), (2, 5, 1021), (1, 5, 1250)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "size", "layout"),
+    [
+        (backend, size, layout)
+        for backend in ("triton", "native", "torch")
+        for size in LARGE
+        for layout in ("contiguous", "channels_last")
+        if backend != "triton" or layout == "contiguous" or len(size) == 4  # interpreted
+    ],
+    ids=str,
+    indirect=["backend"],
+)
 def test_channels_and_images_larger_than_a_block(backend, device, size, layout):
     """Blocks of one channel or of two, or of whole runs of channels; the last ones are shorter."""
     case = dict(size=size, layout=layout, T=2, norm="batch", residual=True, threshold="channel")
