@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
+from verdicts import share
 
 from spiketriton.config import DataConfig, Recipe, load_recipe, parts
-from spiketriton.evaluate.evaluation import wilson
 from spiketriton.gradients.verdict import LIMITS, last_layers
 from spiketriton.models import build_model
 from spiketriton.models.blocks import Block
@@ -239,19 +239,17 @@ def beyond(limit: str, row: dict[str, str]) -> bool:
         grown = float(row["gradient_ratio"]) > known.limit
         deep = name in CHAINS and int(key_of(row, "model.depth")) >= known.layers
         ilif = key_of(row, "neuron.kind") == "ilif"
+        unlimited &= float(key_of(row, "train.lr", "2e-3")) >= LIMITS.lr
         return key_of(row, "train.optimizer") == "sgd" and unlimited and grown and deep and not ilif
     if float(row["similarity"]) >= known.limit or key_of(row, "neuron.kind") == "ilif":
+        return False
+    if float(row["gradient_ratio"]) > LIMITS.large:
         return False
     if limit == "chain":
         return name in CHAINS and int(key_of(row, "model.depth")) >= known.layers
     deep = name in ("resnet50", "resnet56", "resnet110")
-    return deep and key_of(row, "model.block", "plain") == "plain"
-
-
-def share(hits: int, of: int) -> str:
-    """`40 of 41 (87-100 %)`, with Wilson's interval of 95 %."""
-    low, high = (round(100 * value) for value in wilson(hits, of))
-    return f"{hits} of {of} ({low}-{high} %)"
+    usual = key_of(row, "model.shortcut_gradient", "straight_through") == "surrogate"
+    return deep and usual and key_of(row, "model.block", "plain") == "plain"
 
 
 def judge() -> None:

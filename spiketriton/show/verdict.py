@@ -134,9 +134,8 @@ def learned(known: Learned) -> str:
     if known.word in BEFORE_A_TEST:
         return f"{known.word}: {said}; the first test tells whether the net learns"
     if known.learns is None:
-        why = "an untrained net may have that" if known.loss is None else "the next test tells"
-        return f"{Word.EARLY}: {said}; {why}"
-    return f"{'at chance so far' if known.at_chance else 'above chance'}: {said}"
+        return f"{Word.EARLY}: {said}; this does not tell yet"
+    return f"{'above chance' if known.learns else 'at chance so far'}: {said}"
 
 
 def forward(found: Forward, names: Sequence[str]) -> str:

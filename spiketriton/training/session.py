@@ -63,7 +63,7 @@ class Session:
                     display.note(f"step {outcome.saved_at} is saved; drawing the pictures")
                 self.announcements.summary(outcome, self._pictures() if self.draws else [])
                 learned = trainer.recorder.watch.learned
-                if outcome.finished and learned is not None and learned.at_chance:
+                if outcome.finished and learned is not None and learned.learns is False:
                     display.note(nothing_learnt(learned, self.announcements.diagnose()))
         return outcome
 

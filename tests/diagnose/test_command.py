@@ -12,8 +12,14 @@ from tests.small_runs import small_recipe, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
-DEEP = ("model.name=mlp", "model.depth=20", "train.optimizer=sgd", "train.clip_grad_norm=0")
-WIDE = "neuron.surrogate.width=20"
+DEEP = (
+    "model.name=mlp",
+    "model.depth=48",
+    "train.optimizer=sgd",
+    "train.clip_grad_norm=0",
+    "train.lr=0.1",
+)
+WIDE = "neuron.surrogate.width=1"
 
 
 def recipe_file(folder: Path, recipe: Recipe) -> Path:

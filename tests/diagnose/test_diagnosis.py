@@ -26,13 +26,14 @@ from spiketriton.training.probing import probe_batches
 from tests.gradients.support import DEEP, nothing, subject
 from tests.small_runs import small_trainer
 
-UNLIMITED = ("train.optimizer=sgd", "train.clip_grad_norm=0")
+UNLIMITED = ("train.optimizer=sgd", "train.clip_grad_norm=0", "train.lr=0.1")
 SHALLOW = ("model.name=mlp", "model.depth=3", "model.width=16")
-WIDE = "neuron.surrogate.width=20"
+WIDE = "neuron.surrogate.width=1"
+LONG = ("model.depth=48", "model.width=32")
 
 
 def test_a_wrong_width_is_found_and_changes_are_tried_before_they_are_named():
-    found = diagnose(subject(*DEEP, "model.depth=20", *UNLIMITED, WIDE), tries=20)
+    found = diagnose(subject(*DEEP, *LONG, *UNLIMITED, WIDE), tries=20)
     assert found.verdict.backward.word == Word.EXPLODING
     nearer = [abs(math.log(ratio)) for _, ratio in found.causes()]
     assert 0 < len(nearer) <= 3
@@ -42,9 +43,7 @@ def test_a_wrong_width_is_found_and_changes_are_tried_before_they_are_named():
     assert [cure.why for cure, _ in found.trials.changed] == [Why.CLIPPING, Why.IDENTITY, Why.WIDTH]
     limit = 0.95 * found.trials.as_it_is
     assert found.trials.helped == [pair for pair in found.trials.changed if pair[1] < limit]
-    assert (
-        diagnose(subject(*DEEP, "model.depth=20", *UNLIMITED, WIDE)).trials is None
-    )  # not asked for
+    assert diagnose(subject(*DEEP, *LONG, *UNLIMITED, WIDE)).trials is None  # not asked for
 
 
 def test_a_deep_net_of_the_usual_start_forgets_the_image_and_the_default_keeps_it():
@@ -60,7 +59,12 @@ def test_a_deep_net_of_the_usual_start_forgets_the_image_and_the_default_keeps_i
     assert (default.verdict.word, default.trials) == (Word.FREE, None)
 
 
-USUAL = ("model.residual_gain=1", "model.residual_bias=0", "time_steps=4")
+USUAL = (
+    "model.residual_gain=1",
+    "model.residual_bias=0",
+    "model.shortcut_gradient=surrogate",
+    "time_steps=4",
+)
 
 
 CHAIN = (

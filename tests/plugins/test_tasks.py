@@ -216,7 +216,7 @@ def test_chance_is_judged_where_it_is_known():
         assert (found.known, found.learns) == (True, learns)
         assert f"test squares 0.5 on 9 images, guessing has {chance}" in learned(found)
     found = learned_by([row], recipe, (5, 5), 300)
-    assert (found.known, found.at_chance) == (False, False)
+    assert (found.known, found.learns) == (False, None)
     assert learned(found) == "not judged: test squares 0.5, and what guessing has is not known"
     assert found.score == Score.of_row(row)
     for error, learns in ((0.9, False), (0.81, None), (0.79, True)):  # twice as many right answers

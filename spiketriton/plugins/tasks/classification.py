@@ -130,16 +130,17 @@ class Classification(Task):
     def guess_loss(self, counts: tuple[int, ...]) -> float | None:
         """The least that one answer to all images has; a teacher's loss has no known value for guessing.
 
-        Without smoothing and weights it is the entropy of the classes' shares.
+        Without smoothing and weights it is the entropy of the classes' shares. TET's pull may add to its part of that.
         """
         cfg = self.cfg
-        if cfg.kind != "cross_entropy" or cfg.teacher != NONE or sum(counts) == 0:
+        if cfg.kind not in ("cross_entropy", "tet") or cfg.teacher != NONE or sum(counts) == 0:
             return None
+        part = 1 - cfg.tet_lambda if cfg.kind == "tet" else 1
         shares = torch.tensor(counts, dtype=torch.float64) / sum(counts)
         shares = (1 - cfg.label_smoothing) * shares + cfg.label_smoothing / len(counts)
         weights = Classification(cfg, counts)._weights()
         due = shares if weights is None else weights * shares
-        return float(-torch.xlogy(due, due / due.sum()).sum())
+        return float(-part * torch.xlogy(due, due / due.sum()).sum())
 
     def count(self, targets: Tensor, outputs: int) -> tuple[int, ...]:
         return tuple(targets.bincount(minlength=outputs).tolist())
