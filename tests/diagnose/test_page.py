@@ -142,7 +142,10 @@ def test_the_conclusion_says_what_is_not_known_yet():
     open_ = Learned.of(found.subject.recipe.loss, (5, 5), None, row)
     for learned, said in (
         (None, "known after the warm-up, and not before step 100"),
-        (open_, "test accuracy 13.00 % on 9,999 images, guessing has 10.00 %; an untrained net"),
+        (
+            open_,
+            "test accuracy 13.00 % on 9,999 images, guessing has 10.00 %; this does not tell yet",
+        ),
     ):
         verdict = dataclasses.replace(found.verdict, begun=True, learned=learned)
         text = " ".join(page(dataclasses.replace(found, verdict=verdict)).split())
