@@ -219,6 +219,7 @@ def _own_backward(
     by = [torch.zeros_like(v) for v in before[0]] if last is None else list(last.to(norm.wide))
     own = torch.empty_like(current)
     learnt = torch.zeros(neuron.rows, neuron.parameter_size, dtype=norm.wide, device=current.device)
+    others = [d for d in range(current.dim() - 1) if d != 1]  # all but channels
     for t in reversed(range(len(current))):
         if upstream.trace is not None:
             by[0] = by[0] + upstream.trace[t]
@@ -232,17 +233,13 @@ def _own_backward(
             largest = walked.x.abs().nan_to_num(0.0, 0.0).amax()
             out.probe[t] = torch.stack([*totals, largest, nonfinite])
         for row, by_constant in zip(learnt, walked.constants, strict=True):
-            row += by_constant.sum() if len(row) == 1 else _by_channel(by_constant)
+            row += by_constant.sum(others if len(row) > 1 else None)
         own[t], by = walked.x, list(walked.states)
     if out.v_init is not None:
         out.v_init.copy_(torch.stack(by))
     if out.parameters is not None:
         out.parameters.copy_(learnt)
     return own
-
-
-def _by_channel(step: Tensor) -> Tensor:
-    return step.sum([d for d in range(step.dim()) if d != 1])
 
 
 def _observed(

@@ -162,7 +162,7 @@ class Recorder(TorchDispatchMode):
     def refused(self, what: str, accepted: str) -> Refused:
         """With the line of the step at work."""
         where = ""
-        frame = None if self.goes_back else _current_frame()
+        frame: FrameType | None = None if self.goes_back else sys._getframe()
         while frame is not None and frame.f_code is not self.code:
             frame = frame.f_back
         if frame is not None:
@@ -184,10 +184,6 @@ def _number(tensor: Tensor) -> float:
 
 _LOOKS = "looks at a value (if, while, float(), .item())"
 _ACCEPTED = "operations on each element by itself, such as +, torch.where, torch.exp, and fire"
-
-
-def _current_frame() -> FrameType | None:
-    return sys._getframe(1)
 
 
 @contextmanager

@@ -123,10 +123,7 @@ class Step:
         self, x: Tensor, states: Sequence[Tensor], constants: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """(spikes, states after)."""
-        given = dict(
-            zip((self.x, *self.before, *self.reads), (x, *states, *constants), strict=True)
-        )
-        spikes, *after = self._shaped(evaluate(self.graph, given, [self.spikes, *self.after]), x)
+        spikes, *after = self._evaluated([self.spikes, *self.after], x, states, constants)
         return spikes, after
 
     def back(
@@ -137,18 +134,37 @@ class Step:
         grads: Sequence[Tensor],
     ) -> Walked:
         """The way back of a step from the gradients by its spikes and the states after it."""
-        given = dict(
-            zip((self.x, *self.before, *self.reads), (x, *states, *constants), strict=True)
-        )
-        given |= dict(zip((self.grad, *self.grads), grads, strict=True))
-        found = self._shaped(evaluate(self.graph, given, self._back), x)
-        by_x, *rest = found
+        by_x, *rest = self._evaluated(self._back, x, states, constants, grads)
         count = len(self.states)
-        jump, unit, spikes = rest[-3:]
-        return Walked(by_x, rest[:count], rest[count:-3], jump, unit, spikes)
+        return Walked(by_x, rest[:count], rest[count:-3], *rest[-3:])
 
-    def _shaped(self, values: Sequence[Any], x: Tensor) -> list[Tensor]:
-        return [torch.as_tensor(v, dtype=x.dtype, device=x.device).expand_as(x) for v in values]
+    def _evaluated(
+        self, wanted: Sequence[Value], x: Tensor, states: Sequence[Tensor], constants: Sequence[Tensor],
+        grads: Sequence[Tensor] = (),
+    ) -> list[Tensor]:  # fmt: skip
+        names, values = [self.x, *self.before, *self.reads], [x, *states, *constants]
+        if grads:
+            names, values = [*names, self.grad, *self.grads], [*values, *grads]
+        found = evaluate(self.graph, dict(zip(names, values, strict=True)), wanted)
+        return [torch.as_tensor(v, dtype=x.dtype, device=x.device).expand_as(x) for v in found]
+
+    # ---- printed
+
+    def _forth(self, cpp: bool) -> Writer:
+        """What writes the way forth, from the current and the states before it."""
+        names = {self.x: "x", **dict(zip(self.before, self.states, strict=True))}
+        return Writer(self.graph, names | self._read(cpp), cpp)
+
+    def _walk(self, cpp: bool) -> Writer:
+        """What writes the way back, from what is kept and the gradients."""
+        names = {ref: f"k{i}" for i, ref in enumerate(self.kept)} | {self.grad: "grad"}
+        names |= {g: f"by_{name}" for g, name in zip(self.grads, self.states, strict=True)}
+        fused = () if cpp else self.graph.after([self.grad, *self.grads])
+        return Writer(self.graph, self._read(cpp) | names, cpp, fused)
+
+    def _read(self, cpp: bool) -> dict[Ref, str]:
+        place = "c." if cpp else ""
+        return {ref: place + name for ref, name in zip(self.reads, self.constants, strict=True)}
 
     # ---- in C++
 
@@ -160,22 +176,16 @@ class Step:
     @functools.cached_property
     def spiking_in_cpp(self) -> str:
         """What computes its spikes and the states after it, alike where it is the same."""
-        names = {self.x: "x", **dict(zip(self.before, self.states, strict=True))}
-        forth = Writer(self.graph, names | self._read_cpp, cpp=True)
+        forth = self._forth(cpp=True)
         text = "\n".join([*forth.lines([self.spikes, *self.after]), *map(forth.of, self.after)])
         order = list(dict.fromkeys(re.findall(r"\bt\d+\b", text)))
         return re.sub(r"\bt\d+\b", lambda found: f"t{order.index(found[0])}", text)
-
-    @property
-    def _read_cpp(self) -> dict[Ref, str]:
-        return {ref: f"c.{name}" for ref, name in zip(self.reads, self.constants, strict=True)}
 
     def struct(self, number: int, constants: Sequence[str]) -> str:
         """Its functions, by its number in a header of steps with these constants."""
         S, K = len(self.states), len(self.kept)
         places = ", ".join(f"at({constants.index(name)})" for name in self.constants)
-        names = {self.x: "x", **dict(zip(self.before, self.states, strict=True))}
-        forth = Writer(self.graph, names | self._read_cpp, cpp=True)
+        forth = self._forth(cpp=True)
         body = [f"const V {name} = states[{i}];" for i, name in enumerate(self.states)]
         body += forth.lines([self.spikes, *self.after, *self.kept])
         body += [f"states[{i}] = {forth.of(v)};" for i, v in enumerate(self.after)]
@@ -183,22 +193,13 @@ class Step:
         spikes = self.graph.nodes[self.spikes].args[0] if self.is_binary else self.spikes  # type: ignore[index]
         body += [f"return {forth.of(spikes)};"]  # type: ignore[arg-type]
 
-        names = {ref: f"k{i}" for i, ref in enumerate(self.kept)}
-        names |= {
-            self.grad: "grad",
-            **{g: f"by_{n}" for g, n in zip(self.grads, self.states, strict=True)},
-        }
-        back = Writer(self.graph, self._read_cpp | names, cpp=True)
+        back = self._walk(cpp=True)
         walk = [f"const V k{i} = kept[{i}];" for i in range(K)]
         walk += [f"const V by_{name} = by[{i}];" for i, name in enumerate(self.states)]
         walk += back.lines(self._back)
         walk += ["Walked w;"]
-        fields = [
-            ("x", self.by_x),
-            ("jump", self.jump),
-            ("unit", self.unit),
-            ("spikes", self.spikes),
-        ]
+        fields = [("x", self.by_x), ("jump", self.jump), ("unit", self.unit)]
+        fields.append(("spikes", self.spikes))
         fields += [(f"states[{i}]", v) for i, v in enumerate(self.by_states)]
         fields += [(f"learnt[{i}]", v) for i, v in enumerate(self.by_constants) if self.learns[i]]
         walk += [f"w.{name} = {back.of(value)};" for name, value in fields] + ["return w;"]
@@ -227,9 +228,7 @@ struct Step{number} {{
     def triton(self) -> str:
         """The module with ``forth`` and ``back``, two functions that the kernels are compiled with."""
         read = [f"{name} = c[{i}]" for i, name in enumerate(self.constants)]
-        constants = dict(zip(self.reads, self.constants, strict=True))
-        names = {self.x: "x", **dict(zip(self.before, self.states, strict=True))}
-        forth = Writer(self.graph, names | constants, cpp=False)
+        forth = self._forth(cpp=False)
         body = [f"{name} = states[{i}]" for i, name in enumerate(self.states)] + read
         body += forth.lines([self.spikes, *self.after, *self.kept])
         moving = self.graph.after([self.x, *self.before, self.grad, *self.grads])
@@ -246,17 +245,7 @@ struct Step{number} {{
         kept = [tile(forth, v, "x") for v in self.kept]
         body += [f"return {tile(forth, self.spikes, 'x')}, {_tuple(after)}, {_tuple(kept)}"]
 
-        names = {ref: f"k{i}" for i, ref in enumerate(self.kept)}
-        names |= {
-            self.grad: "grad",
-            **{g: f"by_{n}" for g, n in zip(self.grads, self.states, strict=True)},
-        }
-        back = Writer(
-            self.graph,
-            constants | names,
-            cpp=False,
-            fused=self.graph.after([self.grad, *self.grads]),
-        )
+        back = self._walk(cpp=False)
         walk = [f"k{i} = kept[{i}]" for i in range(len(self.kept))] + read
         walk += [f"by_{name} = by[{i}]" for i, name in enumerate(self.states)]
         walk += back.lines(self._back)
@@ -554,18 +543,5 @@ def _word(name: str, taken: Sequence[str]) -> str:
 
 
 _TAKEN = (
-    "x",
-    "c",
-    "grad",
-    "by",
-    "kept",
-    "states",
-    "w",
-    "V",
-    "A",
-    "tl",
-    "phi",
-    "primitive",
-    "number",
-    *_POINTWISE,
-)
+    "x", "c", "grad", "by", "kept", "states", "w", "V", "A", "tl", "phi", "primitive", "number", *_POINTWISE
+)  # fmt: skip
