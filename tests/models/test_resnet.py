@@ -14,6 +14,14 @@ from tests.models.support import CLASSES, B, T, build, frames, images
 LARGE = [name for name, architecture in ARCHITECTURES.items() if architecture.width == 64]
 
 
+def test_a_name_says_how_many_layers_have_weights():
+    for name, (blocks, bottleneck, _) in ARCHITECTURES.items():
+        layers = sum(blocks) * (3 if bottleneck else 2) + 2
+        assert (
+            name == f"resnet{layers + (name == 'resnet19')}"
+        )  # whose classifier has a hidden layer
+
+
 @pytest.mark.parametrize(
     ("name", "block"),
     [
