@@ -79,6 +79,16 @@ def test_channels_of_any_length_learn(backend, device, size, layout):
         assert (mine - theirs).abs().max() <= 2e-5 * theirs.abs().max()
 
 
+def test_channels_that_begin_alike_learn_apart(backend, device):
+    """Constants that are one number for all neurons, blocks that lie in one channel, and a gradient for each."""
+    neuron = Adaptive(C).to(device)
+    neuron.beta.data.fill_(0.25)
+    x = normal((2, 1, C, 4001), device=device, std=1.5).requires_grad_()
+    weights = normal(x.shape, device=device, seed=1)
+    found, truth = (grads(neuron, run(x), x, weights) for run in (neuron, neuron.define))
+    assert_close(found, truth)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("cls", [Adaptive, Ternary], ids=lambda cls: cls.__name__)
 def test_in_other_dtypes(backend, device, cls, dtype):
