@@ -63,8 +63,7 @@ class LIMITS:
     growth, lr = Predicts(1e3, 0, 9, layers=48), 0.03
     # of an image, kept by the last layer, in chains and in plain blocks whose gradient passes all neurons, where the
     # ratio is not above `large`; in other nets it told nothing
-    chain, plain = Predicts(0.25, 0, 10, layers=20), Predicts(0.1, 0, 14, layers=48)
-    large = 1e4
+    chain, plain, large = Predicts(0.25, 0, 10, layers=20), Predicts(0.1, 0, 14, layers=48), 1e4
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
     chance = 0.99  # ... and in a test, below which no net is at chance

@@ -111,8 +111,7 @@ def _in_bytes(text: str) -> bytes:
 class Lines:
     """A file of lines, each written when it is appended.
 
-    While the disk is full, lines are kept in memory, `warn` is called once, and they are written
-    together with the next ones.
+    While the disk is full, lines are kept in memory, `warn` is called once, and they are written with the next ones.
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None] = print) -> None:
@@ -195,4 +194,6 @@ def _write_or_leave(file: FileIO, content: bytes) -> None:
             rest = rest[file.write(rest) :]
     except OSError:
         file.truncate(size)
+        if not size and os.path.isfile(file.name):
+            os.unlink(file.name)
         raise
