@@ -20,7 +20,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from spiketriton.config import Recipe
+from spiketriton.config import Recipe, load_recipe
 from spiketriton.export.weights import export_safetensors
 from spiketriton.models import count_parameters
 from spiketriton.runs.rows import Rows, read_json, replace_file
@@ -40,7 +40,14 @@ COLUMNS = (
 )
 # what a stranger has elsewhere, or what changes no weight
 ELSEWHERE = ("data.root=", "data.workers=", "data.cache=", "train.device=")
-NAMES = {"cifar10": "CIFAR-10", "imagenette": "Imagenette", "ilif": "I-LIF"}
+NAMES = {
+    "cifar10": "CIFAR-10",
+    "imagenette": "Imagenette",
+    "ilif": "I-LIF",
+    "vgg8": "VGG-8",
+    "resnet18": "ResNet-18",
+    "resnet20": "ResNet-20",
+}
 MARKERS = "os^DvP*X"
 Row = dict[str, str]
 
@@ -210,7 +217,7 @@ def draw(rows: Sequence[Row]) -> None:
     """
     sets = {row["data"].partition(" ")[0]: None for row in rows}
     with plt.rc_context(STYLE):
-        size = (5.5 * len(sets) + 1.5, 4)
+        size = (5.5 * len(sets) + 1.5, 6)
         figure, places = plt.subplots(
             1, len(sets), figsize=size, layout="constrained", squeeze=False
         )
@@ -230,21 +237,23 @@ def draw(rows: Sequence[Row]) -> None:
             axes.set_xlabel("minutes, tests included")
             axes.set_ylabel("test accuracy, %")
             axes.set_xlim(left=0)
-            axes.legend(loc="lower right")
+            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15))
         figure.savefig(PICTURE, dpi=150)
         plt.close(figure)
 
 
 def line_of(row: Row) -> tuple[str, str]:
     """The name of a row's line, and its colour."""
-    if row["T"] == "-":
-        return "ANN twin", GREEN
     kind, _, library = row["neuron"].partition(" (")
-    label = f"{NAMES.get(kind, kind.upper())}, T = {row['T']}"
-    keys = dict(word.split("=", 1) for word in shlex.split(row["command"]) if "=" in word)
-    if name := keys.get("model.name"):  # not that of its recipe
-        label = f"{name} of width {keys.get('model.width', 'as usual')}, {label}"
-    return (f"{library.rstrip(')')}, {label}", ORANGE) if library else (label, BLUE)
+    spiking = row["T"] != "-"
+    label = f"{NAMES.get(kind, kind.upper())}, T = {row['T']}" if spiking else "ANN twin"
+    if spiking and library:
+        return f"{library.rstrip(')')}, ResNet-20, {label}", ORANGE
+    path, *words = shlex.split(row["command"])[2:]
+    changes = [word for word in words if not word.startswith("train.init_from=")]  # anywhere else
+    model = load_recipe(ROOT / path, changes).model
+    net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
+    return f"{net}, {label}", BLUE if spiking else GREEN
 
 
 def page(text: str, rows: Sequence[Row]) -> str:

@@ -35,7 +35,7 @@ class Watched(Quiet):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize(
-    ("steps", "changes"), [(120, SMALL), pytest.param(2000, (), marks=pytest.mark.slow)]
+    ("steps", "changes"), [(200, SMALL), pytest.param(2000, (), marks=pytest.mark.slow)]
 )
 def test_a_training_does_not_leak(tmp_path, steps, changes):
     """As the command runs it: with monitor, rows, tests and checkpoints."""
