@@ -48,7 +48,7 @@ NAMES = {
     "resnet18": "ResNet-18",
     "resnet20": "ResNet-20",
 }
-MARKERS = "os^DvP*X"
+MARKERS = "os^DvP*Xp<>h"
 Row = dict[str, str]
 
 
