@@ -103,7 +103,7 @@ def test_a_rate_is_chosen_by_held_out_images_and_a_row_made(library, images, tmp
     label, colour = RESULTS["line_of"](row)
     assert label.endswith("LIF, T = 2")
     assert PEERS["LIBRARIES"][library] in label
-    assert colour not in (RESULTS["line_of"](row | {"neuron": "lif"})[1], RESULTS["GREEN"])
+    assert colour == RESULTS["ORANGE"]
 
 
 def test_it_resumes_to_the_bit_and_an_unfinished_run_has_no_row(images, tmp_path):
