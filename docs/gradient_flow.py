@@ -241,9 +241,8 @@ def beyond(limit: str, row: dict[str, str]) -> bool:
         ilif = key_of(row, "neuron.kind") == "ilif"
         unlimited &= float(key_of(row, "train.lr", "2e-3")) >= LIMITS.lr
         return key_of(row, "train.optimizer") == "sgd" and unlimited and grown and deep and not ilif
-    if float(row["similarity"]) >= known.limit or key_of(row, "neuron.kind") == "ilif":
-        return False
-    if float(row["gradient_ratio"]) > LIMITS.large:
+    grown = float(row["gradient_ratio"]) > LIMITS.large
+    if float(row["similarity"]) >= known.limit or grown or key_of(row, "neuron.kind") == "ilif":
         return False
     if limit == "chain":
         return name in CHAINS and int(key_of(row, "model.depth")) >= known.layers

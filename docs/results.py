@@ -250,7 +250,7 @@ def line_of(row: Row) -> tuple[str, str]:
     if spiking and library:
         return f"{library.rstrip(')')}, ResNet-20, {label}", ORANGE
     path, *words = shlex.split(row["command"])[2:]
-    changes = [word for word in words if not word.startswith("train.init_from=")]  # anywhere else
+    changes = [word for word in words if not word.startswith("train.init_from=")]  # no network
     model = load_recipe(ROOT / path, changes).model
     net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
     return f"{net}, {label}", BLUE if spiking else GREEN

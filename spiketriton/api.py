@@ -337,9 +337,8 @@ class Run:
         self.classes: tuple[str, ...] = run.facts.classes
         self.step: int = run.step
         self._one = threading.RLock()  # whoever leaves eval mode leaves it for all
-        if (
-            run.step > 0 and run.conversion is None and run.checkpoint != "ema"
-        ):  # which no test is of
+        tested = run.conversion is None and run.checkpoint != "ema"  # as they were trained
+        if run.step > 0 and tested:
             until = run.folder, run.step, run.recipe, run.facts.class_counts
             _OF_RUNS[run.model] = _sums(run.model), partial(shown_by, *until)
 

@@ -62,7 +62,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     compiler = find_compiler()
     native = f"by {compiler}" if compiler else f"is skipped: install one of {', '.join(COMPILERS)}"
     return [
-        "spiketriton: needs no network, no GPU and no account; the whole suite about 9 minutes of a core",
+        "spiketriton: needs no network, no GPU and no account; the whole suite about 13 minutes of a core",
         f"kernels: Triton {where}; compiled C++ {native}",
     ]
 
