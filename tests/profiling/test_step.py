@@ -82,6 +82,27 @@ def test_blocks_of_a_large_batch_are_checked_on_its_first_images(model, monkeypa
     assert torch.backends.cudnn.allow_tf32
 
 
+def test_what_two_spikes_inside_a_block_reach_is_no_mistake(quick, monkeypatch):
+    one = bench(quick, "model.name=resnet8", "data.image_size=8")
+    step, right = Step(one, one.model()), Step.block
+    moved = 2
+
+    def block(self, name, x, rest, grad):
+        output, by_input = right(self, name, x, rest, grad)
+        if name == last:  # on maps of 2x2 pixels
+            assert output.shape[3:] == (2, 2)
+            output.flatten(0, 1)[:moved] += 1
+        return output, by_input
+
+    *_, last = one.truth.blocks
+    assert one.truth.errors(step)[0] == 0
+    monkeypatch.setattr(Step, "block", block)
+    assert one.truth.errors(step)[0] == 0
+    moved = 3
+    T, images = one.truth.blocks[last][1].shape[:2]
+    assert one.truth.errors(step)[0] == pytest.approx(1 / (T * images))
+
+
 def test_right_blocks_with_a_wrong_loss_are_wrong(quick):
     one = bench(quick)
     step = Step(one, one.model(), checked=True)
