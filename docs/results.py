@@ -213,7 +213,7 @@ def table(rows: Sequence[Row]) -> str:
 def draw(rows: Sequence[Row]) -> None:
     """Accuracy against minutes: a line for each row, green for ANNs, orange for others' loops.
 
-    What begins with the weights of another row begins where that ends.
+    Rows that differ by the seed alone share a marker. What begins with the weights of another row begins where that ends.
     """
     sets = {row["data"].partition(" ")[0]: None for row in rows}
     with plt.rc_context(STYLE):
@@ -222,16 +222,21 @@ def draw(rows: Sequence[Row]) -> None:
             1, len(sets), figsize=size, layout="constrained", squeeze=False
         )
         panels = dict(zip(sets, places[0], strict=True))
-        for row in sorted(rows, key=lambda row: -float(row["accuracy"])):
-            axes = panels[row["data"].partition(" ")[0]]
-            tests = Rows(CURVES / f"{row['name']}.jsonl").read()
-            before = minutes_before(row, rows)
-            minutes = [before + test["seconds"] / 60 for test in tests]
-            accuracy = [100 * test["test_accuracy"] for test in tests]
-            label, colour = line_of(row)
-            marker = MARKERS[len(axes.lines) % len(MARKERS)]
-            label = f"{label}, {row['epochs']} epochs: {row['accuracy']} %"
-            axes.plot(minutes, accuracy, marker + "-", color=colour, label=label)
+        markers = dict.fromkeys(panels.values(), 0)
+        for mean, seeds in sorted(by_seeds(rows), key=lambda group: -group[0]):
+            axes = panels[seeds[0]["data"].partition(" ")[0]]
+            label, colour = line_of(seeds[0])
+            label = f"{label}, {seeds[0]['epochs']} epochs: {mean:.2f} %"
+            label += f" (mean of {len(seeds)} seeds)" * (len(seeds) > 1)
+            marker = MARKERS[markers[axes] % len(MARKERS)]
+            markers[axes] += 1
+            for row in seeds:
+                tests = Rows(CURVES / f"{row['name']}.jsonl").read()
+                before = minutes_before(row, rows)
+                minutes = [before + test["seconds"] / 60 for test in tests]
+                accuracy = [100 * test["test_accuracy"] for test in tests]
+                axes.plot(minutes, accuracy, marker + "-", color=colour, label=label)
+                label = "_"  # of the same name: none in the legend
         for name, axes in panels.items():
             axes.set_title(f"{NAMES.get(name, name)}: accuracy of all test images after each epoch")
             axes.set_xlabel("minutes, tests included")
@@ -240,6 +245,15 @@ def draw(rows: Sequence[Row]) -> None:
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15))
         figure.savefig(PICTURE, dpi=150)
         plt.close(figure)
+
+
+def by_seeds(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
+    """The mean accuracy of rows that differ by the seed alone, and these rows."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        words = [word for word in shlex.split(row["command"]) if not word.startswith("seed=")]
+        groups.setdefault((row["data"], shlex.join(words)), []).append(row)
+    return [(statistics.mean(float(r["accuracy"]) for r in g), g) for g in groups.values()]
 
 
 def line_of(row: Row) -> tuple[str, str]:

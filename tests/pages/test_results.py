@@ -64,6 +64,15 @@ def test_a_line_names_the_net_its_neuron_and_its_steps():
     assert SCRIPT["line_of"](theirs)[0] == "A 1.0, ResNet-20, LIF, T = 2"
 
 
+def test_rows_that_differ_by_the_seed_alone_have_one_mean():
+    rows = [
+        {"data": "d", "accuracy": accuracy, "command": f"spiketriton train r.toml {words}"}
+        for accuracy, words in (("80.0", ""), ("81.0", "train.lr=1"), ("83.0", "seed=1"))
+    ]
+    found = SCRIPT["by_seeds"](rows)
+    assert found == [(pytest.approx(81.5), [rows[0], rows[2]]), (pytest.approx(81.0), [rows[1]])]
+
+
 def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
     first = {"weights": "a.safetensors", "minutes": "47.1", "command": "spiketriton train r.toml"}
     start = "spiketriton train r.toml train.init_from=examples/weights/{} train.lr=3e-3"
