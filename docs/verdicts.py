@@ -6,10 +6,11 @@
     python docs/verdicts.py --table                      # the table of docs/data/gradient_flow_log.md
     python docs/verdicts.py --untrained --root data      # the score of nets that were never trained
 
-Four groups: `recipe`, every shipped recipe of a spiking net for still images, narrow; `drawn`, nets of random parts;
-`chance`, nets that cannot learn; `sought`, nets chosen by whoever had read the rules and sought a wrong word. On
-CIFAR-10 (in data/cifar10) or Imagenette at 64 pixels (in data/imagenette). Asked are `diagnose` and Python before
-training, `train` at each of its rows, `diagnose RUN` and Python at the end.
+Groups: `recipe`, shipped recipes of spiking nets for still images, narrow; `drawn`, nets of random parts (in the
+second draw `fifty` layers, `residual`, `chain` and `deep`, where the verdict has limits); `chance`, nets that cannot
+learn; `sought`, nets chosen by whoever had read the rules and sought a wrong word. On CIFAR-10 (in data/cifar10) or
+Imagenette at 64 pixels (in data/imagenette). Asked are `diagnose` and Python before training, `train` at each of its
+rows, `diagnose RUN` and Python at the end.
 """
 
 import argparse
@@ -50,12 +51,13 @@ HERE = Path(__file__).resolve().parent
 ROWS, PAGE = HERE / "data" / "verdicts.csv", HERE / "data" / "gradient_flow_log.md"
 BEGIN, END = "<!-- made by docs/verdicts.py: begin -->\n", "<!-- end -->\n"
 COLUMNS = (
-    *("group", "recipe", "settings", "before", "python", "said", "run", "python_run", "loss", "test"),
-    *("guessing", "registered", "commit", "machine", "hours"),
+    *("draw", "group", "recipe", "settings", "before", "python", "said", "told", "run", "python_run"),
+    *("loss", "test", "guessing", "registered", "commit", "machine", "hours"),
 )  # fmt: skip
 Row = dict[str, str]
 REFUSED = "refused"
-SEED = 4029
+OBSTACLES = (Word.LOST, Word.SILENT, Word.EXPLODING)
+SEED, SEED_AGAIN = 4029, 7201
 COMMON = (
     *("data.workers=0", "data.test_images=1000", "train.threads=1", "train.precision=fp32"),
     *("train.accumulate=1", "train.micro_batch=0"),
@@ -120,10 +122,21 @@ SOUGHT = (  # a gradient that grows in nets of which no row tells; a loss that i
     ("chance", "quickstart", f"data.name=shuffled_cifar10 {UNLEARNABLE} model.width=8 loss.label_smoothing=0.9"),
 )  # fmt: skip
 
+MANY = "data.image_size=16 train.batch_size=32 data.train_images=3200 train.epochs=4"
+BROKEN = f"plugins.modules=['{Path('docs') / 'unlearnable.py'}'] {MANY}"
+CHANCE_AGAIN = (  # four tests each
+    ("cifar10_speedrun", f"data.name=shuffled_cifar10 {BROKEN} model.width=4"),
+    ("cifar10_r19_tet", f"data.name=shuffled_cifar10 {BROKEN} model.width=4 loss.label_smoothing=0.3"),
+    ("cifar10_r20", f"data.name=other_test_cifar10 {BROKEN} model.width=4"),
+    ("cifar10_vgg16", f"data.name=constant_cifar10 {BROKEN} model.width=4"),
+    (CELLS, f"{CIFAR} {MANY} model.name=vgg8 model.width=8 neuron.v_threshold=100 time_steps=2"),
+    (CELLS, f"{CIFAR} {MANY} model.name=resnet56 model.block=sew neuron.kind=ilif time_steps=1 train.lr=1e-7"),
+)  # fmt: skip
+
 
 def settings() -> list[Row]:
-    """All of them: first those that were drawn, then those that were sought."""
-    return [*drawn(), *(row_of(*net) for net in SOUGHT)]
+    """All of them: first those that were drawn, then those that were sought, and those that were drawn again."""
+    return [*drawn(), *(row_of(*net) for net in SOUGHT), *drawn_again()]
 
 
 def drawn() -> list[Row]:
@@ -202,9 +215,102 @@ def at_random(rng: random.Random) -> str:
     return " ".join([*words, f"seed={rng.randrange(100)}"])
 
 
-def row_of(group: str, recipe: str, settings: str) -> Row:
+GROUPS_AGAIN = (("fifty", 6), ("residual", 5), ("chain", 6), ("deep", 7))
+
+
+def drawn_again() -> list[Row]:
+    """The second draw: longer trainings, a test after each third of them; what a recipe refuses is drawn again."""
+    rng = random.Random(SEED_AGAIN)
+    recipes = [*narrow_recipes(rng)]
+    found = [("recipe", *net) for net in rng.sample(recipes, 8)]
+    for group, nets in GROUPS_AGAIN:
+        for number in range(nets):
+            while True:
+                settings = parts_of(group, number, rng)
+                with contextlib.suppress(UserError):
+                    load_recipe(str(HERE / f"{CELLS}.toml"), settings.split())
+                    break
+            found.append((group, CELLS, settings))
+    found += [("chance", *net) for net in CHANCE_AGAIN]
+    rng.shuffle(found)
+    return [row_of(*net, draw="2") for net in found]
+
+
+def narrow_recipes(rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Every shipped recipe of convolutions for still images, at its own rate."""
+    for name, path in shipped_recipes().items():
+        if re.search("dvs|_ann|quickstart", name) or name in SIZES:
+            continue
+        if "spikingjelly:" in path.read_text("utf-8"):
+            continue
+        photographs = "imagenet" in name
+        words = IMAGENETTE if photographs else f"{CIFAR} data.image_size=16"
+        steps = rng.choice((200, 300)) if photographs or "r50" in name else rng.choice((300, 450))
+        batch = 16 if photographs or "r50" in name else 32
+        words += f" model.width={rng.choice((4, 8))} {in_thirds(steps, batch)}"
+        yield name, f"{words} seed={rng.randrange(100)}"
+
+
+def in_thirds(steps: int, batch: int, epochs: int = 3) -> str:
+    return f"train.batch_size={batch} data.train_images={steps * batch // epochs} train.epochs={epochs}"
+
+
+def parts_of(group: str, number: int, rng: random.Random) -> str:
+    """A net of a group, and its training. `fifty`: each block twice, half of them I-LIF; `deep`: one that is judged."""
+    steps, usual, clip = rng.choice((1, 2, 4)), rng.random() < 0.5, rng.choice(("0", "auto"))
+    kind, block, depth = rng.choice(KINDS), rng.choice(("plain", "sew", "ms")), rng.choice(DEPTHS)
+    optimizer = rng.choice(("adamw", "adamw", "sgd"))
+    if group == "fifty":
+        name, block = rng.choice(("resnet50", "resnet56")), ("plain", "sew", "ms")[number % 3]
+        kind, steps = ("ilif", kind)[number % 2], min(steps, 2)
+    elif group == "residual":
+        name = rng.choice(("resnet18", "resnet20", "resnet32", "resnet44"))
+    elif group == "chain":
+        name = rng.choice(("vgg8", "vgg11", "mlp", "plain"))
+    else:
+        name, block, usual = (
+            rng.choice(("mlp", "mlp", "plain", "resnet50", "resnet56")),
+            "plain",
+            True,
+        )
+        kind, depth = rng.choice(KINDS[:-2]), max(20, depth)
+        optimizer = rng.choice(("adamw", "sgd"))
+        if number < 2:  # where the gradient's growth is judged
+            name, depth, optimizer, clip = "mlp", 50, "sgd", "0"
+    blocks = name.startswith("resnet")
+    width = rng.choice((32, 128) if name == "mlp" else (8, 16))
+    words = [f"{CIFAR} data.image_size=16 data.validation=0 model.name={name} model.width={width}"]
+    words += [f"time_steps={steps} neuron.kind={kind}"]
+    if blocks:
+        start = USUAL if block == "plain" else f"model.residual_gain={rng.choice(('0', '1'))}"
+        words += [f"model.block={block}", *[start] * usual]
+    else:
+        words += [f"model.start={'kaiming' if usual else 'identity'}"]
+        words += [f"model.depth={depth}"] * (name in ("mlp", "plain"))
+    words += [f"model.norm={rng.choice(('bn', 'bn', 'bn', 'tdbn', 'tebn', 'none'))}"]
+    if kind != "ilif":
+        shape, reach = rng.choice(("atan", "triangle", "rectangle", "sigmoid")), rng.choice(REACHES)
+        words += [f"neuron.surrogate.shape={shape} neuron.surrogate.width={reach}"]
+    words += [f"neuron.v_threshold={rng.choice((0.5, 2))}"] * (rng.random() < 0.2)
+    words += ["loss.kind=tet"] * (rng.random() < 0.25)
+    rate = rng.choice(("auto", *RATES[optimizer]))
+    words += [f"train.optimizer={optimizer} train.clip_grad_norm={clip} train.lr={rate}"]
+    layers = int(re.sub(r"\D", "", name) or depth)
+    batch = 16 if layers >= 50 and blocks else 32
+    cost = layers * steps * batch / 16 * 1.1e-3  # seconds of a step, at most
+    count = 600 if name == "mlp" else max(200, min(600, 100 * int(0.5 / cost)))
+    return " ".join([*words, in_thirds(count, batch), f"seed={rng.randrange(100)}"])
+
+
+KINDS = ("if", "lif", "plif", "alif", "cuba", "ilif", "ilif")
+DEPTHS, REACHES = (11, 20, 30, 50), (0.1, 0.3, 0.5, 1, 2)
+RATES = {"adamw": (5e-4, 2e-3, 5e-3, 2e-2), "sgd": (0.01, 0.05, 0.1, 0.5)}
+
+
+def row_of(group: str, recipe: str, settings: str, draw: str = "1") -> Row:
     common = [word for word in (*COMMON, "train.epochs=10") if word.split("=")[0] not in settings]
-    return {"group": group, "recipe": recipe, "settings": " ".join([settings, *common])}
+    settings = " ".join([settings, *common])
+    return {"draw": draw, "group": group, "recipe": recipe, "settings": settings}
 
 
 def recipe_of(row: Row) -> str:
@@ -251,9 +357,12 @@ def after(run: Path) -> Row:
     tests = [row for row in rows if row["kind"] == "eval"]
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     batch = next(build_data(recipe).train.from_step(0))
+    console = (run / "console.log").read_text("utf-8")
+    told = [word for word in OBSTACLES if re.search(rf"\b{word}\b", console)]
     found = spiketriton.diagnose(trained.model, batch, tries=0)
     return {
         "said": said_by(rows, recipe, facts.class_counts),
+        "told": " ".join(told),
         "run": asked(str(run)),
         "python_run": str(found).splitlines()[0],
         "loss": f"{losses[-1]:.4f}" if losses else "",
@@ -350,9 +459,50 @@ SAID = (  # what is said, the column, its words
 )
 
 
+def trained_of(rows: Sequence[Row], draw: str) -> list[Row]:
+    trained = (row for row in rows if row["commit"] and not row["run"].startswith(REFUSED))
+    return [row for row in trained if row["draw"] == draw]
+
+
+def learnt(row: Row) -> bool:
+    return float(row["test"] or 0) > 0.2
+
+
+def named(row: Row) -> bool:
+    """Whether an obstacle was named: before, while or after the net was trained."""
+    said = " ".join(row[column] for column in ("before", "python", "told", "run", "python_run"))
+    return any(word in said for word in OBSTACLES)
+
+
+def table_again(rows: Sequence[Row]) -> str:
+    """Of the second draw: what was said of nets that learnt, and of others."""
+    trained = trained_of(rows, "2")
+    groups = list(dict.fromkeys(row["group"] for row in rows if row["draw"] == "2"))
+    lines = [
+        "| second draw | learnt (above 20 %) | an obstacle named: of these | of the others | healthy at a test, and "
+        "learnt | at chance at the end, and learnt |\n| --- | --- | --- | --- | --- | --- |\n"
+    ]
+    for group in ("all that can learn", *sorted(groups)):
+        part = [
+            r
+            for r in trained
+            if group == r["group"] or (group not in groups and r["group"] != "chance")
+        ]
+        did, others = [r for r in part if learnt(r)], [r for r in part if not learnt(r)]
+        healthy = [r for r in part if Word.HEALTHY in r["said"]]
+        stuck = [r for r in part if r["said"].endswith(Word.CHANCE)]
+        cells = [
+            share(len(did), len(part)),
+            *(share(sum(map(named, of)), len(of)) for of in (did, others)),
+        ]
+        cells += [share(sum(map(learnt, of)), len(of)) for of in (healthy, stuck)]
+        lines.append(f"| {group} | {' | '.join(cells)} |\n")
+    return "".join(lines)
+
+
 def table(rows: Sequence[Row]) -> str:
-    """Of the rows that were trained: what was said, and how many learnt."""
-    trained = [row for row in rows if row["commit"] and not row["run"].startswith(REFUSED)]
+    """Of the rows of the first draw that were trained: what was said, and how many learnt."""
+    trained = trained_of(rows, "1")
     nets = [row for row in trained if row["group"] in ("recipe", "drawn")]
     never = [row for row in trained if row["group"] == "chance"]
     sought = [row for row in trained if row["group"] == "sought"]
@@ -365,15 +515,14 @@ def table(rows: Sequence[Row]) -> str:
             [row for row in part if any(word in row[column] for word in words)]
             for part in (nets, sought, never)
         )
-        learnt = [sum(float(row["test"] or 0) > 0.2 for row in said) for said in found]
-        shares = [share(hits, len(said)) for hits, said in zip(learnt, found, strict=True)]
+        shares = [share(sum(map(learnt, said)), len(said)) for said in found]
         lines.append(f"| {label} | {' | '.join(shares)} | {len(wrong)} |\n")
     return "".join(lines)
 
 
 def page(text: str, rows: Sequence[Row]) -> str:
     before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + table(rows) + END + rest.partition(END)[2]
+    return before + BEGIN + table(rows) + "\n" + table_again(rows) + END + rest.partition(END)[2]
 
 
 def main() -> None:
