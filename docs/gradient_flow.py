@@ -234,15 +234,16 @@ def beyond(limit: str, row: dict[str, str]) -> bool:
     if not row["similarity"]:
         return False
     name, known = key_of(row, "model.name", "resnet20"), getattr(LIMITS, limit)
+    if key_of(row, "neuron.kind", "lif") not in known.kinds or key_of(row, "model.norm") == "none":
+        return False
     if limit == "growth":
         unlimited = key_of(row, "train.clip_grad_norm", "0") == "0"
         grown = float(row["gradient_ratio"]) > known.limit
         deep = name in CHAINS and int(key_of(row, "model.depth")) >= known.layers
-        ilif = key_of(row, "neuron.kind") == "ilif"
         unlimited &= float(key_of(row, "train.lr", "2e-3")) >= LIMITS.lr
-        return key_of(row, "train.optimizer") == "sgd" and unlimited and grown and deep and not ilif
+        return key_of(row, "train.optimizer") == "sgd" and unlimited and grown and deep
     grown = float(row["gradient_ratio"]) > LIMITS.large
-    if float(row["similarity"]) >= known.limit or grown or key_of(row, "neuron.kind") == "ilif":
+    if float(row["similarity"]) >= known.limit or grown:
         return False
     if limit == "chain":
         return name in CHAINS and int(key_of(row, "model.depth")) >= known.layers

@@ -26,7 +26,7 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import UserError
 from spiketriton.train import main
 from spiketriton_kernels import Surrogate
-from spiketriton_kernels.nn import LIF
+from spiketriton_kernels.nn import IF, LIF
 from tests.models.foreign_nets import SnnTorch
 from tests.small_data import make_class_tree
 from tests.small_runs import (
@@ -433,6 +433,9 @@ def test_a_lost_signal_is_named_where_the_layers_form_a_chain():
     assert lost.overlap[-1] < 0.25
     assert (lost.verdict.word, short.verdict.word) == ("lost", "no obstacle found")
     assert spiketriton.diagnose(Deep(24, skip=True), batch, tries=0).verdict.forward.judged is None
+    other = Deep(24)
+    other.neurons = nn.ModuleList(IF() for _ in range(24))  # of which no row tells
+    assert spiketriton.diagnose(other, batch, tries=0).verdict.forward.judged is None
 
 
 def test_a_growing_gradient_of_a_chain_of_ones_own_is_tried_with_a_limit():

@@ -67,7 +67,7 @@ def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
     slower = Cure("train.lr", float(f"{recipe.peak_lr / 3:.2g}"), Why.RATE)
     lost = verdict.forward.word != Word.FREE
     exploding = verdict.backward.word != Word.FREE
-    if exploding and not recipe.clipping:
+    if (exploding or (stuck and recipe.train.optimizer == "sgd")) and not recipe.clipping:
         found.append(Cure("train.clip_grad_norm", 1.0, Why.CLIPPING))
     known = (*BLOCK_NETS, *SKIPLESS)
     if model.name not in known:  # somebody's own
@@ -96,7 +96,10 @@ def own_cures(neurons: Sequence[SpikingNeuron], verdict: Verdict) -> list[Cure]:
     if verdict.word in WAITS:
         return []
     found = [CLIPPING] if verdict.backward.word == Word.EXPLODING else []
-    if verdict.forward.word != Word.FREE or verdict.forward.arrives is False:
+    if {Word.LOST, Word.SILENT, Word.CHANCE} & {
+        verdict.word,
+        verdict.forward.word,
+    } or verdict.forward.arrives is False:
         own = (NORM, INPUT, THRESHOLD)
         found += [cure for cure in own if any(_fits(cure, neuron) for neuron in neurons)]
     return found

@@ -17,7 +17,7 @@ from spiketriton.data import Data
 from spiketriton.diagnose.cures import Cure, change_neurons
 from spiketriton.gradients.verdict import LIMITS
 from spiketriton.models import Network, build_model
-from spiketriton.plugins.tasks import build_loss
+from spiketriton.plugins.tasks import build_loss, task_of
 from spiketriton.system.errors import UserError
 from spiketriton.training.optim import build_optimizer, build_schedule, clipped_norm
 from spiketriton.training.placement import Placement
@@ -31,18 +31,20 @@ MOST_CHANGES = 4
 @dataclass(frozen=True)
 class Trials:
     """steps, images: of each trial. as_it_is: the loss at its end, the mean of the last fifth of the steps; infinite
-    where it was not finite. changed: the changes that were tried, with theirs.
+    where it was not finite. changed: the changes that were tried, with theirs. guess: that of answering without a
+    look; None: it is not known.
     """
 
     steps: int
     images: int
     as_it_is: float
     changed: tuple[tuple[Cure, float], ...]
+    guess: float | None = None
 
     @property
     def helped(self) -> list[tuple[Cure, float]]:
-        """Changes with a loss at least 5 % lower, in their order."""
-        before = min(self.as_it_is, 1e30)
+        """Changes whose loss is at least 5 % lower, and 5 % below that of guessing, in their order."""
+        before = min(self.as_it_is, 1e30 if self.guess is None else self.guess)
         limit = before - (1 - LIMITS.loss) * abs(before)  # losses of a task may be negative
         return [(cure, loss) for cure, loss in self.changed if loss < limit]
 
@@ -84,7 +86,8 @@ def try_changes(
         override, own = ([cure.override], None) if cure.key else ([], cure)
         made.append((cure, trained(*override, own=own)))
     images = min(few, recipe.train.batch_size // data.train.accumulate)
-    return Trials(steps, images, trained(), tuple(made))
+    guess = task_of(recipe.loss).guess_loss(data.facts.class_counts)
+    return Trials(steps, images, trained(), tuple(made), guess)
 
 
 def loss_after(

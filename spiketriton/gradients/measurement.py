@@ -32,7 +32,7 @@ class Signal:
 
     overlap: what each layer keeps of an image, [layers]: 1 all of it, 0 nothing (`Prober.signal`).
     arrives: whether the outputs differ between images at all.
-    chain: of a deep network that is not ours, and has no I-LIF, whether no path goes around any layer.
+    chain: of a deep network of LIF that is not ours, whether no path goes around any layer.
     """
 
     overlap: np.ndarray

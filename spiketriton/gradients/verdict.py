@@ -46,29 +46,34 @@ class Word(StrEnum):
 class Predicts(NamedTuple):
     """A limit, and what became of the trainings beyond it: how many there were, and how many learnt.
 
-    layers: spiking layers from which on it was tried; of shallower nets it says nothing.
+    layers, kinds: spiking layers from which on, and neurons with which it was tried; of others it says nothing.
     """
 
     limit: float
     learnt: int
     trainings: int
-    layers: int = 0
+    layers: int
+    kinds: tuple[str, ...]
 
 
 class LIMITS:
-    """What tells nets that learn from others."""
+    """What tells nets that learn from others. The first five are of nets that training has not changed yet."""
 
-    # of neurons other than I-LIF, in nets without skip connections: the ratio first / last under SGD without a limit
-    # on the gradient's norm, at a rate of 0.03 or more. A smaller ratio told nothing, nor AdamW's or a limited one
-    growth, lr = Predicts(1e3, 0, 9, layers=48), 0.03
+    # in nets without skip connections: the ratio first / last under SGD without a limit on the gradient's norm, at a
+    # rate of 0.03 or more. A smaller ratio told nothing, nor AdamW's or a limited one
+    growth, lr = Predicts(1e3, 0, 9, 48, ("if", "lif")), 0.03
     # of an image, kept by the last layer, in chains and in plain blocks whose gradient passes all neurons, where the
-    # ratio is not above `large`; in other nets it told nothing
-    chain, plain, large = Predicts(0.25, 0, 10, layers=20), Predicts(0.1, 0, 14, layers=48), 1e4
+    # ratio is not above `large`; in other nets, and without norms, it told nothing
+    chain, large = Predicts(0.25, 0, 10, 20, ("lif",)), 1e4
+    plain = Predicts(0.1, 0, 14, 48, ("if", "lif", "plif"))
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
     chance = 0.99  # ... and in a test, below which no net is at chance
     steps = 50  # ... the mean over as many steps, ...
     since = 100  # ... from this step on, and after the warm-up
+    stuck = (
+        1000  # steps, or half of its training: before them none is, one such net in three learnt
+    )
     deviations = 3.0  # of a test's score from that of guessing, in standard deviations
     # a score that no untrained net has, by guessing's (or halfway to 1): of 24, one had 11.2 % in CIFAR-10's test
     times = 2.0
@@ -101,6 +106,7 @@ class Learned:
         whose value for guessing is not known.
     score, images: of the last test, with the score of guessing where it is known; None and 0 before it.
     test_loss: of the same images.
+    early: whether too little was trained before that test to call a net stuck.
     """
 
     loss: float | None
@@ -108,6 +114,7 @@ class Learned:
     score: Score | None = None
     images: int = 0
     test_loss: float | None = None
+    early: bool = False
 
     @classmethod
     def of(
@@ -116,13 +123,14 @@ class Learned:
         counts: Sequence[int],
         loss: float | None,
         test: Mapping[str, Any] | None = None,
+        early: bool = False,
     ) -> "Learned | None":
         """`counts`: training images of each class; `test`: a row of metrics.jsonl. None where nothing is known."""
         guess = task_of(config).guess_loss(tuple(counts))
         loss = loss if guess is not None else None
         score = None if test is None else Score.of_row(test)
         if test is not None and score is not None:
-            return cls(loss, guess, score, test["test_images"], test.get("test_loss"))
+            return cls(loss, guess, score, test["test_images"], test.get("test_loss"), early)
         return None if loss is None else cls(loss, guess)
 
     @property
@@ -144,15 +152,12 @@ class Learned:
         above = self._below(self.test_loss)  # where the score of guessing is not known
         if self.score.chance is not None:
             above = self.score.beats(self.score.chance, LIMITS.deviations * self.score.spread)
+        doubled = self._doubles()  # of so few images that chance may have done it
         if not above:
-            return None if falls or not self.known else False
-        if (
-            self.guess_loss is not None
-            and self.loss is not None
-            and not self.loss < self.guess_loss
-        ):
+            return None if falls or doubled or self.early or not self.known else False
+        if self.loss is not None and self.guess_loss is not None and not self._below(self.loss, 1):
             return None  # it has got worse since
-        return True if self._proves() else None
+        return True if doubled or self._below(self.test_loss) else None
 
     @property
     def word(self) -> Word:
@@ -168,19 +173,17 @@ class Learned:
             return False
         return loss < limit * self.guess_loss
 
-    def _proves(self) -> bool:
-        """Whether no untrained net would have a score that is above guessing's."""
+    def _doubles(self) -> bool:
+        """Whether no untrained net would have the score."""
         found = self.score
         if found is None or found.chance is None:
-            return True
+            return False
         if not found.share:
-            enough = found.beats(found.chance, (1 - LIMITS.loss) * abs(found.chance))
-        else:
-            value, guess = found.value, found.chance
-            if not found.higher_is_better:  # a share of errors
-                value, guess = 1 - value, 1 - guess
-            enough = value >= min(LIMITS.times * guess, (1 + guess) / 2)
-        return enough or self._below(self.test_loss)
+            return found.beats(found.chance, (1 - LIMITS.loss) * abs(found.chance))
+        value, guess = found.value, found.chance
+        if not found.higher_is_better:  # a share of errors
+            value, guess = 1 - value, 1 - guess
+        return value >= min(LIMITS.times * guess, (1 + guess) / 2)
 
 
 def learned_by(
@@ -203,7 +206,8 @@ def learned_by(
     loss = mean_loss(losses)
     if tests and losses and losses[-1][0] < tests[-1]["step"] + LIMITS.steps:
         loss = None
-    return Learned.of(recipe.loss, counts, loss, tests[-1] if tests else None)
+    early = bool(tests) and tests[-1]["step"] < min(LIMITS.stuck, steps / 2)
+    return Learned.of(recipe.loss, counts, loss, tests[-1] if tests else None, early)
 
 
 @dataclass(frozen=True)
@@ -312,22 +316,22 @@ def judge(
     """The verdict on a measurement, the same for `train`, `diagnose` and Python.
 
     of: the recipe, or of a net without one the optimizer. signal: what gets through; None where it was not measured.
-    learned, begun: what the training knows, if there was one, and whether there was.
+    learned, begun: what the training knows, if there was one, and whether there was: then no limit is known.
     """
     names, optimizer, eps, limited = measured.names, of, 0.0, False
     compared: Sequence[int] = range(len(names))
     silent, through = list[int](), compared
-    told = LIMITS.chain if signal is not None and signal.chain else None
+    told, kind = LIMITS.chain if signal is not None and signal.chain else None, "lif"
     if isinstance(of, Recipe):
         optimizer, eps = of.train.optimizer, of.train.eps
         limited = of.clipping > 0 or of.peak_lr < LIMITS.lr
         compared, silent = _compared(measured, of.model), _may_be_silent(names, of.model)
         through = _without_way_around(names, of.model)
-        told = told or _told_by_signal(of)
-    if told is not None and len(names) < told.layers:
+        told, kind = told or _told_by_signal(of), of.neuron.kind
+    grows = told is LIMITS.chain and optimizer == "sgd" and not limited and not begun
+    grows &= len(names) >= LIMITS.growth.layers and kind in LIMITS.growth.kinds
+    if told is not None and (begun or len(names) < told.layers or kind not in told.kinds):
         told = None
-    grows = told is LIMITS.chain and len(names) >= LIMITS.growth.layers
-    grows &= optimizer == "sgd" and not limited
     outside, firing = measured.outside.mean(1), measured.firing.mean(1)
     should_fire = [i for i in range(len(names)) if i not in silent] or range(len(names))
     quietest = min(should_fire, key=lambda i: firing[i])
@@ -364,7 +368,7 @@ def judge(
 def _told_by_signal(recipe: Recipe) -> Predicts | None:
     """The limit of the forward signal for deep nets of this kind; None where it tells nothing."""
     model = recipe.model
-    if recipe.neuron.kind == "ilif":
+    if model.norm == "none":
         return None
     if model.name in get_args(PlainNet):
         return LIMITS.chain

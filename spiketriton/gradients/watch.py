@@ -4,14 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from spiketriton.config import Recipe
 from spiketriton.gradients.measurement import Measurement, Signal
-from spiketriton.gradients.verdict import (
-    LIMITS,
-    Learned,
-    Verdict,
-    Word,
-    judge,
-    learned_by,
-)
+from spiketriton.gradients.verdict import LIMITS, Learned, Verdict, Word, judge, learned_by
 from spiketriton.runs.rows import Row
 
 

@@ -108,7 +108,7 @@ def backward(verdict: Verdict) -> str:
     words = comparison(found)
     if found.judged is None:
         return f"{words}, which has not told which nets of this kind, trained like this, learn"
-    limit = f"{times(found.judged.limit)}, above which {_became(found.judged)} under SGD"
+    limit = f"{times(found.judged.limit)}, above which {_became(found.judged)} under SGD at {LIMITS.lr:g} or more"
     if found.word == Word.FREE:
         return f"{words}, fine up to {limit}"
     return f"{found.word}: {words}, above the limit of {limit}"

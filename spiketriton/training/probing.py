@@ -24,6 +24,7 @@ from spiketriton.plugins.tasks import Batch
 from spiketriton.system.errors import UserError
 from spiketriton.training.chains import is_chain
 from spiketriton_kernels import PROBE_FIELDS
+from spiketriton_kernels.nn import LIF
 
 # images of a batch: as many as keep (neurons x time steps) within the budget, from FEWEST to MOST;
 # where not even FEWEST do, they are cropped, to a multiple of CROP
@@ -177,7 +178,7 @@ class Prober:
             overlaps = [overlap_of(torch.as_tensor(rate), pairs) for rate in rates.values()]
             found += np.array(overlaps) * self.share
         deep = len(self.layers) >= LIMITS.chain.layers and not knows_its_paths(self.model)
-        judged = deep and arrives and all(layer.kind != "ilif" for _, layer in self.layers)
+        judged = deep and arrives and all(isinstance(layer, LIF) for _, layer in self.layers)
         if not judged:
             return Signal(found, arrives)
         (x, _), neurons = self.batches[0], [neuron for _, neuron in self.layers]

@@ -100,7 +100,7 @@ def test_a_lost_net_gets_the_changes_that_helped_with_their_losses():
     assert [cure.override for cure, _ in helped] == ["model.start=identity"]
     assert "conclusion: lost forward; these changes help:\n" in text
     assert f"  {tried(found.trials)}\n" in text
-    assert f"lower with model.start=identity ({helped[0][1]:.3g})" in text
+    assert f"lower than both with model.start=identity ({helped[0][1]:.3g})" in text
     assert text.endswith(f"  {change(helped[0][0])}\n      {WHY[helped[0][0].why]}\n")
     shown = as_json(found)["trials"]
     assert (shown["steps"], shown["images"]) == (30, 16)
@@ -115,7 +115,7 @@ def test_what_did_not_help_is_not_named_as_a_change():
     worse = Trials(50, 32, 2.0, ((rate, 1.91), (THRESHOLD, math.inf)))
     assert worse.helped == []
     assert tried(worse) == (
-        "fresh nets were trained for 50 steps of 32 images: as it is the loss is 2; no lower with train.lr=0.01 "
+        "fresh nets were trained for 50 steps of 32 images: as it is the loss is 2; not 5 % lower with train.lr=0.01 "
         "(1.91), half of every neuron's v_threshold (not finite)"
     )
     text = page(dataclasses.replace(found, trials=worse))
@@ -125,6 +125,12 @@ def test_what_did_not_help_is_not_named_as_a_change():
         50, 32, math.inf, ((rate, 1.91),)
     )  # of a net whose loss is not finite everything else is
     assert [cure for cure, _ in better.helped] == [rate]
+    guessed = Trials(50, 32, 2.9, ((rate, 2.1), (THRESHOLD, 2.3)), guess=2.303)  # back at chance
+    assert [cure for cure, _ in guessed.helped] == [rate]
+    assert tried(guessed).endswith(
+        "as it is the loss is 2.9, of guessing 2.3; lower than both with train.lr=0.01 (2.1); not 5 % lower than both "
+        "with half of every neuron's v_threshold (2.3)"
+    )
     below = Trials(50, 32, -2.0, ((rate, -1.95), (THRESHOLD, -2.2)))  # of a task's loss
     assert [cure for cure, _ in below.helped] == [THRESHOLD]
 
