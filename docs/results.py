@@ -213,7 +213,7 @@ def table(rows: Sequence[Row]) -> str:
 def draw(rows: Sequence[Row]) -> None:
     """Accuracy against minutes: a line for each row, green for ANNs, orange for others' loops.
 
-    Rows that differ by the seed alone share a marker. What begins with the weights of another row begins where that ends.
+    Rows that differ by the seed alone share a marker. What begins with another row's weights begins where that ends.
     """
     sets = {row["data"].partition(" ")[0]: None for row in rows}
     with plt.rc_context(STYLE):
