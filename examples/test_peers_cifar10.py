@@ -15,6 +15,7 @@ from spiketriton.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PEERS = runpy.run_path(str(ROOT / "examples" / "peers_cifar10.py"))
+PEERS["main"].__globals__["BATCH"] = 8
 RESULTS = runpy.run_path(str(ROOT / "docs" / "results.py"))
 LIBRARIES = list(PEERS["NETS"])
 
@@ -27,9 +28,9 @@ def library(request):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Ten classes of noise of ten brightnesses: 160 training images, two steps an epoch, and 20 to test."""
+    """Ten classes of noise of ten brightnesses: 20 training images, two steps an epoch, and 20 to test."""
     root, draw = tmp_path_factory.mktemp("cifar10"), np.random.default_rng(0)
-    for split, count in (("train", 16), ("test", 2)):
+    for split, count in (("train", 2), ("test", 2)):
         for name in range(10):
             (root / split / str(name)).mkdir(parents=True)
             for i in range(count):
@@ -42,7 +43,7 @@ def images(tmp_path_factory):
 
 def train(library, images, out, *words):
     given = ["--library", library, "--data", str(images), "--out", str(out), "--steps", "2"]
-    PEERS["main"]([*given, "--validation", "20", *words])
+    PEERS["main"]([*given, "--validation", "4", *words])
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -83,8 +84,8 @@ def test_a_rate_is_chosen_by_held_out_images_and_a_row_made(library, images, tmp
     assert set(about["search"]) == {"1e-9", "1e-2"}
     assert about["lr"] == max(about["search"], key=about["search"].get)
     searched = [json.loads(line) for line in (tmp_path / "lr-1e-9/metrics.jsonl").open()]
-    assert [row["test_images"] for row in searched] == [20, 20]
-    assert searched[-1]["step"] == 4  # of 140 images, two epochs
+    assert [row["test_images"] for row in searched] == [4, 4]
+    assert searched[-1]["step"] == 4  # of 16 images, two epochs
     assert [row["test_images"] for row in rows] == [20, 20]
     assert [row["step"] for row in rows] == [2, 4]
 
@@ -96,7 +97,7 @@ def test_a_rate_is_chosen_by_held_out_images_and_a_row_made(library, images, tmp
     assert row["data"] == "cifar10 (JPEG)"
     assert row["command"] == (
         f"python examples/peers_cifar10.py --library {library} --steps 2 --epochs 2 --lr 1e-9 1e-2 "
-        "--seed 0 --threads 1 --validation 20"
+        "--seed 0 --threads 1 --validation 4"
     )
     assert (row["T"], row["parameters"], row["weights"]) == ("2", "272474", "")
     assert 0 < float(row["spikes"]) < 1

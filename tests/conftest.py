@@ -8,6 +8,7 @@ variable is set here, before anything imports it, and taken away again: outside 
 for the triton backend, CPU tensors go where they go for a user, and so do child processes.
 """
 
+import gc
 import inspect
 import os
 import shutil
@@ -108,6 +109,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=why))
 
 
+def pytest_collection_finish() -> None:
+    """What is there by now stays: no collection of garbage, as a race begins with, looks through it, for a second."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The file of the small recipe, in a folder that is the present one."""
@@ -116,6 +127,16 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     Path("small.toml").write_text(SMALL)
     return "small.toml"
+
+
+@pytest.fixture
+def quick(recipe: str) -> str:
+    """The same with the net whose training takes the least."""
+    from spiketriton.config import to_toml
+    from tests.small_runs import QUICK, small_recipe
+
+    Path(recipe).write_text(to_toml(small_recipe(*QUICK)))
+    return recipe
 
 
 @pytest.fixture

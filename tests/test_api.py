@@ -30,6 +30,7 @@ from spiketriton_kernels.nn import IF, LIF
 from tests.models.foreign_nets import SnnTorch
 from tests.small_data import make_class_tree
 from tests.small_runs import (
+    QUICK,
     Lines,
     assert_equal,
     last_state,
@@ -54,9 +55,9 @@ def test_python_and_the_command_make_the_same_run(recipe, capsys):
     assert repr(run) == "Run('python', resnet8 on digits, step 14)"
 
 
-def test_predictions_of_threads_take_turns_whatever_mode_the_network_is_left_in(recipe):
+def test_predictions_of_threads_take_turns_whatever_mode_the_network_is_left_in(quick):
     """Or one that ends puts another's network into training mode, which moves its statistics for good."""
-    run = spiketriton.train(recipe, run_dir="run", epochs=1, quiet=True)
+    run = spiketriton.train(quick, run_dir="run", epochs=1, quiet=True)
     images = torch.rand(12, 1, 8, 8)
     expected = run.predict(images)
     seen, inside = [], []
@@ -82,17 +83,17 @@ def test_predictions_of_threads_take_turns_whatever_mode_the_network_is_left_in(
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="names of files are text elsewhere"
 )
-def test_a_run_folder_whose_name_is_no_text_is_a_run_folder(recipe):
+def test_a_run_folder_whose_name_is_no_text_is_a_run_folder(quick):
     path = os.fsdecode(b"run\xff")
-    assert main([recipe, "train.max_steps=2", "--run-dir", path]) == 0
+    assert main([quick, "train.max_steps=2", "--run-dir", path]) == 0
     assert b"run\xff" in (Path(path) / "console.log").read_bytes()
     assert spiketriton.load_run(path).step == 2
     assert main(["--resume", path, "--extend", "train.max_steps=3"]) == 0
     assert spiketriton.load_run(path).step == 3
 
 
-def test_a_run_is_extended_as_by_the_command(recipe):
-    spiketriton.train(recipe, run_dir="python", quiet=True, epochs=1)
+def test_a_run_is_extended_as_by_the_command(quick):
+    spiketriton.train(quick, run_dir="python", quiet=True, epochs=1)
     shutil.copytree("python", "command")
     run = spiketriton.train(resume="python", extend=2, quiet=True)
     assert (run.step, run.recipe.train.epochs) == (14, 2)
@@ -117,13 +118,13 @@ def process() -> list[object]:
     ]
 
 
-def test_the_process_of_a_notebook_is_left_as_it_was(recipe, monkeypatch):
+def test_the_process_of_a_notebook_is_left_as_it_was(quick, monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)  # not what the recipe asks for
     try:
         before = process()
-        run = spiketriton.train(recipe, run_dir="run", quiet=True, max_steps=1, deterministic=True)
+        run = spiketriton.train(quick, run_dir="run", quiet=True, max_steps=1, deterministic=True)
         assert run.recipe.train.threads == 1
         assert process() == before
         spiketriton.load_run("run")
@@ -146,16 +147,16 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("words", MISTAKES)
-def test_mistakes_are_named(recipe, words):
+def test_mistakes_are_named(quick, words):
     with pytest.raises(UserError, match=re.escape(words)):
         MISTAKES[words]()
-    assert [path.name for path in Path().iterdir()] == [recipe]
+    assert [path.name for path in Path().iterdir()] == [quick]
 
 
 def test_ctrl_c_saves_and_is_raised_and_the_run_continues_with_the_same_bits(
-    recipe, tmp_path, monkeypatch
+    quick, tmp_path, monkeypatch
 ):
-    small_trainer(tmp_path / "unbroken", "model.block=ms").fit()
+    small_trainer(tmp_path / "unbroken", *QUICK).fit()
 
     class Interrupts(Lines):
         def advance(self, step: int) -> None:
@@ -168,7 +169,7 @@ def test_ctrl_c_saves_and_is_raised_and_the_run_continues_with_the_same_bits(
     display = Interrupts()
     monkeypatch.setattr(api, "make_display", lambda: display)
     with pytest.raises(KeyboardInterrupt):
-        spiketriton.train(recipe, run_dir="run")
+        spiketriton.train(quick, run_dir="run")
     assert 'continue with spiketriton.train(resume="run")' in display.text
     assert last_state(tmp_path / "run")["step"] == 9
     run = spiketriton.train(resume="run", quiet=True)
@@ -326,7 +327,9 @@ def test_any_network_of_neurons_is_diagnosed_and_left_alone(optimizer, word):
     torch.manual_seed(0)
     net, x, y = Chain(5.0), torch.randn(4, 16, 8), torch.arange(16) % 3
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    found = spiketriton.diagnose(net, [x, y], optimizer=optimizer)  # as a DataLoader gives them
+    found = spiketriton.diagnose(
+        net, [x, y], optimizer=optimizer, tries=2
+    )  # as a DataLoader gives them
     assert found.names == tuple(f"neurons.{i}" for i in range(48))
     assert found.measured.grad_input.shape == (48, 4)
     assert found.verdict.backward.word == word
@@ -340,6 +343,7 @@ def test_any_network_of_neurons_is_diagnosed_and_left_alone(optimizer, word):
         loss=lambda out: nn.functional.cross_entropy(out.mean(0), y),
         images=1,
         optimizer=optimizer,
+        tries=0,
     )
     assert np.allclose(own.measured.grad_input, found.measured.grad_input)
 
@@ -461,7 +465,7 @@ def test_how_a_network_is_called_is_found_out():
         (one, SHOWN[0], ("1",), (1, 5)),
         (one, steps, ("1",), (1, 6)),
     ):
-        found = spiketriton.diagnose(net, (x, SHOWN[1]), time_steps=5)
+        found = spiketriton.diagnose(net, (x, SHOWN[1]), time_steps=5, tries=0)
         assert (found.names, found.measured.grad_input.shape) == (names, shape)
     with pytest.raises(
         UserError, match=r"Convolutions answers to no x of \[16, 3\]: as given: .*; time first: "
@@ -498,10 +502,10 @@ def test_several_processes_of_torchrun_are_refused(monkeypatch):
         spiketriton.train("quickstart")
 
 
-def test_hooks_are_told_and_one_that_returns_true_ends_the_run_saved(recipe):
+def test_hooks_are_told_and_one_that_returns_true_ends_the_run_saved(quick):
     told = []
     run = spiketriton.train(
-        recipe,
+        quick,
         run_dir="run",
         quiet=True,
         on_row=lambda row: told.append(row.pop("step")),  # a copy: the file has it
@@ -512,5 +516,5 @@ def test_hooks_are_told_and_one_that_returns_true_ends_the_run_saved(recipe):
     assert told == [4, "last.pt"]
     assert [row["step"] for row in RunFolder(Path("run")).metrics.read()] == [4]
     assert spiketriton.train(resume="run", quiet=True).step == 21
-    whole = spiketriton.train(recipe, run_dir="whole", quiet=True)
+    whole = spiketriton.train(quick, run_dir="whole", quiet=True)
     assert_equal(last_state(Path("run")), last_state(whole.path))

@@ -9,8 +9,11 @@ from tests.child import environment
 
 LOOKED_AT = """
 import json, sys
+from matplotlib.figure import Figure
 from spiketriton.__main__ import dispatch
-dispatch(["train", "quickstart", "train.max_steps=1", "data.workers=0", "--run-dir", "run", "--quiet"])
+Figure.savefig = lambda self, file, **options: file.write(b"a picture")
+few = ["train.max_steps=1", "data.train_images=64", "data.test_images=16", "data.image_size=8", "data.workers=0"]
+dispatch(["train", "quickstart", *few, "--run-dir", "run", "--quiet"])
 ours = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "spiketriton"}
 print(json.dumps({name: module.__file__ for name, module in ours.items()}))
 """

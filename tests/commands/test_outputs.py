@@ -12,7 +12,7 @@ from spiketriton.export import __main__ as export
 from spiketriton.report import __main__ as report
 from spiketriton.sweep import __main__ as sweep
 from spiketriton.system.errors import UserError
-from tests.small_runs import small_recipe, small_trainer
+from tests.small_runs import QUICK, small_recipe, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 FOREIGN = "is not what this command wrote about this run earlier"
@@ -23,7 +23,7 @@ def two(tmp_path_factory) -> tuple[str, str]:
     """Two runs, one step each."""
     root = tmp_path_factory.mktemp("two")
     for name in "ab":
-        small_trainer(root / name, "train.max_steps=1", "data.test_images=8").fit()
+        small_trainer(root / name, *QUICK, "train.max_steps=1", "data.test_images=8").fit()
     return str(root / "a"), str(root / "b")
 
 

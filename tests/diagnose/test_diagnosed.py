@@ -9,7 +9,7 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import load_run
 from tests.gradients.support import nothing
-from tests.small_runs import small_recipe, small_trainer
+from tests.small_runs import QUICK, small_recipe, small_trainer
 
 
 def test_a_recipe_has_fresh_weights(tmp_path):
@@ -24,7 +24,7 @@ def test_a_recipe_has_fresh_weights(tmp_path):
 
 def test_a_run_has_its_weights_and_what_its_last_test_showed(tmp_path):
     run = tmp_path / "run"
-    small_trainer(run, "train.epochs=15", "model.name=mlp", "model.depth=2", "model.width=8").fit()
+    small_trainer(run, "train.epochs=15", *QUICK).fit()
     found = find_subject(str(run), [], nothing)
     assert (found.title, found.step) == (f"run {run}, after step 105", 105)
     assert found.state is not None

@@ -40,6 +40,11 @@ def narrow() -> Diagnosis:
     return diagnose(subject(*DEEP, NARROW), 2)
 
 
+@pytest.fixture(scope="module")
+def lost() -> Diagnosis:
+    return diagnose(subject(*LOST))
+
+
 def page(found: Diagnosis, **options: bool) -> str:
     console = Console(file=io.StringIO(), width=PAGE, highlight=False, **options)  # type: ignore[arg-type]
     show(found, console)
@@ -108,9 +113,9 @@ def test_a_lost_net_gets_the_changes_that_helped_with_their_losses():
     assert shown["changes"][0]["helped"]
 
 
-def test_what_did_not_help_is_not_named_as_a_change():
-    found = diagnose(subject(*LOST))
-    assert "conclusion: lost forward; no change was tried\n" in page(found)
+def test_what_did_not_help_is_not_named_as_a_change(lost):
+    assert lost.trials is None  # they were not asked for
+    assert "conclusion: lost forward; no change was tried\n" in page(lost)
     rate = Cure("train.lr", 0.01, Why.RATE)
     worse = Trials(50, 32, 2.0, ((rate, 1.91), (THRESHOLD, math.inf)))
     assert worse.helped == []
@@ -118,7 +123,7 @@ def test_what_did_not_help_is_not_named_as_a_change():
         "fresh nets were trained for 50 steps of 32 images: as it is the loss is 2; not 5 % lower with train.lr=0.01 "
         "(1.91), half of every neuron's v_threshold (not finite)"
     )
-    text = page(dataclasses.replace(found, trials=worse))
+    text = page(dataclasses.replace(lost, trials=worse))
     assert "conclusion: lost forward; no change that was tried helps\n" in text
     assert "\n  train.lr" not in text
     better = Trials(
@@ -135,8 +140,7 @@ def test_what_did_not_help_is_not_named_as_a_change():
     assert [cure for cure, _ in below.helped] == [THRESHOLD]
 
 
-def test_the_conclusion_says_what_is_not_known_yet():
-    found = diagnose(subject(*LOST))
+def test_the_conclusion_says_what_is_not_known_yet(lost):
     row = {
         "kind": "eval",
         "step": 200,
@@ -145,7 +149,7 @@ def test_the_conclusion_says_what_is_not_known_yet():
         "test_loss": 9.0,
     }
     row |= {"test_chance": 0.1, "test_chance_spread": 0.003}
-    open_ = Learned.of(found.subject.recipe.loss, (5, 5), None, row)
+    open_ = Learned.of(lost.subject.recipe.loss, (5, 5), None, row)
     for learned, said in (
         (None, "known after the warm-up, and not before step 100"),
         (
@@ -153,8 +157,8 @@ def test_the_conclusion_says_what_is_not_known_yet():
             "test accuracy 13.00 % on 9,999 images, guessing has 10.00 %; this does not tell yet",
         ),
     ):
-        verdict = dataclasses.replace(found.verdict, begun=True, learned=learned)
-        text = " ".join(page(dataclasses.replace(found, verdict=verdict)).split())
+        verdict = dataclasses.replace(lost.verdict, begun=True, learned=learned)
+        text = " ".join(page(dataclasses.replace(lost, verdict=verdict)).split())
         assert f"conclusion: too early to tell: {said}" in text
 
 
@@ -215,6 +219,7 @@ def test_a_tall_heat_map_is_thinned_and_without_any_gradient_there_is_none():
         assert (f"; 1 layer in {shown.step}" in " ".join(lines)) == (shown.step > 1)
 
 
+@pytest.mark.usefixtures("verdicts_alone")
 @pytest.mark.parametrize("block", ["ms", "plain"])
 def test_blocks_that_start_closed_are_opened_to_be_measured_and_the_page_says_so(block):
     changes = ("model.name=resnet8", f"model.block={block}", "model.residual_gain=0")

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from spiketriton.evaluate.__main__ import main
-from tests.small_runs import refused, small_trainer
+from tests.small_runs import QUICK, refused, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -43,7 +43,7 @@ def test_mistakes_are_named(runs, tmp_path):
     assert "does not exist" in refused(main, [str(tmp_path / "nothing")])
     assert "no recipe.toml" in refused(main, [str(tmp_path)])
     assert "change no weight" in refused(main, [lif, "time_steps=9"])
-    small_trainer(tmp_path / "other", "data.name=synthetic", "train.max_steps=1").fit()
+    small_trainer(tmp_path / "other", *QUICK, "data.name=synthetic", "train.max_steps=1").fit()
     assert "same data" in refused(main, [lif, "--against", str(tmp_path / "other")])
-    small_trainer(tmp_path / "fewer", "data.test_images=40", "train.max_steps=1").fit()
+    small_trainer(tmp_path / "fewer", *QUICK, "data.test_images=40", "train.max_steps=1").fit()
     assert "--images N gives both" in refused(main, [lif, "--against", str(tmp_path / "fewer")])

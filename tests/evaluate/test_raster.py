@@ -8,7 +8,7 @@ from spiketriton.evaluate.evaluation import Evaluation, evaluate
 from spiketriton.evaluate.pictures import sample
 from spiketriton.evaluate.raster import SHOWN, raster_of
 from spiketriton.training.trained import load_run
-from tests.small_runs import small_trainer
+from tests.small_runs import QUICK, small_trainer
 
 RED = (200, 60, 30)
 
@@ -72,7 +72,7 @@ def test_a_photograph_is_shown_in_its_colours(tmp_path):
 
 
 def test_an_ann_has_no_spikes_to_show(tmp_path):
-    small_trainer(tmp_path / "run", "train.max_steps=1", "neuron.kind=relu").fit()
+    small_trainer(tmp_path / "run", *QUICK, "train.max_steps=1", "neuron.kind=relu").fit()
     run = load_run(tmp_path / "run")
     assert raster_of(run) is None
     assert sample(evaluate(run), "") is None

@@ -60,7 +60,8 @@ def test_a_file_cut_anywhere_is_named_or_holds_a_prefix(format, tmp_path):
     path = file_of(tmp_path, format, events)
     whole = path.read_bytes()
     silent = 0
-    for size in range(len(whole)):
+    # of npz, which is long and stored as one thing, at a prime distance
+    for size in range(0, len(whole), 13 if format == "npz" else 1):
         path.write_bytes(whole[:size])
         try:
             read = read_events(path, format)

@@ -26,7 +26,7 @@ from tests.processes import said, start_ranks
 from tests.ranks.test_ranks import SYNC, assert_same_run
 from tests.runs.test_resume import assert_same_run as assert_same_bits
 from tests.small_events import make_events
-from tests.small_runs import small_trainer
+from tests.small_runs import QUICK, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -161,7 +161,7 @@ def test_conversion_is_refused(root, run, tmp_path):
     with pytest.raises(UserError, match=r"sees recordings of n_mnist, .* nets are trained"):
         convert.main([str(run)])  # and not only its twin, which somebody would have trained
     twin = tmp_path / "twin"
-    small_trainer(twin, *keys(root, "neuron.kind=relu", "train.max_steps=2")).fit()
+    small_trainer(twin, *keys(root, *QUICK, "neuron.kind=relu", "train.max_steps=2")).fit()
     with pytest.raises(UserError, match="sees recordings of n_mnist, a frame at each step"):
         convert.main([str(twin), "--run-dir", str(tmp_path / "converted")])
     assert not (tmp_path / "converted").exists()
@@ -220,7 +220,7 @@ def test_every_data_set_trains(tmp_path, name, more):
     make_events(tmp_path, name, per_class=10, count=100)
     if name == "eventfolder":
         shutil.copytree(tmp_path / "val", tmp_path / "test")
-    given = [f"data.name={name}", *more, "train.max_steps=2", "train.batch_size=4"]
+    given = [f"data.name={name}", *more, *QUICK, "train.max_steps=2", "train.batch_size=4"]
     trainer = small_trainer(tmp_path / "run", *keys(tmp_path, *given))
     assert trainer.fit().progress.step == 2
     if name == "eventfolder":  # its recordings of a folder choose the weights

@@ -19,7 +19,7 @@ from spiketriton.train import main as train
 from spiketriton.training.trained import load_run
 from tests.models.test_foreign import recipe_of
 from tests.processes import done
-from tests.small_runs import refused
+from tests.small_runs import FASTEST, refused, small_trainer
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
 
@@ -29,14 +29,26 @@ def trained(runs):
     return runs / "lif"
 
 
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory):
+    """The net whose export takes the least."""
+    path = tmp_path_factory.mktemp("smallest") / "run"
+    small_trainer(path, *FASTEST).fit()
+    return path
+
+
 def wrong(model, image, dt, **options):
     graph = to_nir(model, image, dt, **options)
-    graph.nodes["neuron1"].v_threshold *= 0.5
+    graph.nodes["layers.0.neuron"].v_threshold *= 0.5
     return graph
 
 
 WRONG = {  # what is broken for the file to differ, by what, and what the command says
-    "nir": ("spiketriton.export.exports.to_nir", wrong, "first difference: neuron1, time step"),
+    "nir": (
+        "spiketriton.export.exports.to_nir",
+        wrong,
+        "first difference: layers.0.neuron, time step",
+    ),
     "torch": (
         "torch.export.load",
         lambda file: SimpleNamespace(
@@ -58,16 +70,16 @@ WRONG = {  # what is broken for the file to differ, by what, and what the comman
 
 
 SAID = {
-    "nir": "7 spiking layers, dt = 1\nreplayed by NIR's equations: 0 of ",
+    "nir": "2 spiking layers, dt = 1\nreplayed by NIR's equations: 0 of ",
     "torch": "1 image(s) per call, 3 time steps\nread back: currents differ by 0\n",
     "onnx": "any image(s) per call, 3 time steps\nrun by onnxruntime: currents differ by ",
-    "safetensors": "weights of step 7\nread back: they differ by 0\n",
+    "safetensors": "weights of step 2\nread back: they differ by 0\n",
 }
 
 
 @pytest.mark.parametrize("to", WRONG)
-def test_a_file_that_differs_is_not_written(to, trained, tmp_path, capsys, monkeypatch):
-    arguments = [str(trained), "--to", to, "--out", str(tmp_path / "net")]
+def test_a_file_that_differs_is_not_written(to, smallest, tmp_path, capsys, monkeypatch):
+    arguments = [str(smallest), "--to", to, "--out", str(tmp_path / "net")]
     what, broken, said = WRONG[to]
     assert main(arguments) == EXIT_DONE
     assert SAID[to] in capsys.readouterr().out

@@ -100,6 +100,7 @@ def test_a_file_is_loaded_in_one_line_and_unpacked_once(tmp_path, monkeypatch):
         spiketriton.load_run("none.safetensors")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_file_is_taken_wherever_a_run_is(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     file = str(RELEASED / "quickstart.safetensors")

@@ -48,7 +48,8 @@ def test_its_python_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     quickstart = find_recipe("quickstart").read_text()
     small = "image_size = 8\ntrain_images = 640\ntest_images = 100"
-    Path("quickstart.toml").write_text(quickstart.replace("image_size = 16", small))
+    quickstart = quickstart.replace("image_size = 16", small)
+    Path("quickstart.toml").write_text(quickstart.replace("[model]", "[model]\nwidth = 8"))
     monkeypatch.setattr(reading, "find_recipe", lambda name: Path("quickstart.toml"))
     logged = []
     mlflow = SimpleNamespace(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spiketriton_kernels import Surrogate
+from spiketriton_kernels import Surrogate, use_backend
 from spiketriton_kernels.nn import LIF
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -38,6 +38,7 @@ def test_each_cell_has_its_seeds():
     assert len(ROWS) == len(kept) * len(SCRIPT["SEEDS"])
 
 
+@use_backend("torch")  # nothing has to compile
 def test_the_cut_neuron_fires_as_lif_and_passes_no_gradient_to_earlier_steps():
     made = runpy.run_path(str(DOCS / "cut.py"))["Cut"](2.0, Surrogate("atan", width=1.0))
     x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()

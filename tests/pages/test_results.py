@@ -11,7 +11,7 @@ from spiketriton.config import load_recipe
 from spiketriton.runs.rows import Rows
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import load_run
-from tests.small_runs import small_trainer
+from tests.small_runs import QUICK, small_trainer
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "results.py"))
@@ -101,7 +101,7 @@ def test_a_command_loses_its_places_alone():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("results") / "run"
-    small_trainer(path, "train.epochs=2").fit()
+    small_trainer(path, *QUICK, "train.epochs=2").fit()
     return path
 
 
@@ -135,7 +135,7 @@ def test_a_row_says_what_the_run_folder_holds(run, monkeypatch):
     ],
 )
 def test_an_unfinished_run_or_unknown_code_has_no_row(tmp_path, monkeypatch, changes, words):
-    small_trainer(tmp_path / "run", "train.epochs=2", *changes).fit()
+    small_trainer(tmp_path / "run", *QUICK, "train.epochs=2", *changes).fit()
     found = load_run(tmp_path / "run")
     session = {"time": "then", "dirty": True, "commit": "0123", "device": "cpu"}
     monkeypatch.setattr(type(found.folder), "sessions", lambda folder: [session])

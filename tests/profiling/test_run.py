@@ -74,7 +74,16 @@ def test_a_session_that_measured_nothing_ends_with_an_error(monkeypatch, tmp_pat
     with pytest.raises(UserError, match="--only 'theirs': accepted: names of contenders"):
         run.main(["host", "--quick", "--only", "theirs", "--out", str(tmp_path)])
     monkeypatch.setattr("profiling.harness.peers.version", lambda package: None)
-    arguments = ["kernels", "--quick", "--only", "norse", "--peers", "norse"]
+    arguments = [
+        "kernels",
+        "--quick",
+        "--only",
+        "norse",
+        "--peers",
+        "norse",
+        "--cases",
+        "lif training *",
+    ]
     with pytest.raises(UserError, match="nothing was measured: norse is not installed"):
         run.main([*arguments, "--out", str(tmp_path)])
 
@@ -97,7 +106,17 @@ def test_cases_are_chosen_by_name():
 def test_a_wrong_result_of_ours_ends_the_command_with_1(monkeypatch, tmp_path):
     mistake = lambda x, **o: multistep_lif(x, **o | dict(reset="none"))  # noqa: E731
     monkeypatch.setattr(kernels, "multistep_lif", mistake)
-    arguments = ["kernels", "--quick", "--only", OURS, "--peers", "none", "--out", str(tmp_path)]
+    arguments = [
+        "kernels",
+        "--quick",
+        "--only",
+        OURS,
+        "--peers",
+        "none",
+        "--cases",
+        "lif training *",
+    ]
+    arguments += ["--out", str(tmp_path)]
     assert run.main(arguments) == 1
 
 

@@ -17,7 +17,7 @@ from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR, EXIT_USER, UserErro
 from spiketriton.train import main
 from spiketriton.training import environment
 from tests import small_runs
-from tests.small_runs import small_trainer
+from tests.small_runs import QUICK, small_trainer
 
 
 def refused(*arguments: str) -> str:
@@ -66,9 +66,9 @@ def test_a_run_from_the_command(recipe, capsys):
     assert session["threads"] == 1
 
 
-def test_the_command_itself(recipe):
+def test_the_command_itself(quick):
     """One process from start to end, with a mistake: one line, and the exit code for it."""
-    words = [sys.executable, "-m", "spiketriton.train", recipe, "train.lr=fast"]
+    words = [sys.executable, "-m", "spiketriton.train", quick, "train.lr=fast"]
     process = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert (process.returncode, process.stdout) == (EXIT_USER, "")
     assert process.stderr.startswith("error: train.lr")
@@ -92,7 +92,7 @@ def test_the_command_itself(recipe):
         (["small.toml", "train.device=cuda"], 'train.device = "cuda", but PyTorch'),
     ],
 )
-def test_mistakes_are_refused_in_one_line_and_leave_nothing(recipe, arguments, words, capsys):
+def test_mistakes_are_refused_in_one_line_and_leave_nothing(quick, arguments, words, capsys):
     before = sorted(Path().rglob("*"))
     assert words in refused(*arguments)
     assert capsys.readouterr().out == ""
@@ -100,12 +100,12 @@ def test_mistakes_are_refused_in_one_line_and_leave_nothing(recipe, arguments, w
     assert left == []
 
 
-def test_what_no_memory_holds_is_refused_before_the_first_step(recipe, monkeypatch):
+def test_what_no_memory_holds_is_refused_before_the_first_step(quick, monkeypatch):
     def build(*_: object, **__: object) -> None:
         raise RuntimeError("can't allocate memory: you tried to allocate 4194304 bytes")
 
     monkeypatch.setattr("spiketriton.training.trainer.build_model", build)
-    said = refused(recipe, "--run-dir", "run")
+    said = refused(quick, "--run-dir", "run")
     assert "out of memory before the first step: 4.0 MiB more" in said
     assert not Path("run").exists()
 
@@ -113,7 +113,7 @@ def test_what_no_memory_holds_is_refused_before_the_first_step(recipe, monkeypat
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_disk_that_is_full_from_the_start(recipe, monkeypatch):
+def test_a_disk_that_is_full_from_the_start(quick, monkeypatch):
     write = Path.write_bytes
 
     def full(path: Path, content: bytes) -> None:
@@ -121,12 +121,12 @@ def test_a_disk_that_is_full_from_the_start(recipe, monkeypatch):
         raise FULL
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    message = refused(recipe, "--run-dir", "run")
+    message = refused(quick, "--run-dir", "run")
     assert message == "run/environment.json cannot be written: No space left on device"
     assert not Path("run").exists()
 
 
-def test_a_disk_that_is_full_at_the_end(recipe, monkeypatch, capsys):
+def test_a_disk_that_is_full_at_the_end(quick, monkeypatch, capsys):
     """No pictures, which costs nothing; no last checkpoint, without which the run is not done."""
 
     def full(*_: object) -> None:
@@ -137,13 +137,13 @@ def test_a_disk_that_is_full_at_the_end(recipe, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr("spiketriton.show.figures.replace_file", no_room)
-        assert main([recipe, "--run-dir", "drawn", "train.max_steps=8"]) == EXIT_DONE
+        assert main([quick, "--run-dir", "drawn", "train.max_steps=8"]) == EXIT_DONE
     assert "warning: not all pictures are drawn: drawn/" in capsys.readouterr().err
 
     monkeypatch.setattr("spiketriton.training.session.draw_run", lambda *_: [])
     with monkeypatch.context() as patch:
         patch.setattr("spiketriton.runs.checkpoint._write_part", full)
-        assert main([recipe, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
+        assert main([quick, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
     shown = capsys.readouterr()
     assert "stopped at step 8; saved: its rows, but no checkpoint. To train it again:" in shown.out
     assert "spiketriton train run/recipe.toml --run-dir run-2" in shown.out
@@ -152,7 +152,7 @@ def test_a_disk_that_is_full_at_the_end(recipe, monkeypatch, capsys):
     assert "has rows up to step 8 but no checkpoint" in refused("--resume", "run")
 
 
-def test_what_was_saved_before_the_disk_was_full_is_said_and_resumed(recipe, monkeypatch, capsys):
+def test_what_was_saved_before_the_disk_was_full_is_said_and_resumed(quick, monkeypatch, capsys):
     write = checkpoint._write_part
     left = iter([True])
 
@@ -164,7 +164,7 @@ def test_what_was_saved_before_the_disk_was_full_is_said_and_resumed(recipe, mon
     with monkeypatch.context() as patch:
         patch.setattr("spiketriton.training.session.draw_run", lambda *_: [])
         patch.setattr("spiketriton.runs.checkpoint._write_part", full)
-        assert main([recipe, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
+        assert main([quick, "--run-dir", "run", "train.max_steps=8"]) == EXIT_ERROR
         shown = capsys.readouterr()
         assert "stopped at step 8; saved: step 7. To continue:" in shown.out
         assert "Earlier checkpoints are intact" in shown.err
@@ -172,8 +172,8 @@ def test_what_was_saved_before_the_disk_was_full_is_said_and_resumed(recipe, mon
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_finished_run_without_its_checkpoints_is_not_trained_over(recipe, tmp_path):
-    small_trainer(tmp_path / "run").fit()
+def test_a_finished_run_without_its_checkpoints_is_not_trained_over(quick, tmp_path):
+    small_trainer(tmp_path / "run", *QUICK).fit()
     shutil.rmtree("run/checkpoints")
     before = Path("run/metrics.jsonl").read_bytes()
     said = refused("--resume", "run")
@@ -183,7 +183,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_trained_over(recipe, tmp_
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_second_ctrl_c_says_what_is_saved(recipe, monkeypatch, capsys):
+def test_a_second_ctrl_c_says_what_is_saved(quick, monkeypatch, capsys):
     """Also one that comes while the pictures are drawn."""
 
     def interrupted(*_: object) -> None:
@@ -191,17 +191,17 @@ def test_a_second_ctrl_c_says_what_is_saved(recipe, monkeypatch, capsys):
 
     monkeypatch.setattr("spiketriton.training.session.draw_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        main([recipe, "--run-dir", "run", "train.max_steps=8"])
+        main([quick, "--run-dir", "run", "train.max_steps=8"])
     shown = capsys.readouterr().out
     assert "interrupted; saved: step 8. To continue:\n  spiketriton train --resume run" in shown
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_quiet_and_json(recipe, capsys):
-    assert main([recipe, "--run-dir", "quiet", "train.max_steps=1", "--quiet"]) == EXIT_DONE
+def test_quiet_and_json(quick, capsys):
+    assert main([quick, "--run-dir", "quiet", "train.max_steps=1", "--quiet"]) == EXIT_DONE
     assert capsys.readouterr() == ("", "")
     assert "what to try next:" in Path("quiet/console.log").read_text()
-    assert main([recipe, "--run-dir", "json", "train.max_steps=1", "--json"]) == EXIT_DONE
+    assert main([quick, "--run-dir", "json", "train.max_steps=1", "--json"]) == EXIT_DONE
     said = json.loads(capsys.readouterr().out)
     (test,) = [row for row in RunFolder.find("json").metrics.read() if row["kind"] == "eval"]
     assert said["test_accuracy"] == pytest.approx(test["test_accuracy"], rel=1e-6)
@@ -210,8 +210,8 @@ def test_quiet_and_json(recipe, capsys):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_killed_run_whose_checkpoint_is_missing_resumes_from_the_start(recipe, tmp_path, capsys):
-    small_trainer(tmp_path / "run")
+def test_a_killed_run_whose_checkpoint_is_missing_resumes_from_the_start(quick, tmp_path, capsys):
+    small_trainer(tmp_path / "run", *QUICK)
     (tmp_path / "run" / "checkpoints").rmdir()
     assert main(["--resume", "run"]) == EXIT_DONE
     assert "no checkpoint had been written yet" in capsys.readouterr().out

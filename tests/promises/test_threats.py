@@ -22,7 +22,7 @@ from spiketriton.system.commandline import home_of
 from spiketriton.system.errors import UserError
 from spiketriton.system.locks import locked
 from spiketriton.training.pretrained import find_weights
-from tests.small_runs import small_trainer
+from tests.small_runs import QUICK, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 CODE = "import pathlib\npathlib.Path({marker!r}).write_text('ran')\n"
@@ -43,7 +43,7 @@ def called(command: str, *words: str) -> object:
 
 
 def taught(run: str) -> None:
-    small_trainer(Path("pupil"), f"loss.teacher={run}", "train.max_steps=1").fit()
+    small_trainer(Path("pupil"), *QUICK, f"loss.teacher={run}", "train.max_steps=1").fit()
 
 
 READERS = {
@@ -61,7 +61,7 @@ def received(tmp_path_factory):
     """An honest run, and a copy of it with code beside its recipe, which that names."""
     folder = tmp_path_factory.mktemp("received")
     for name in ("honest", "hostile"):
-        small_trainer(folder / name, "train.max_steps=1").fit()
+        small_trainer(folder / name, *QUICK, "train.max_steps=1").fit()
     marker = str(folder / "marker")
     run = folder / "hostile"
     (run / "evil.py").write_text(CODE.format(marker=marker))
@@ -254,7 +254,7 @@ def test_a_run_that_another_learns_from_stays_as_it_was(linked, key):
     linked("code.py")
     linked("photographs/")
     before = {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
-    small_trainer(Path("pupil"), f"{key}=run", "train.max_steps=1").fit()
+    small_trainer(Path("pupil"), *QUICK, f"{key}=run", "train.max_steps=1").fit()
     assert {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()} == before
 
 

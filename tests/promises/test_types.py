@@ -55,8 +55,8 @@ def test_modules_and_swap_are_typed() -> None:
         assert_type(module.training, bool)
 
 
-def test_a_run_is_typed(recipe: str) -> None:
-    run = spiketriton.train(recipe, max_steps=1, quiet=True, overrides={"neuron.kind": "if"})
+def test_a_run_is_typed(quick: str) -> None:
+    run = spiketriton.train(quick, max_steps=1, quiet=True, overrides={"neuron.kind": "if"})
     assert_type(run, spiketriton.Run)
     assert assert_type(run.predict(torch.rand(2, 1, 16, 16)), Tensor).shape == (2, 10)
     assert str(run.recipe.neuron.kind) == "if"
@@ -65,7 +65,7 @@ def test_a_run_is_typed(recipe: str) -> None:
     with pytest.raises(UserError, match="bst"):
         spiketriton.load_run(run.path, checkpoint="bst")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"neuron\.kynd"):
-        spiketriton.train(recipe, overrides={"neuron.kynd": "if"})
+        spiketriton.train(quick, overrides={"neuron.kynd": "if"})
 
 
 def test_mistakes_are_found_before_they_run() -> None:

@@ -93,14 +93,14 @@ def play(root: Path) -> None:
         torch.save(half.model.state_dict(), root / f"bf16 of rank {ranks.rank}.pt")
         small_trainer(root / "bf16 unbroken", *SHORT, *small, ranks=ranks).fit()
 
-        small_trainer(root / "two then one", *SYNC, ranks=ranks).fit(until=2)
-        small_trainer(root / "one then two", *SYNC, resume=True, ranks=ranks).fit()
+        small_trainer(root / "two then one", *SYNC, *MLP, ranks=ranks).fit(until=2)
+        small_trainer(root / "one then two", *SYNC, *MLP, resume=True, ranks=ranks).fit()
 
-        stopped = small_trainer(root / "stopped", *SHORT, ranks=ranks)
+        stopped = small_trainer(root / "stopped", *SHORT, *MLP, ranks=ranks)
         signal_after(stopped, 3, rank=1)
         assert stopped.fit().exit_code == EXIT_SIGTERM
 
-        broken = small_trainer(root / "broken", *SHORT, ranks=ranks)
+        broken = small_trainer(root / "broken", *SHORT, *MLP, ranks=ranks)
         break_loss_at(broken, 4, rank=1)
         with pytest.raises(Diverged):
             broken.fit()
@@ -141,7 +141,7 @@ def break_loss_at(trainer: Trainer, step: int, rank: int) -> None:
 @pytest.fixture(scope="module")
 def played(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("played")
-    small_trainer(root / "one then two", *SYNC).fit(until=2)
+    small_trainer(root / "one then two", *SYNC, *MLP).fit(until=2)
     code = "import sys, tests.ranks.test_ranks as t; t.play(t.Path(sys.argv[1]))"
     processes = start_ranks("-c", code, str(root), folder=root)
     output = said(processes)
@@ -215,8 +215,8 @@ def test_ranks_in_bf16_hold_the_same_weights_and_resume_to_the_same_bits(played,
 @pytest.mark.parametrize("order", ["two then one", "one then two"])
 def test_a_run_continues_with_another_number_of_ranks(played, tmp_path, order):
     if order == "two then one":
-        small_trainer(played / order, *SYNC, resume=True).fit()
-    small_trainer(tmp_path / "unbroken", *SYNC).fit()
+        small_trainer(played / order, *SYNC, *MLP, resume=True).fit()
+    small_trainer(tmp_path / "unbroken", *SYNC, *MLP).fit()
     assert_same_run(tmp_path / "unbroken", played / order)
 
 

@@ -12,7 +12,7 @@ from spiketriton.report.__main__ import main, refuse_other_data, stored_evaluati
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import UserError
 from tests.show.support import evaluation
-from tests.small_runs import refused, small_trainer
+from tests.small_runs import QUICK, refused, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -119,7 +119,7 @@ def test_mistakes_are_named(compared, tmp_path):
     (tmp_path / "no").write_text("a file")
     nowhere = str(tmp_path / "no" / "folder.html")
     assert "cannot be written" in refused(main, [run, "--no-evaluation", "--out", nowhere])
-    small_trainer(tmp_path / "other", "data.name=synthetic", "train.max_steps=1").fit()
+    small_trainer(tmp_path / "other", *QUICK, "data.name=synthetic", "train.max_steps=1").fit()
     assert "same data" in refused(main, [run, "--against", str(tmp_path / "other")])
     (tmp_path / "other" / "environment.json").write_text("{")
     assert "environment.json" in refused(main, [str(tmp_path / "other"), "--no-evaluation"])

@@ -6,14 +6,14 @@ import pytest
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show.figures import BLUE, GREY, ORANGE
 from spiketriton.show.run_pictures import curves, draw_run, firing, gradients
-from tests.small_runs import small_trainer
+from tests.small_runs import QUICK, small_trainer
 
 
 def test_nothing_measured_nothing_drawn(tmp_path):
-    small_trainer(tmp_path / "twin", "neuron.kind=relu", "train.max_steps=4").fit()
+    small_trainer(tmp_path / "twin", *QUICK, "neuron.kind=relu", "train.max_steps=4").fit()
     paths = draw_run(RunFolder(tmp_path / "twin"), "a title")
     assert [path.name for path in paths] == ["curves.png"]
-    small_trainer(tmp_path / "none").fit(until=0)
+    small_trainer(tmp_path / "none", *QUICK).fit(until=0)
     assert draw_run(RunFolder(tmp_path / "none"), "a title") == []
 
 

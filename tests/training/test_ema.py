@@ -7,7 +7,7 @@ from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.training.ema import MovingAverage
 from spiketriton.training.trained import load_run
-from tests.small_runs import assert_equal, small_trainer
+from tests.small_runs import QUICK, assert_equal, small_trainer
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.99])
@@ -44,8 +44,8 @@ def test_it_is_applied_within_a_block_alone():
 
 
 def test_the_average_is_tested_saved_loaded_and_changes_no_training(tmp_path):
-    small_trainer(tmp_path / "plain", "train.epochs=1").fit()
-    trainer = small_trainer(tmp_path / "run", "train.epochs=1", "train.ema=0.9")
+    small_trainer(tmp_path / "plain", *QUICK, "train.epochs=1").fit()
+    trainer = small_trainer(tmp_path / "run", *QUICK, "train.epochs=1", "train.ema=0.9")
     trainer.fit()
     plain, averaged = (
         read_checkpoint(tmp_path / name / "checkpoints" / "last.pt") for name in ("plain", "run")
@@ -55,7 +55,7 @@ def test_the_average_is_tested_saved_loaded_and_changes_no_training(tmp_path):
     assert all(0 <= row["ema_accuracy"] <= 1 and row["ema_loss"] > 0 for row in rows)
     run = load_run(tmp_path / "run", checkpoint="ema")
     assert run.checkpoint == "ema"
-    assert torch.equal(run.model.conv1.weight, trainer.update.ema.average["conv1.weight"])
-    assert not torch.equal(run.model.conv1.weight, trainer.model.conv1.weight)
+    assert torch.equal(run.model.fc.weight, trainer.update.ema.average["fc.weight"])
+    assert not torch.equal(run.model.fc.weight, trainer.model.fc.weight)
     with pytest.raises(Exception, match=r"has no average of its weights: its train\.ema is 0"):
         load_run(tmp_path / "plain", checkpoint="ema")

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from spiketriton.training import graphs
 from spiketriton.training.graphs import Steps, obstacle_of, rates_in_tensors
 from spiketriton.training.trainer import Trainer
-from tests.small_runs import assert_equal, small_trainer, untimed
+from tests.small_runs import QUICK, assert_equal, small_trainer, untimed
 
 aten = torch.ops.aten
 WAITS = {
@@ -161,7 +161,7 @@ KINDS = {
         *("train.accumulate=2", "train.nonfinite=skip", "model.block=ms"),
         *("model.memory=packed", "model.checkpoint_blocks=true"),
     ],
-    "twin": ["neuron.kind=relu"],
+    "twin": [*QUICK, "neuron.kind=relu"],
 }
 every_kind = pytest.mark.parametrize("overrides", KINDS.values(), ids=KINDS)
 
@@ -239,7 +239,7 @@ def trained(path, *overrides: str, tape: bool = True) -> tuple[Any, Tapes | None
 @pytest.fixture(scope="module")
 def eager_run(tmp_path_factory):
     """The small run, eagerly."""
-    return trained(tmp_path_factory.mktemp("eager"), tape=False)[0]
+    return trained(tmp_path_factory.mktemp("eager"), *QUICK, tape=False)[0]
 
 
 def assert_same_run(ours, theirs) -> None:
@@ -274,7 +274,7 @@ def test_a_replayed_run_is_the_eager_run(tmp_path, overrides):
 
 
 def test_without_proof_if_the_recipe_says_true(tmp_path, eager_run):
-    replayed, tapes = trained(tmp_path, "train.graph=true")
+    replayed, tapes = trained(tmp_path, *QUICK, "train.graph=true")
     assert (tapes.captures, tapes.replays) == (2, STEPS - 2 * graphs.WARM_UP)
     said = "train.graph = true: from here on steps of this shape are replayed"
     assert said in replayed.display.text
@@ -282,7 +282,7 @@ def test_without_proof_if_the_recipe_says_true(tmp_path, eager_run):
 
 
 def test_with_true_an_error_is_an_error(tmp_path):
-    trainer = small_trainer(tmp_path, "train.graph=true")
+    trainer = small_trainer(tmp_path, *QUICK, "train.graph=true")
     tapes = taped(trainer)
     tapes.capture = lambda call: (_ for _ in ()).throw(RuntimeError("no capture today"))
     with pytest.raises(RuntimeError, match="no capture today"):
@@ -314,7 +314,7 @@ AMISS = {
     "operation not permitted when stream is capturing": lambda trainer, _: reads_back(trainer),
     "the loss of its first replay is": spoils(lambda _, found: found[0].mul_(1.1)),
     "the norm of the gradient of its first replay is": spoils(lambda _, found: found[1].mul_(1.1)),
-    "its first replay leaves weights": spoils(lambda t, _: t.model.conv1.weight.data.add_(0.01)),
+    "its first replay leaves weights": spoils(lambda t, _: t.model.fc.weight.data.add_(0.01)),
     "its first replay counts otherwise": spoils(lambda t, _: t.update.guard._skipped.add_(1)),
     "CUDA out of memory. Tried to allocate 2 GiB": lambda trainer, tapes: setattr(
         tapes, "captured", lambda _: has_no_memory_for_both(trainer)
@@ -324,7 +324,7 @@ AMISS = {
 
 @pytest.mark.parametrize("reason", AMISS)
 def test_auto_falls_back_in_one_line_and_the_run_is_the_eager_run(tmp_path, reason, eager_run):
-    trainer = small_trainer(tmp_path, *EXACT, "train.graph=auto")
+    trainer = small_trainer(tmp_path, *EXACT, *QUICK, "train.graph=auto")
     AMISS[reason](trainer, taped(trainer))
     trainer.fit(until=STEPS)
     (line,) = [line for line in trainer.display.text.splitlines() if "train.graph" in line]
@@ -334,7 +334,7 @@ def test_auto_falls_back_in_one_line_and_the_run_is_the_eager_run(tmp_path, reas
 
 
 def test_a_step_that_is_not_finite_proves_nothing_and_the_next_one_does(tmp_path, monkeypatch):
-    trainer = small_trainer(tmp_path, *EXACT, "train.graph=auto", "train.nonfinite=skip")
+    trainer = small_trainer(tmp_path, *EXACT, *QUICK, "train.graph=auto", "train.nonfinite=skip")
     tapes = taped(trainer)
     draw, drawn = trainer.next_batch, []
 
@@ -357,7 +357,7 @@ def test_on_a_cpu_why_there_is_none_is_said_to_who_asked(tmp_path):
     """Of "auto", the default, nobody on a CPU need be told."""
     said = {}
     for graph in ("auto", "true", "false"):
-        text = small_trainer(tmp_path / graph, f"train.graph={graph}").display.text
+        text = small_trainer(tmp_path / graph, *QUICK, f"train.graph={graph}").display.text
         said[graph] = [line.strip() for line in text.splitlines() if "train.graph" in line]
     words = "train.graph = true: steps run eagerly, because a CUDA graph needs a GPU"
     assert said == {"auto": [], "true": [words], "false": []}

@@ -10,7 +10,7 @@ from spiketriton.system.errors import EXIT_SIGTERM
 from spiketriton.system.ranks import Ranks
 from spiketriton.training import interrupts
 from spiketriton.training.interrupts import StopSignals
-from tests.small_runs import last_state, small_trainer
+from tests.small_runs import QUICK, last_state, small_trainer
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_a_second_one_of_the_same_moment_and_any_hang_up_change_nothing(number, 
 
 
 def test_a_save_ends_before_a_second_signal_takes_effect(tmp_path, monkeypatch, later):
-    trainer = small_trainer(tmp_path / "run")
+    trainer = small_trainer(tmp_path / "run", *QUICK)
     save = trainer.checkpoints.save_last
 
     def signalled(state):

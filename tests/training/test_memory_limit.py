@@ -20,7 +20,7 @@ from spiketriton.training.memory_limit import OutOfMemory, explained, settle
 from spiketriton.training.meters import is_out_of_memory
 from spiketriton.training.randomness import random_state, seed_everything
 from tests.processes import done
-from tests.small_runs import assert_equal, last_state, small_recipe, small_trainer, untimed
+from tests.small_runs import QUICK, assert_equal, last_state, small_recipe, small_trainer, untimed
 
 CPU = torch.device("cpu")
 GPU_ERROR = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
@@ -106,7 +106,7 @@ def test_a_run_that_is_too_large_says_so_in_one_line(recipe):
 
 @pytest.mark.parametrize(("error", "place"), [(GPU_ERROR, "train_step"), (CPU_ERROR, "evaluate")])
 def test_wherever_a_run_meets_it(tmp_path, monkeypatch, error, place):
-    trainer = small_trainer(tmp_path / "run", "train.micro_batch=8")
+    trainer = small_trainer(tmp_path / "run", *QUICK, "train.micro_batch=8")
 
     def fails(*_: object) -> None:
         raise error
@@ -197,15 +197,15 @@ def test_a_damaged_result_is_named(tmp_path, content):
 @pytest.mark.usefixtures("tried_here")
 def test_an_automatic_run_is_the_run_of_its_number_and_resumes(tmp_path, monkeypatch):
     """It trains as the number that was found says, and goes on so where more would fit."""
-    auto, steps = "train.micro_batch=auto", "train.max_steps=9"
+    auto, steps = "train.micro_batch=auto", ("train.max_steps=9", *QUICK)
     monkeypatch.setattr(memory_limit, "trial", trial_of(4, []))
-    small_trainer(tmp_path / "auto", auto, steps).fit(until=5)
+    small_trainer(tmp_path / "auto", auto, *steps).fit(until=5)
     found = json.loads((tmp_path / "auto" / "micro_batch.json").read_text())
     assert found == {"micro_batch": 4}
     monkeypatch.setattr(memory_limit, "trial", trial_of(99, []))
-    small_trainer(tmp_path / "auto", auto, steps, resume=True).fit()
-    small_trainer(tmp_path / "number", "train.micro_batch=4", steps).fit()
-    small_trainer(tmp_path / "parts", "train.accumulate=4", steps).fit()
+    small_trainer(tmp_path / "auto", auto, *steps, resume=True).fit()
+    small_trainer(tmp_path / "number", "train.micro_batch=4", *steps).fit()
+    small_trainer(tmp_path / "parts", "train.accumulate=4", *steps).fit()
     states = [last_state(tmp_path / name) for name in ("auto", "number", "parts")]
     for state in states:
         del state["recipe"]

@@ -24,6 +24,7 @@ from spiketriton.training.nonfinite import Finding, locate
 from spiketriton.training.probing import Prober
 from spiketriton.training.trainer import Trainer
 from tests.small_runs import (
+    QUICK,
     Lines,
     as_on_a_gpu,
     assert_equal,
@@ -71,9 +72,9 @@ KINDS = {
         "neuron.kind=plif",
         "model.norm=tebn",
     ],
-    "sgd": ["train.optimizer=sgd", "train.weight_decay=0.1", "train.clip_grad_norm=1"],
-    "sgd without momentum": ["train.optimizer=sgd", "train.momentum=0"],
-    "fp16": ["train.precision=fp16"],
+    "sgd": [*QUICK, "train.optimizer=sgd", "train.weight_decay=0.1", "train.clip_grad_norm=1"],
+    "sgd without momentum": [*QUICK, "train.optimizer=sgd", "train.momentum=0"],
+    "fp16": [*QUICK, "train.precision=fp16"],
 }
 
 
@@ -93,8 +94,9 @@ def test_a_skipped_step_changes_no_bit(tmp_path, monkeypatch, kind, bad):
 
 def test_under_stop_the_model_is_that_of_before_the_bad_step(tmp_path):
     """Read five steps later, and yet exactly known."""
-    trainer = poison(small_trainer(tmp_path / "run", "train.log_every=8", "train.epochs=2"), 3)
-    clean = small_trainer(tmp_path / "clean", "train.log_every=8", "train.epochs=2")
+    slow = (*QUICK, "train.log_every=8", "train.epochs=2")
+    trainer = poison(small_trainer(tmp_path / "run", *slow), 3)
+    clean = small_trainer(tmp_path / "clean", *slow)
     clean.fit(until=2)
     with pytest.raises(
         Diverged, match=r"gradient is nan at step 3; it began in the images \(1 of 1024"
@@ -105,12 +107,12 @@ def test_under_stop_the_model_is_that_of_before_the_bad_step(tmp_path):
 
 
 def test_no_checkpoint_is_written_of_a_run_that_has_gone_wrong(tmp_path):
-    same = ["train.log_every=100", "checkpoint.every=2"]
+    same = [*QUICK, "train.log_every=100", "checkpoint.every=2"]
     trainer = poison(small_trainer(tmp_path / "run", *same), 3)
     with pytest.raises(Diverged):
         trainer.fit()
     assert last_state(tmp_path / "run")["step"] == 2
-    trainer = poison(small_trainer(tmp_path / "tested", *same[:1]), 6)
+    trainer = poison(small_trainer(tmp_path / "tested", *same[:-1]), 6)
     with pytest.raises(Diverged):
         trainer.fit()
     assert not list((tmp_path / "tested" / "checkpoints").iterdir())  # step 7 ends an epoch
@@ -120,7 +122,7 @@ def test_no_checkpoint_is_written_of_a_run_that_has_gone_wrong(tmp_path):
 
 
 def test_a_bad_batch_is_left_out_of_the_mean_and_reported(tmp_path):
-    same = [*SKIP, "neuron.kind=relu"]  # spikes would hide the infinity from the loss
+    same = [*QUICK, *SKIP, "neuron.kind=relu"]  # spikes would hide the infinity from the loss
     rows = {}
     for every in (1, 4):
         display, path = Lines(), tmp_path / f"{every}"
@@ -137,15 +139,15 @@ def test_a_bad_batch_is_left_out_of_the_mean_and_reported(tmp_path):
 
 def test_a_resumed_run_keeps_counting(tmp_path, monkeypatch):
     monkeypatch.setattr(optim, "SKIPS", 2)
-    poison(small_trainer(tmp_path / "run", *SKIP), 8, 9).fit(until=9)
+    poison(small_trainer(tmp_path / "run", *QUICK, *SKIP), 8, 9).fit(until=9)
     display = Lines()
-    resumed = small_trainer(tmp_path / "run", *SKIP, resume=True, display=display)
+    resumed = small_trainer(tmp_path / "run", *QUICK, *SKIP, resume=True, display=display)
     assert resumed.recorder.watch._rows == resumed.folder.metrics.read() != []
     poison(resumed, 11).fit(until=12)
     assert [line[:16] + line[-10:] for line in display.warnings] == ["1 step was left 3 in total"]
 
-    poison(small_trainer(tmp_path / "row", *SKIP), 8, 9).fit(until=9)
-    resumed = small_trainer(tmp_path / "row", *SKIP, resume=True)
+    poison(small_trainer(tmp_path / "row", *QUICK, *SKIP), 8, 9).fit(until=9)
+    resumed = small_trainer(tmp_path / "row", *QUICK, *SKIP, resume=True)
     with pytest.raises(Diverged, match="at step 10;"):
         poison(resumed, 10).fit()
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from spiketriton.system.errors import UserError
 from spiketriton.training.teacher import Teacher
-from tests.small_runs import last_state, small_trainer
+from tests.small_runs import QUICK, last_state, small_trainer
 
 
 def test_the_loss_is_that_of_the_labels_and_the_distance_to_the_teacher():
@@ -22,19 +22,21 @@ def test_the_loss_is_that_of_the_labels_and_the_distance_to_the_teacher():
 
 
 def test_a_run_learns_from_its_twin(tmp_path):
-    small_trainer(tmp_path / "ann", "neuron.kind=relu", "train.epochs=1").fit()
+    small_trainer(tmp_path / "ann", *QUICK, "neuron.kind=relu", "train.epochs=1").fit()
     keys = [f"loss.teacher={tmp_path / 'ann'}", "loss.teacher_weight=0.9", "train.epochs=1"]
-    trainer = small_trainer(tmp_path / "whole", *keys)
+    trainer = small_trainer(tmp_path / "whole", *QUICK, *keys)
     weights = {name: p.clone() for name, p in trainer.teacher.model.named_parameters()}
     trainer.fit()
     assert all(torch.equal(p, weights[n]) for n, p in trainer.teacher.model.named_parameters())
-    small_trainer(tmp_path / "alone", "train.epochs=1").fit()
+    small_trainer(tmp_path / "alone", *QUICK, "train.epochs=1").fit()
     alone = last_state(tmp_path / "alone")["model"]
     assert not torch.equal(alone["fc.weight"], last_state(tmp_path / "whole")["model"]["fc.weight"])
 
 
 def test_a_teacher_of_other_data_is_refused(tmp_path):
-    small_trainer(tmp_path / "ann", "neuron.kind=relu", "train.max_steps=1").fit()
+    small_trainer(tmp_path / "ann", *QUICK, "neuron.kind=relu", "train.max_steps=1").fit()
     words = "trained on data of other image_size, 8; accepted: 12"
     with pytest.raises(UserError, match=words):
-        small_trainer(tmp_path / "run", f"loss.teacher={tmp_path / 'ann'}", "data.image_size=12")
+        small_trainer(
+            tmp_path / "run", *QUICK, f"loss.teacher={tmp_path / 'ann'}", "data.image_size=12"
+        )

@@ -10,7 +10,7 @@ import torch
 from spiketriton.runs.checkpoint import Checkpoints, read_checkpoint
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import load_run
-from tests.small_runs import small_trainer
+from tests.small_runs import QUICK, small_trainer
 
 
 def mistake(path: Path, *overrides: str, checkpoint: str = "last") -> str:
@@ -46,7 +46,7 @@ def test_runs_without_weights_or_with_others_are_named(tmp_path):
 
 def test_a_damaged_last_checkpoint_is_not_called_last(tmp_path):
     keys = ["train.epochs=1", "checkpoint.keep=1", "data.validation=0.1"]
-    small_trainer(tmp_path / "run", *keys).fit()
+    small_trainer(tmp_path / "run", *QUICK, *keys).fit()
     assert load_run(tmp_path / "run").checkpoint == "last"
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:-100])
@@ -54,7 +54,7 @@ def test_a_damaged_last_checkpoint_is_not_called_last(tmp_path):
 
 
 def test_a_run_is_loaded_as_it_was_trained(tmp_path):
-    trainer = small_trainer(tmp_path / "run", "train.max_steps=3", "data.augment=strong")
+    trainer = small_trainer(tmp_path / "run", *QUICK, "train.max_steps=3", "data.augment=strong")
     trainer.fit()
     run = load_run(tmp_path / "run")
     assert (run.kind, run.time_steps, run.step, run.checkpoint) == ("spiking", 3, 3, "last")
@@ -73,13 +73,13 @@ def test_a_run_is_loaded_as_it_was_trained(tmp_path):
     first = next(run.data.train.from_step(0))[0]
     plain = load_run(tmp_path / "run", augment=False)
     assert not torch.equal(first, next(plain.data.train.from_step(0))[0])
-    small_trainer(tmp_path / "ann", "neuron.kind=relu", "train.max_steps=1").fit()
+    small_trainer(tmp_path / "ann", *QUICK, "neuron.kind=relu", "train.max_steps=1").fit()
     assert (load_run(tmp_path / "ann").kind, load_run(tmp_path / "ann").time_steps) == ("ann", 1)
 
 
 def test_a_loaded_run_has_the_widths_that_were_measured_for_it(tmp_path):
     """Also one of before 0.2, whose checkpoint holds them beside the weights."""
-    trainer = small_trainer(tmp_path / "run", "train.max_steps=1")
+    trainer = small_trainer(tmp_path / "run", *QUICK, "train.max_steps=1")
     wanted = {}
     for number, (name, layer) in enumerate(trainer.model.spiking_layers()):
         wanted[name] = 0.25 * 2**number
@@ -100,7 +100,7 @@ def test_a_loaded_run_has_the_widths_that_were_measured_for_it(tmp_path):
 
 
 def test_weights_of_another_network_are_named(tmp_path):
-    small_trainer(tmp_path / "run", "train.max_steps=1").fit()
+    small_trainer(tmp_path / "run", *QUICK, "train.max_steps=1").fit()
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     state = read_checkpoint(last)
     model = state["model"]

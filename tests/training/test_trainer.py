@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -30,6 +31,7 @@ from spiketriton.training.session import Session
 from spiketriton.training.testing import Tester
 from spiketriton.training.trainer import Trainer
 from tests.small_runs import (
+    QUICK,
     Lines,
     as_on_a_gpu,
     assert_equal,
@@ -50,6 +52,10 @@ EVAL_KEYS = {
 }  # fmt: skip
 
 
+def quick_trainer(path: Path, *overrides: str, **options: Any) -> Trainer:
+    return small_trainer(path, *QUICK, *overrides, **options)
+
+
 def weights(trainer) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
 
@@ -57,7 +63,7 @@ def weights(trainer) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory) -> tuple[Trainer, Outcome]:
     """The small run, trained to its end; nobody changes it."""
-    trainer = small_trainer(tmp_path_factory.mktemp("usual") / "run")
+    trainer = quick_trainer(tmp_path_factory.mktemp("usual") / "run")
     return trainer, trainer.fit()
 
 
@@ -81,7 +87,7 @@ def test_rows_of_metrics(usual):
 
 
 def test_the_accuracy_is_that_of_the_whole_test_set(tmp_path):
-    trainer = small_trainer(tmp_path / "run", "train.epochs=2")
+    trainer = quick_trainer(tmp_path / "run", "train.epochs=2")
     outcome = trainer.fit()
     images, labels = (torch.cat(parts) for parts in zip(*trainer.data.test, strict=True))
     assert len(images) == 50  # in batches of 16: the last one is smaller
@@ -95,12 +101,14 @@ def test_the_accuracy_is_that_of_the_whole_test_set(tmp_path):
     assert outcome.progress.test_loss == pytest.approx(loss, rel=1e-4)
 
 
-def test_testing_and_watching_leave_no_trace_in_training(usual, tmp_path):
-    often = usual[0]
-    alone = small_trainer(tmp_path / "alone", "monitor.enabled=false", "train.log_every=21")
+def test_testing_and_watching_leave_no_trace_in_training(tmp_path):
+    few = ("data.train_images=48", "data.test_images=20")  # 9 steps
+    often = small_trainer(tmp_path / "often", *few)
+    often.fit()
+    alone = small_trainer(tmp_path / "alone", *few, "monitor.enabled=false", "train.log_every=9")
     alone.plan = replace(alone.plan, test_every=alone.plan.steps)
     alone.fit()
-    watched = small_trainer(tmp_path / "watched", "monitor.every=1")
+    watched = small_trainer(tmp_path / "watched", *few, "monitor.every=1")
     watched.fit()
     for trainer in (alone, watched):
         assert_equal(weights(often), weights(trainer))
@@ -108,14 +116,14 @@ def test_testing_and_watching_leave_no_trace_in_training(usual, tmp_path):
     assert alone.folder.gradients.read() == []
     train, test = alone.folder.metrics.read()
     assert train["firing_rate"] is None
-    assert test["step"] == 21
+    assert test["step"] == 9
 
 
 def test_a_seed_gives_one_run_and_another_seed_another(tmp_path):
     torch.rand(7)  # what happened before does not matter
-    first = small_trainer(tmp_path / "first")
+    first = quick_trainer(tmp_path / "first")
     first.fit(until=5)
-    second, other = small_trainer(tmp_path / "second"), small_trainer(tmp_path / "other", "seed=1")
+    second, other = quick_trainer(tmp_path / "second"), quick_trainer(tmp_path / "other", "seed=1")
     second.fit(until=5)
     other.fit(until=5)
     assert_equal(last_state(tmp_path / "first"), last_state(tmp_path / "second"))
@@ -141,7 +149,7 @@ def test_clipping(tmp_path):
     sgd = ["train.optimizer=sgd", "train.momentum=0", "train.schedule=constant", "train.warmup=0"]
     norms = []
     for limit in (0, 0.01):
-        trainer = small_trainer(tmp_path / f"{limit}", *sgd, f"train.clip_grad_norm={limit}")
+        trainer = quick_trainer(tmp_path / f"{limit}", *sgd, f"train.clip_grad_norm={limit}")
         start = weights(trainer)
         trainer.fit(until=1)
         changes = [value - start[name] for name, value in weights(trainer).items()]
@@ -149,7 +157,7 @@ def test_clipping(tmp_path):
         wanted = 0.01 * (limit or norms[0])
         assert nn.utils.get_total_norm(changes).item() == pytest.approx(wanted, rel=1e-3)
     assert norms[0] == norms[1] > 0.01  # what is logged is the norm before clipping
-    assert small_trainer(tmp_path / "auto", *sgd).update.limit == 1
+    assert quick_trainer(tmp_path / "auto", *sgd).update.limit == 1
 
 
 @pytest.mark.parametrize(("world_size", "requested"), [(1, True), (1, False), (2, True)])
@@ -161,7 +169,7 @@ def test_a_failing_step_is_an_error_unless_a_signal_cut_it_off(tmp_path, request
 
     Some.world_size = world_size
     display = Lines()
-    trainer = small_trainer(tmp_path / "run", display=display, ranks=Some())
+    trainer = quick_trainer(tmp_path / "run", display=display, ranks=Some())
 
     def fails(currents: Tensor, labels: Tensor) -> Tensor:
         trainer.stop.signal = signal.SIGTERM if requested else None
@@ -183,7 +191,7 @@ def test_the_first_rank_alone_repeats_a_bad_step(tmp_path):
         first = False
 
     boards = ["monitor.tensorboard=true", "monitor.wandb=offline"]
-    trainer = small_trainer(tmp_path / "run", *boards, ranks=Second())
+    trainer = quick_trainer(tmp_path / "run", *boards, ranks=Second())
     assert trainer.recorder.boards == []
     trainer.loss = lambda currents, labels: math.nan * currents.sum()
     with pytest.raises(Diverged, match="the first rank repeats the step"):
@@ -193,7 +201,7 @@ def test_the_first_rank_alone_repeats_a_bad_step(tmp_path):
 
 @pytest.mark.parametrize("more", [[], ["train.mixup=0.2", "loss.class_weights=balanced"]])
 def test_the_step_that_is_repeated_is_the_bad_one(tmp_path, monkeypatch, more):
-    trainer = small_trainer(tmp_path / "run", "train.accumulate=2", "train.log_every=1", *more)
+    trainer = quick_trainer(tmp_path / "run", "train.accumulate=2", "train.log_every=1", *more)
     expected = list(islice(trainer.data.train.from_step(2), 2))
     loss, repeated = trainer.loss, []
 
@@ -214,7 +222,7 @@ def test_the_step_that_is_repeated_is_the_bad_one(tmp_path, monkeypatch, more):
 
 
 def test_max_steps_ends_within_an_epoch_with_a_test_and_a_checkpoint(tmp_path):
-    outcome = small_trainer(tmp_path / "run", "train.max_steps=10").fit()
+    outcome = quick_trainer(tmp_path / "run", "train.max_steps=10").fit()
     rows = RunFolder(tmp_path / "run").metrics.read()
     assert [(row["kind"], row["step"]) for row in rows[-2:]] == [("train", 10), ("eval", 10)]
     assert rows[-1]["epoch"] == pytest.approx(10 / 7, abs=1e-4)
@@ -227,7 +235,7 @@ def test_max_steps_ends_within_an_epoch_with_a_test_and_a_checkpoint(tmp_path):
 
 def test_the_best_is_chosen_by_validation_and_the_last_is_kept(tmp_path):
     keys = ["train.epochs=5", "train.lr=0.003", "data.validation=0.1"]
-    trainer = small_trainer(tmp_path / "run", *keys)
+    trainer = quick_trainer(tmp_path / "run", *keys)
     outcome, held_out = trainer.fit(), trainer.data.validation.images
     tests = [row for row in RunFolder(tmp_path / "run").metrics.read() if row["kind"] == "eval"]
     assert [row["validation_images"] for row in tests] == [held_out] * 5
@@ -242,7 +250,7 @@ def test_the_best_is_chosen_by_validation_and_the_last_is_kept(tmp_path):
 
 
 def test_a_class_of_few_images_weighs_as_much_as_one_of_many(tmp_path):
-    trainer = small_trainer(tmp_path / "run", "loss.class_weights=balanced")
+    trainer = quick_trainer(tmp_path / "run", "loss.class_weights=balanced")
     counts = trainer.data.facts.class_counts
     currents = torch.zeros(3, 1, 10)
     weighed = [n * trainer.loss(currents, torch.tensor([k])).item() for k, n in enumerate(counts)]
@@ -251,7 +259,7 @@ def test_a_class_of_few_images_weighs_as_much_as_one_of_many(tmp_path):
 
 @pytest.mark.parametrize(("every", "due"), [(0, [7, 14, 21]), (4, [4, 7, 8, 12, 14, 16, 20, 21])])
 def test_checkpoints_are_written_when_due(tmp_path, every, due, monkeypatch):
-    trainer = small_trainer(tmp_path / "run", f"checkpoint.every={every}")
+    trainer = quick_trainer(tmp_path / "run", f"checkpoint.every={every}")
     steps: list[int] = []
     save = trainer.checkpoints.save_last
     monkeypatch.setattr(
@@ -262,7 +270,7 @@ def test_checkpoints_are_written_when_due(tmp_path, every, due, monkeypatch):
 
 
 def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch):
-    trainer = small_trainer(tmp_path / "run")
+    trainer = quick_trainer(tmp_path / "run")
     write = checkpoint._write_part
 
     def full(path, state):
@@ -336,7 +344,9 @@ def test_a_cpu_computes_in_the_precision_that_it_has_instructions_for(
     warn_once.cache_clear()
     display = Lines()
     recipe, folder = (
-        small_recipe(f"train.precision={wanted}", "train.max_steps=1", "monitor.enabled=false"),
+        small_recipe(
+            *QUICK, f"train.precision={wanted}", "train.max_steps=1", "monitor.enabled=false"
+        ),
         RunFolder(tmp_path),
     )
     seen: list[torch.dtype] = []
@@ -371,7 +381,7 @@ def test_compiled_model_is_what_runs(tmp_path, monkeypatch):
         return lambda images: model(images) * 1.0  # type: ignore[return-value]
 
     monkeypatch.setattr(torch, "compile", compiled)
-    trainer = small_trainer(tmp_path / "run", "train.compile=true", "train.max_steps=2")
+    trainer = quick_trainer(tmp_path / "run", "train.compile=true", "train.max_steps=2")
     trainer.fit()
     assert calls == [trainer.model]
     assert "_orig_mod" not in "".join(last_state(tmp_path / "run")["model"])
@@ -399,7 +409,7 @@ def test_the_time_of_tests_is_not_that_of_training(tmp_path, monkeypatch):
 
     clock = Clock()
     monkeypatch.setattr("time.perf_counter", lambda: clock.now)
-    trainer = small_trainer(tmp_path / "run", display=clock)
+    trainer = quick_trainer(tmp_path / "run", display=clock)
     norm = trainer.update.gradient_norm
 
     def second() -> Tensor:
@@ -418,14 +428,14 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    small_trainer(tmp_path / "run", "monitor.tensorboard=true", "train.epochs=1").fit()
+    quick_trainer(tmp_path / "run", "monitor.tensorboard=true", "train.epochs=1").fit()
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     rows = [row for row in RunFolder(tmp_path / "run").metrics.read() if row["kind"] == "train"]
     logged = {event.step: event.value for event in events.Scalars("train/loss")}
     assert logged == pytest.approx({row["step"]: row["loss"] for row in rows}, rel=1e-6)
     assert len(events.Scalars("eval/test_accuracy")) == 1
-    assert [e.step for e in events.Scalars("grad_input_rms/layer1.0.neuron1")] == [1, 4, 7]
+    assert [e.step for e in events.Scalars("grad_input_rms/layers.0.neuron")] == [1, 4, 7]
 
 
 def wandb(refusal: Exception | None = None) -> mock.MagicMock:
@@ -439,9 +449,9 @@ def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
     board = wandb()
     monkeypatch.setitem(sys.modules, "wandb", board)
     keys = ["monitor.wandb=offline", "train.epochs=1"]
-    small_trainer(tmp_path / "run", *keys).fit(until=4)
-    small_trainer(tmp_path / "run", *keys, resume=True).fit()
-    small_trainer(tmp_path / "plain", "train.epochs=1").fit()
+    quick_trainer(tmp_path / "run", *keys).fit(until=4)
+    quick_trainer(tmp_path / "run", *keys, resume=True).fit()
+    quick_trainer(tmp_path / "plain", "train.epochs=1").fit()
     ours, plain = last_state(tmp_path / "run"), last_state(tmp_path / "plain")
     assert ours.pop("recipe") != plain.pop("recipe")
     assert_equal(ours, plain)
@@ -450,7 +460,7 @@ def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
         kind, step = row.pop("kind"), row.pop("step")
         values = {f"{kind}/{key}": value for key, value in row.items() if value is not None}
         expected.append(pytest.approx({"step": step} | values, rel=1e-6))
-    run, layer = board.init.return_value, "grad_input_rms/layer1.0.neuron1"
+    run, layer = board.init.return_value, "grad_input_rms/layers.0.neuron"
     rows = [call.args[0] for call in run.log.mock_calls]
     assert [row for row in rows if layer not in row] == expected
     assert [row["step"] for row in rows if layer in row] == [1, 4, 7]
@@ -480,11 +490,11 @@ def test_a_board_that_refuses_or_is_not_installed_is_named(
 ):
     monkeypatch.setitem(sys.modules, module, found)
     with pytest.raises(UserError, match=words):
-        small_trainer(tmp_path / "run", f"monitor.{key}")
+        quick_trainer(tmp_path / "run", f"monitor.{key}")
 
 
 def test_two_calls_of_fit_are_one_run(usual, tmp_path):
-    once, twice = usual[0], small_trainer(tmp_path / "twice")
+    once, twice = usual[0], quick_trainer(tmp_path / "twice")
     twice.fit(until=9)
     twice.fit()
     assert_equal(last_state(once.folder.path), last_state(tmp_path / "twice"))
@@ -501,24 +511,24 @@ def test_a_resumed_run_has_the_threads_that_it_had(tmp_path, monkeypatch, chosen
     words = [f"train.threads={chosen}", "train.max_steps=4"]
     with undisturbed():
         torch.set_num_threads(2)
-        run = small_trainer(tmp_path / "run", *words)
+        run = quick_trainer(tmp_path / "run", *words)
         run.folder.begin_session(run.recipe, describe(run.device))
         run.fit(until=2)
         monkeypatch.setattr("spiketriton.system.machine.taken", lambda: 1.0)
-        small_trainer(tmp_path / "run", *words, resume=True)
+        quick_trainer(tmp_path / "run", *words, resume=True)
         assert torch.get_num_threads() == kept
-        small_trainer(tmp_path / "new", *words)
+        quick_trainer(tmp_path / "new", *words)
         assert torch.get_num_threads() == 1
 
 
 def test_a_test_that_fails_costs_no_step(usual, tmp_path, monkeypatch):
-    trainer = small_trainer(tmp_path / "run")
+    trainer = quick_trainer(tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(Tester, "tested", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trainer.fit()
     assert last_state(tmp_path / "run")["step"] == 7
-    small_trainer(tmp_path / "run", resume=True).fit()
+    quick_trainer(tmp_path / "run", resume=True).fit()
     unbroken = usual[0].folder
     assert_equal(last_state(unbroken.path), last_state(tmp_path / "run"))
     older = checkpoint.read_checkpoint(unbroken.checkpoints / "last.1.pt")
