@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from spiketriton_kernels import SHAPES, Surrogate, fire
@@ -67,6 +68,38 @@ OPTIONS: dict[str, Any] = dict(
 )  # fmt: skip
 PLAIN = {name: next(iter(values)) for name, values in OPTIONS.items()}
 """The first value of each: a call to change from."""
+
+COMPILED = {
+    "lif": (torch.float32, torch.float64, torch.bfloat16),
+    "delayed": (torch.float32, torch.float16),
+    "ilif": (torch.float32, torch.float64, torch.float16),
+    "clif": (torch.float32, torch.float64),
+    "alif": (torch.float32,),
+    "cuba": (torch.float32, torch.bfloat16),
+}
+"""Dtypes in which C++ is compiled without --slow, up to a quarter of a minute each. A kind is the same in every dtype,
+and what reads and writes a dtype is the same in every kind."""
+
+
+def compiled(case: dict[str, Any]) -> dict[str, Any]:
+    """The case, in a dtype of ``COMPILED``."""
+    name = case["equation"]
+    dtypes = COMPILED["delayed" if "delayed" in name else EQUATIONS[name]["kind"]]
+    return case if case["dtype"] in dtypes else case | {"dtype": dtypes[-1]}
+
+
+def on_each_backend(
+    cases: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]
+) -> list[Any]:
+    """Parameters "backend" and "case"; in C++ as ``compiled`` has it, and as they are with --slow."""
+
+    def given(backend: str, case: dict[str, Any], *marks: pytest.MarkDecorator) -> Any:
+        return pytest.param(backend, case, marks=marks, id=f"{backend}-{name(case)}")
+
+    found = [given(backend, case) for backend in ("triton", "torch") for case in cases]
+    found += [given("native", compiled(case)) for case in cases]
+    return found + [given("native", c, pytest.mark.slow) for c in cases if compiled(c) != c]
+
 
 CONSTANTS = dict(decay=0.6, gain=0.9, threshold=0.8, width=0.7, rho=0.7, beta=0.4)
 ADDED = ("v_init", "m_init", "residual", "spike_add")

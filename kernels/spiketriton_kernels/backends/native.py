@@ -124,7 +124,8 @@ def _build(dtype: torch.dtype, kind: str) -> Path:
     if only and (WHOLE or _target(dtype, whole, version).exists()):
         kind = whole
     target = _target(dtype, kind, version)
-    return target if target.exists() else _compiled(target, compiler, dtype, kind, _chosen(kind))
+    chosen = [*_chosen(kind), *_in_haste(dtype, kind)]
+    return target if target.exists() else _compiled(target, compiler, dtype, kind, chosen)
 
 
 def _chosen(kind: str) -> list[str]:
@@ -132,18 +133,18 @@ def _chosen(kind: str) -> list[str]:
     whole, *only = kind.split(" ")
     if whole in _BY_HAND:
         told = zip(("KIND", "RESET", "SHAPE"), (_BY_HAND.index(whole), *only), strict=False)
-        return [*(f"-DSPIKETRITON_{name}={number}" for name, number in told), *_in_haste(kind)]
+        return [f"-DSPIKETRITON_{name}={number}" for name, number in told]
     if whole not in KINDS:
         name, text = kind, named(kind).cpp
     else:
         name, text = whole, header_of([Form.named(kind)] if only else forms(whole))
     step = f'-DSPIKETRITON_STEP="{written(name, text, "h")}"'
-    return [f"-DSPIKETRITON_KIND={len(_BY_HAND)}", step, *_in_haste(kind)]
+    return [f"-DSPIKETRITON_KIND={len(_BY_HAND)}", step]
 
 
-def _in_haste(kind: str) -> list[str]:
-    """Flags of whole kinds that tests compile, but LIF, which they hold as it is used: half the time."""
-    return ["-Og"] if WHOLE and kind in KINDS and kind != "lif" else []
+def _in_haste(dtype: torch.dtype, kind: str) -> list[str]:
+    """Flags of what tests compile, but LIF in float32, which they hold as it is used: half the time."""
+    return ["-Og"] if WHOLE and (dtype, kind) != (torch.float32, "lif") else []
 
 
 def _target(dtype: torch.dtype, kind: str, version: str) -> Path:
@@ -155,7 +156,7 @@ def _target(dtype: torch.dtype, kind: str, version: str) -> Path:
             *texts,
             version,
             _machine(),
-            repr((_FLAGS, _EXTRAS, _in_haste(kind), dtype, kind, torch.__version__)),
+            repr((_FLAGS, _EXTRAS, _in_haste(dtype, kind), dtype, kind, torch.__version__)),
         ]
     )
     name = f"{kind} {_word(dtype)}".replace(" ", "-")

@@ -173,11 +173,10 @@ class Step:
         """The header that native.cpp is compiled with."""
         return header(self.name, [self])
 
-    @functools.cached_property
-    def spiking_in_cpp(self) -> str:
-        """What computes its spikes and the states after it, alike where it is the same."""
-        forth = self._forth(cpp=True)
-        text = "\n".join([*forth.lines([self.spikes, *self.after]), *map(forth.of, self.after)])
+    def alike_in_cpp(self, *more: Value) -> str:
+        """What computes its spikes, the states after it and more, alike where it is the same."""
+        forth, wanted = self._forth(cpp=True), [*self.after, *more]
+        text = "\n".join([*forth.lines([self.spikes, *wanted]), *map(forth.of, wanted)])
         order = list(dict.fromkeys(re.findall(r"\bt\d+\b", text)))
         return re.sub(r"\bt\d+\b", lambda found: f"t{order.index(found[0])}", text)
 
@@ -322,7 +321,8 @@ def header(
         made: of a kind of ours, whose second state lies in a tensor of its own: from which given value each constant
             is made, and how (``FROM`` and ``MADE``). None: constants lie one after the other.
     """
-    first, shared = steps[0], [step.spiking_in_cpp for step in steps]
+    first, shared = steps[0], [step.alike_in_cpp() for step in steps]
+    replayed = [step.alike_in_cpp(*step.kept) for step in steps]
     constants = [*dict.fromkeys(name for step in steps for name in step.constants)]
 
     def numbers(kind: str, field: str, values: Iterable[Any]) -> str:
@@ -345,6 +345,7 @@ constexpr int CONSTANTS = {len(constants)}, KEPT = {max(len(s.kept) for s in ste
 {numbers("int", "MADE[CONSTANTS + 1]", (how for _, how in sources))}
 {numbers("int", "KEEPS[FORMS]", (len(step.kept) for step in steps))}
 {numbers("int", "FORTH_AS[FORMS]", map(shared.index, shared))}  // the first step of the same spikes and states
+{numbers("int", "REPLAY_AS[FORMS]", map(replayed.index, replayed))}  // and of the same that is kept
 constexpr bool LEARNS[FORMS][ROWS + 1] = {{{learns}}};  // the gradient of another is 0
 {numbers("bool", "LEARNING[FORMS]", (any(step.learns) for step in steps))}
 constexpr bool APART = {str(made is not None).lower()};  // whether the second state lies in another tensor

@@ -26,7 +26,7 @@ from spiketriton_kernels import (
     use_backend,
 )
 from tests.conftest import CUDA, START, need_native
-from tests.kernels.cases import KINDS, PLAIN, answered, drawn
+from tests.kernels.cases import KINDS, PLAIN, answered, compiled, drawn
 from tests.kernels.support import case_id, normal, pairwise
 
 BORDER = 8192
@@ -155,7 +155,8 @@ LAUNCHED = [
     )
 ]
 """Interpreted: what a tile depends on meets in pairs, and each kind comes four times."""
-EVERYWHERE = [(backend, case) for backend in ("native", "torch") for case in CASES]
+NATIVE = [*map(compiled, CASES)]
+EVERYWHERE = [*(("native", case) for case in NATIVE), *(("torch", case) for case in CASES)]
 
 
 def call(case: dict, device: torch.device | str, place: Callable = torch.Tensor.clone) -> list:
@@ -249,7 +250,7 @@ def caged_main(rank: int, flush: str) -> None:
     cage = Cage(flush)
     with pytest.MonkeyPatch.context() as patch, use_backend("native"):
         take_allocations(patch, cage.cut)
-        for case in CASES:
+        for case in NATIVE:
             assert all(value.isfinite().all() for value in call(case, "cpu", cage.place))
         spikes = cage.place((normal((4097,)) > 0).float())
         assert torch.equal(unpack_spikes(pack_spikes(spikes), (4097,), (1,)), spikes)

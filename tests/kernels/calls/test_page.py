@@ -14,7 +14,7 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn as torch_nn
 
 import spiketriton_kernels
-from spiketriton_kernels import Surrogate, nn, register_surrogate
+from spiketriton_kernels import Surrogate, nn, register_surrogate, use_backend
 from spiketriton_kernels.nn import swap
 from tests.kernels.backends.test_lowering import BUDGET
 from tests.kernels.support import dyadic, normal
@@ -98,7 +98,8 @@ def test_the_equation_is_the_neurons(row):
                 if "where" not in code:
                     names["s"] = spikes.double()
         expected.append(spikes.double())
-    spikes = module(x)
+    with use_backend("torch"):  # in float64 C++ is compiled for few kinds
+        spikes = module(x)
     assert 0.02 < (spikes > 0).double().mean() < 0.98
     assert torch.equal(spikes, torch.stack(expected))
 

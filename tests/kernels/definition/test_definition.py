@@ -9,7 +9,15 @@ import torch
 
 from spiketriton_kernels import fire
 from spiketriton_kernels.definition import define
-from tests.kernels.cases import EQUATIONS, OPTIONS, PLAIN, assert_as_defined, called, drawn
+from tests.kernels.cases import (
+    EQUATIONS,
+    OPTIONS,
+    PLAIN,
+    assert_as_defined,
+    called,
+    drawn,
+    on_each_backend,
+)
 from tests.kernels.support import pairwise
 
 
@@ -18,7 +26,15 @@ def name_of(case):
     return "-".join(str(case[word]) for word in words)
 
 
-@pytest.mark.parametrize("case", pairwise(OPTIONS), ids=name_of)
+CASES = [
+    *pairwise(OPTIONS),
+    PLAIN | dict(equation="lif soft, delayed", layout="channels_last", dtype=torch.float16),
+    PLAIN | dict(equation="clif", shape="gaussian", dtype=torch.float64),
+]
+"""The last two are pairs that C++ would lack, which has few kinds of each dtype without --slow."""
+
+
+@pytest.mark.parametrize(("backend", "case"), on_each_backend(CASES, name_of), indirect=["backend"])
 def test_every_pair_of_options(backend, device, case, monkeypatch):
     if case["as_operator"]:  # as where something traces
         monkeypatch.setattr(fire, "traced", lambda tensors: True)

@@ -15,7 +15,7 @@ from spiketriton_kernels import (
 )
 from spiketriton_kernels.definition import define
 from tests.covering import each
-from tests.kernels.cases import EQUATIONS, KINDS, PLAIN, called, drawn
+from tests.kernels.cases import EQUATIONS, KINDS, PLAIN, called, compiled, drawn
 from tests.kernels.support import (
     HALF,
     LAYOUTS,
@@ -39,7 +39,9 @@ def plain(kind: str, **changes):
 def test_a_tie_with_the_threshold_fires(backend, device, dtype):
     """h exactly at the threshold fires; one rounding below does not."""
     x = torch.tensor([1 - torch.finfo(dtype).eps, 1.0], dtype=dtype, device=device).view(1, 1, 2)
-    assert multistep_lif(x).flatten().tolist() == [0.0, 1.0]
+    # the LIF that C++ has of float16 without --slow
+    delayed = (backend, dtype) == ("native", torch.float16)
+    assert multistep_lif(x, reset_delay=delayed).flatten().tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(("reset", "second"), [("soft", 0.5), ("hard", 1.0)])
@@ -133,6 +135,7 @@ def test_no_gradient_is_offered_where_none_is_wanted(backend, device):
 def test_a_value_that_is_no_number_stays_in_its_neuron(backend, device, equation, bad, dtype):
     """The forward equals the definition; other neurons do not notice, forward nor backward."""
     case = PLAIN | dict(size=(2, 3, 5), T=4, equation=equation, dtype=dtype)
+    case = compiled(case) if backend == "native" else case
     results = []
     for value in (None, bad):
         tensors = drawn(case, device)
@@ -188,8 +191,8 @@ def test_spikes_come_back_in_the_layout_of_the_input(backend, device, layout):
     ("kind", "dtype", "cuts"),
     [
         ("lif", torch.float32, (0, 1, 2, 20)),
-        ("alif", torch.bfloat16, (0, 17, 20)),
-        ("cuba", torch.float32, (0, 3, 20)),
+        ("alif", torch.float32, (0, 3, 20)),
+        ("cuba", torch.bfloat16, (0, 17, 20)),
     ],
     ids=str,
 )

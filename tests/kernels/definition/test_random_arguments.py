@@ -23,7 +23,7 @@ from spiketriton_kernels import (
     pack_spikes,
     unpack_spikes,
 )
-from tests.kernels.cases import OPTIONS, assert_as_defined
+from tests.kernels.cases import OPTIONS, assert_as_defined, compiled
 from tests.kernels.support import DTYPES, as_layout, dyadic
 
 EXAMPLES = {"triton": 8, "native": 30, "torch": 30}
@@ -140,7 +140,10 @@ def both(
         assert len(message) < 300
         assert name in message
 
+    few = backend == "native" and not request.config.getoption("--slow")
+
     def defined(case: dict[str, Any]) -> None:
+        case = compiled(case) if few else case
         assert_as_defined(case, "cpu", ulps=1024)
 
     hunt(request, backend, cases(norms), defined)

@@ -78,8 +78,8 @@ def test_keys_are_those_of_torch_and_chunks_continue():
 
 
 def test_half_precision_and_one_graph():
-    y = normal((T, B, C, 2), torch.float16)
-    assert nn.BatchNormLIF(C).half()(y).dtype == torch.float16
+    y = normal((T, B, C, 2), torch.bfloat16)
+    assert nn.BatchNormLIF(C).bfloat16()(y).dtype == torch.bfloat16
     unit = nn.BatchNormLIF(C)
     compiled = torch.compile(unit, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(y.float()), unit(y.float()))

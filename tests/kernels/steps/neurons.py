@@ -29,7 +29,12 @@ class Adaptive(SpikingNeuron):
         return s, torch.where(s > 0, 0.0, h), 0.9 * a + 0.1 * s
 
 
-class Plain(SpikingNeuron):
+class _OfTriangle(SpikingNeuron):
+    def __init__(self, **options) -> None:
+        super().__init__(**{"surrogate": Surrogate("triangle")} | options)
+
+
+class Plain(_OfTriangle):
     """LIF, word by word, with nothing that learns."""
 
     states = ("v",)
@@ -61,7 +66,7 @@ class Gated(SpikingNeuron):
         return s, h - s * self.top, i, m
 
 
-class Ternary(SpikingNeuron):
+class Ternary(_OfTriangle):
     """Two thresholds: spikes -1, 0 and 1."""
 
     states = ("v",)
@@ -78,7 +83,7 @@ class Mixed(SpikingNeuron):
     states = ("v", "w")
 
     def __init__(self, channels: int, **options) -> None:
-        super().__init__(**options)
+        super().__init__(**{"surrogate": Surrogate("fast_sigmoid")} | options)
         self.scale = nn.Parameter(torch.linspace(0.5, 2.0, channels))
 
     def step(self, x: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,22 @@ import pytest
 import torch
 from torch import nn
 
-from spiketriton_kernels import PROBE_FIELDS, Surrogate, multistep_lif, pack_spikes, unpack_spikes
+from spiketriton_kernels import (
+    PROBE_FIELDS,
+    Surrogate,
+    multistep_lif,
+    pack_spikes,
+    unpack_spikes,
+    use_backend,
+)
+from spiketriton_kernels.cache import cache_folder
 from spiketriton_kernels.definition import normalised
 from spiketriton_kernels.neuron import Norm
 from spiketriton_kernels.nn import BatchNormLIF, SpikingNeuron
+from tests.conftest import need_native
+from tests.kernels.backends.test_native import as_on_a_new_machine
 from tests.kernels.steps.neurons import EXACT, NEURONS, Adaptive, Gated, Mixed, Plain, Ternary, made
-from tests.kernels.support import as_layout, dyadic, normal
+from tests.kernels.support import HALF, as_layout, dyadic, normal
 
 C = 3
 NAMES = [cls.__name__ for cls in NEURONS]
@@ -47,6 +57,19 @@ PLACES = [
 def test_spikes_are_the_loops_to_the_bit_and_gradients_those_of_autograd(
     backend, device, cls, size, layout
 ):
+    assert_as_the_loop(cls, device, size, layout)
+
+
+def test_optimised_as_for_users_too(monkeypatch):
+    """In C++, of which tests take -Og: a neuron of every operation that can be had exactly."""
+    need_native()
+    as_on_a_new_machine(monkeypatch, cache_folder())
+    with use_backend("native"):
+        for size, layout in PLACES[1:4]:
+            assert_as_the_loop(Mixed, "cpu", size, layout)
+
+
+def assert_as_the_loop(cls, device, size, layout):
     neuron = made(cls, C).to(device)
     x = as_layout(normal(size, device=device, std=1.5), layout).requires_grad_()
     weights = normal(size, device=device, seed=1)
@@ -89,8 +112,14 @@ def test_channels_that_begin_alike_learn_apart(backend, device):
     assert_close(found, truth)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("cls", [Adaptive, Ternary], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    ("cls", "dtype"),
+    [
+        *((Adaptive, dtype) for dtype in HALF),
+        *((Ternary, dtype) for dtype in (torch.float64, torch.bfloat16)),
+    ],
+    ids=str,
+)
 def test_in_other_dtypes(backend, device, cls, dtype):
     neuron = made(cls, C).to(device)
     x = normal((6, 2, C, 5), device=device, std=1.5).to(dtype).requires_grad_()
@@ -310,7 +339,16 @@ def test_what_a_step_asks_of_its_spikes(backend, device):
         assert neuron.source(language).split("back(")[0].count(">=") == 2
 
 
-@pytest.mark.parametrize("shape", ["fast_sigmoid", "atan", "sigmoid", "rectangle", "gaussian"])
+@pytest.mark.parametrize(
+    ("backend", "shape"),
+    [
+        (backend, shape)
+        for backend in ("triton", "native", "torch")
+        for shape in ("sigmoid", "rectangle", "gaussian", "fast_sigmoid", "atan")
+        if backend != "native" or shape not in ("fast_sigmoid", "atan")  # Mixed's, Adaptive's
+    ],
+    indirect=["backend"],
+)
 def test_every_surrogate_and_its_width(backend, device, shape):
     neuron = Gated(C, shape).to(device)
     x = normal((4, 3, C, 5), device=device, std=1.5).requires_grad_()
@@ -345,10 +383,10 @@ def test_it_learns_after_a_call_in_inference_mode(backend, device):
 
 
 def test_a_changed_number_counts_at_once(backend, device):
-    neuron = Plain(surrogate=Surrogate("atan", width=0.3)).to(device)
+    neuron = Plain(surrogate=Surrogate("triangle", width=0.3)).to(device)
     x = normal((3, 2, 4), device=device).requires_grad_()
     for width in (0.3, 0.8):
-        neuron.surrogate = Surrogate("atan", width=width)
+        neuron.surrogate = Surrogate("triangle", width=width)
         ones = torch.ones_like(x)
         assert_close(grads(neuron, neuron(x), x, ones), grads(neuron, neuron.define(x), x, ones))
 

@@ -268,13 +268,13 @@ void with(bool yes, Go go) {
     else go(std::false_type{});
 }
 
-// The form of the call: a reset, or a printed step. FORTH: the first one that makes the same spikes and states.
-template <bool FORTH = false, int N = 0, class Go>
+// The form of the call: a reset, or a printed step. AS: in place of each the first one that does the same.
+template <const int *AS = nullptr, int N = 0, class Go>
 void with_form(int number, Go go) {
     if constexpr (N < FORMS) {
-        if constexpr (has(N) && (ONLY_RESET < 0 || N == ONLY_RESET) && (!FORTH || FORTH_AS[N] == N))
-            if (number == N) return go(Number<N>{});
-        with_form<FORTH, N + 1>(number, go);
+        if constexpr (has(N) && (ONLY_RESET < 0 || N == ONLY_RESET) && (!AS || AS[N] == N))
+            if ((AS ? AS[number] : number) == N) return go(Number<N>{});
+        with_form<AS, N + 1>(number, go);
     }
 }
 

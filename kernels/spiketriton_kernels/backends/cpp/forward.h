@@ -94,7 +94,7 @@ void forth_block(const Block &b, const Forth &s) {
 
 template <bool FIRE>
 void forth(const Block &b, const Forth &s) {
-    with_form<FIRE>(FIRE ? FORTH_AS[b.c.reset] : b.c.reset, [&](auto number) {
+    with_form<FIRE ? FORTH_AS : REPLAY_AS>(b.c.reset, [&](auto number) {
         constexpr int RESET = decltype(number)::value;
         if constexpr (FIRE)
             if (s.trace || (s.current && !b.c.mean)) return forth_block<RESET, ASK, ASK, FIRE, false>(b, s);

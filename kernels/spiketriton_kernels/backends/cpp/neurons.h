@@ -38,7 +38,7 @@ constexpr int FORMS = 4, STATES = 1, KEPT = 1, CONSTANTS = RHO, ROWS = RHO;
 constexpr int FROM[CONSTANTS] = {DECAY, THRESHOLD, WIDTH, GAIN}, MADE[CONSTANTS] = {};
 constexpr bool APART = false, WAITS = false, LEARNING[FORMS] = {}, LEARNS[FORMS][ROWS + 1] = {};
 constexpr double STARTS[STATES] = {0};
-constexpr int KEEPS[FORMS] = {1, 1, 1, 1}, FORTH_AS[FORMS] = {0, 1, 2, 3};
+constexpr int KEEPS[FORMS] = {1, 1, 1, 1}, FORTH_AS[FORMS] = {0, 1, 2, 3}, REPLAY_AS[FORMS] = {0, 1, 2, 3};
 #endif
 
 constexpr bool has(int form) { return KIND != DELAYED || form == SUBTRACT || form == TO_ZERO_LEAK; }

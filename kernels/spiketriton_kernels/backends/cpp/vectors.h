@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-#if defined(__AVX__)
+#if defined(__AVX__) && SPIKETRITON_DTYPE >= 2  // half a second of each compile
 #include <immintrin.h>
 #endif
 
@@ -181,18 +181,15 @@ inline void store(Element *p, Rounded v, int n) { std::memcpy(p, &v, n * sizeof(
 // Past the caches, to an address that is a multiple of what is written.
 inline void stream(Element *p, Rounded v) {
 #ifdef __AVX__
-#ifdef __AVX512F__
-    if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i *)p, *(const __m512i *)&v);
-#endif
-    if constexpr (sizeof v == 32) return _mm256_stream_si256((__m256i *)p, *(const __m256i *)&v);
-    if constexpr (sizeof v == 16) return _mm_stream_si128((__m128i *)p, *(const __m128i *)&v);
-#endif
+    asm("vmovntps %1, %0" : "=m"(*(char (*)[sizeof v])p) : "v"(v));
+#else
     store(p, v);
+#endif
 }
 
 inline void finish_stream() {
 #ifdef __AVX__
-    _mm_sfence();
+    __builtin_ia32_sfence();
 #endif
 }
 
