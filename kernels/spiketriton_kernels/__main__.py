@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
+from . import sparse
 from .backends import native
 from .cache import cache_folder
 
@@ -36,17 +38,19 @@ def main(words: list[str] | None = None) -> int:
     ]
     started = time.perf_counter()
     with ThreadPoolExecutor(given.jobs) as pool:
-        running = {
+        running: dict[Future[Any], str] = {
             pool.submit(native.load, getattr(torch, dtype), kind): f"{kind} {dtype}"
             for dtype, kind in wanted
         }
+        if not given.kinds and "float32" in given.dtype:
+            running[pool.submit(sparse.load)] = "convolutions float32"
         for number, done in enumerate(running, 1):
             found, took = done.result(), time.perf_counter() - started
             if isinstance(found, native.CompilerError):
                 pool.shutdown(cancel_futures=True)
                 print(f"error: {running[done]}: {found}", file=sys.stderr)
                 return 1
-            print(f"{number} of {len(wanted)}: {running[done]} is there, {took:.0f} s", flush=True)
+            print(f"{number} of {len(running)}: {running[done]} is there, {took:.0f} s", flush=True)
     return 0
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import ModelConfig, NeuronConfig
+from spiketriton.models.convolutions import FasterConv2d
 from spiketriton.models.memory import mark_spikes
-from spiketriton.models.small_maps import SmallMapConv2d
 from spiketriton.neurons import Norm, SpikingNeuron, build_neuron
 
 FASTER_BY_ALGEBRA = {"cpu": False, "cuda": False}
@@ -69,7 +69,7 @@ def over_time(current: Tensor, steps: int) -> Tensor:
     return current if len(current) == steps else current.expand(steps, *current.shape[1:]).clone()
 
 
-class StridedPointwise(SmallMapConv2d):
+class StridedPointwise(FasterConv2d):
     """A 1x1 convolution with a stride, which on a CPU reads the pixels that it needs as a pool.
 
     The same numbers, and no overrun: with channels_last and four input channels, the gradient of the
@@ -147,7 +147,7 @@ class Parts:
 
     def conv(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
         """A convolution that keeps the size at stride 1; with a bias if no norm follows."""
-        kind = StridedPointwise if kernel == 1 and stride > 1 else SmallMapConv2d
+        kind = StridedPointwise if kernel == 1 and stride > 1 else FasterConv2d
         bias = self.norm_kind == "none"
         return kind(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=bias)
 

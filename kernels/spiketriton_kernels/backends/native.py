@@ -164,7 +164,12 @@ def _target(dtype: torch.dtype, kind: str, version: str) -> Path:
 
 
 def _compiled(
-    target: Path, compiler: str, dtype: torch.dtype, kind: str, chosen: list[str]
+    target: Path,
+    compiler: str,
+    dtype: torch.dtype,
+    kind: str,
+    chosen: list[str],
+    source: Path = _SOURCE,
 ) -> Path:
     if target.exists():
         return target
@@ -182,7 +187,9 @@ def _compiled(
         folder = Path(tempfile.mkdtemp(prefix="spiketriton-"))
         target = folder / target.name
     with _alone(target):
-        return target if target.exists() else _compile(target, compiler, dtype, name, chosen)
+        if target.exists():
+            return target
+        return _compile(target, compiler, dtype, name, chosen, source)
 
 
 @contextlib.contextmanager
@@ -201,14 +208,16 @@ def _alone(target: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _compile(target: Path, compiler: str, dtype: torch.dtype, name: str, chosen: list[str]) -> Path:
+def _compile(
+    target: Path, compiler: str, dtype: torch.dtype, name: str, chosen: list[str], source: Path
+) -> Path:
     errors = ""
     started = time.perf_counter()
     for extra in _EXTRAS:
         part = target.parent / f"{target.stem}.{uuid.uuid4().hex}.part"
         command = [
             compiler, *_FLAGS, f"-DSPIKETRITON_DTYPE={_DTYPES[dtype]}",
-            *chosen, *extra, str(_SOURCE), "-o", str(part),
+            *chosen, *extra, str(source), "-o", str(part),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
@@ -224,7 +233,7 @@ def _compile(target: Path, compiler: str, dtype: torch.dtype, name: str, chosen:
             raise CompilerError(f"{compiler} was interrupted")
         errors = errors or done.stderr
     raise CompilerError(
-        f"{compiler} cannot compile {_SOURCE.name} for {name}: {errors.strip().splitlines()[:3]}"
+        f"{compiler} cannot compile {source.name} for {name}: {errors.strip().splitlines()[:3]}"
     )
 
 

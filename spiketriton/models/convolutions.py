@@ -1,11 +1,10 @@
-"""Convolutions on small maps as matrix products, where that takes a CPU less time than its library's convolution.
+"""Convolutions that on a CPU take less time than its library's, which is made for large maps of values other than 0.
 
-oneDNN (as in torch 2.13) is made for large maps. docs/data/small_maps.md has the measurements behind `SIZES`, and the
-smallest program that shows them. On a GPU nothing changes.
+On small maps they are matrix products (`Rows`, `Columns`), behind neurons they multiply spikes alone (`sparse`).
+docs/data/convolutions.md has the measurements behind `SIZES` and `sparse.SHARES`. On a GPU nothing changes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, pad
 
 from spiketriton.system import machine
+from spiketriton_kernels import sparse
 from spiketriton_kernels.fire import traced
+
+Ways = tuple[Any, Any, Any]
+"""What computes an output and the gradients by input and weights: `Rows`, `Columns`, `sparse`; None: the library."""
 
 
 class Size(NamedTuple):
@@ -30,8 +33,7 @@ class Size(NamedTuple):
     images: int
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """The sizes at which products are faster: of the output and the gradient by the input, and by the weights.
 
     rows: kernels above 1x1 are multiplied row by row (`Rows`), otherwise as columns (`Columns`).
@@ -68,10 +70,10 @@ def _measured_here(dtype: torch.dtype) -> bool:
     return "avx2" in machine.cpu_flags()
 
 
-class SmallMapConv2d(nn.Conv2d):
-    """A convolution that on a CPU is computed by matrix products at the sizes of `SIZES`; the same numbers.
+class FasterConv2d(nn.Conv2d):
+    """A convolution that on a CPU is computed in the way that takes least time; the same numbers up to rounding.
 
-    Forward and each of both gradients are chosen by themselves. Where torch traces, it sees a plain convolution.
+    Output and both gradients are chosen by themselves. Where torch traces, it sees a plain convolution.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,31 +81,38 @@ class SmallMapConv2d(nn.Conv2d):
             return super().forward(x)
         half = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if half else x.dtype
-        chosen = self._chosen(x, dtype)
-        if not any(chosen) or not _measured_here(dtype):
+        if dtype not in SIZES or not self._is_plain() or not _measured_here(dtype):
+            return super().forward(x)
+        ways = output, by_input, by_weight = self._by_products(x, SIZES[dtype])
+        near = (self.kernel_size, self.stride, dtype) == ((3, 3), (1, 1), torch.float32)
+        if near and sparse.pays(x, self.out_channels):
+            ways = output or sparse, by_input, by_weight or sparse
+        if not any(ways):
             return super().forward(x)
         given, weight = x.to(dtype), self.weight.to(dtype)
-        y: Tensor = _Convolution.apply(given, weight, self.stride[0], self.padding[0], chosen)
+        y: Tensor = _Convolution.apply(given, weight, self.stride[0], self.padding[0], ways)
         return y if self.bias is None else y + self.bias.to(dtype)[:, None, None]
 
-    def _chosen(self, x: Tensor, dtype: torch.dtype) -> tuple[bool, bool]:
-        """Whether products give the output and the gradient by the input, and that by the weights."""
-        kernel, stride, padding = self.kernel_size[0], self.stride[0], self.padding
+    def _is_plain(self) -> bool:
+        kernel, stride = self.kernel_size[0], self.stride[0]
         alike = self.kernel_size == (kernel, kernel) and self.stride == (stride, stride)
-        plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
-        if dtype not in SIZES or not (alike and plain and padding == (kernel // 2, kernel // 2)):
-            return False, False
+        padded = self.padding == (kernel // 2, kernel // 2) and self.padding_mode == "zeros"
+        return alike and padded and self.groups == 1 and self.dilation == (1, 1)
+
+    def _by_products(self, x: Tensor, sizes: Sizes) -> Ways:
+        """Matrix products at the sizes at which they are faster."""
+        stride = self.stride[0]
         pixels = -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
         channels = min(self.in_channels, self.out_channels)
 
         def faster(size: Size) -> bool:
             enough = channels >= size.channels and len(x) >= size.images
-            return (
-                kernel == size.kernel and stride >= size.stride and pixels <= size.pixels and enough
-            )
+            near = stride >= size.stride and pixels <= size.pixels
+            return self.kernel_size[0] == size.kernel and near and enough
 
-        sizes = SIZES[dtype]
-        return any(map(faster, sizes.by_pixels)), any(map(faster, sizes.by_weights))
+        way = Rows if sizes.rows and self.kernel_size[0] > 1 else Columns
+        by_pixels = way if any(map(faster, sizes.by_pixels)) else None
+        return by_pixels, by_pixels, way if any(map(faster, sizes.by_weights)) else None
 
 
 class _Convolution(torch.autograd.Function):
@@ -111,36 +120,31 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, chosen: tuple[bool, bool]
+        ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, ways: Ways
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding, ctx.chosen = stride, padding, chosen
-        if not chosen[0]:
+        ctx.stride, ctx.padding, ctx.ways = stride, padding, ways
+        if ways[0] is None:
             return conv2d(x, weight, None, stride, padding)
-        return _channels_first(_way(weight).output(_last(x), _last(weight), stride))
+        return _channels_first(ways[0].output(_last(x), _last(weight), stride))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        by_product = [
-            want and chosen for want, chosen in zip(ctx.needs_input_grad, ctx.chosen, strict=False)
-        ]
-        by_library = [
-            want and not product
-            for want, product in zip(ctx.needs_input_grad, by_product, strict=False)
-        ]
+        wanted = ctx.needs_input_grad[:2]
+        ways = [way if want else None for way, want in zip(ctx.ways[1:], wanted, strict=True)]
+        by_library = [want and way is None for want, way in zip(wanted, ways, strict=True)]
         dx = dweight = None
         if any(by_library):
-            twice = [[n, n] for n in (ctx.stride, ctx.padding, 1, 0)]
-            stride, padding, dilation, more = twice
+            stride, padding, dilation, more = ([n, n] for n in (ctx.stride, ctx.padding, 1, 0))
             options = (None, stride, padding, dilation, False, more, 1, [*by_library, False])
             dx, dweight, _ = torch.ops.aten.convolution_backward(dy, x, weight, *options)
-        way, seen = _way(weight), _last(dy)
-        if by_product[0]:
-            dx = _channels_first(way.by_input(seen, _last(weight), ctx.stride, x.shape))
-        if by_product[1]:
-            dweight = _channels_first(way.by_weight(seen, _last(x), ctx.stride, weight.shape))
+        seen = _last(dy)
+        if ways[0] is not None:
+            dx = _channels_first(ways[0].by_input(seen, _last(weight), ctx.stride, x.shape))
+        if ways[1] is not None:
+            dweight = _channels_first(ways[1].by_weight(seen, _last(x), ctx.stride, weight.shape))
         return dx, dweight, None, None, None
 
 
@@ -250,7 +254,3 @@ class Columns:
         size = (len(x), heights, widths, kernel, kernel, x.shape[3])
         steps = (image, row * stride, column * stride, row, column, one)
         return x.as_strided(size, steps).flatten(3)
-
-
-def _way(weight: Tensor) -> type[Rows] | type[Columns]:
-    return Rows if SIZES[weight.dtype].rows and weight.shape[2] > 1 else Columns

@@ -1,4 +1,4 @@
-"""Convolutions on small maps: matrix products that equal torch's convolution, where and only where they are faster."""
+"""Convolutions by matrix products and of spikes alone: torch's convolution, where and only where they are faster."""
 
 import itertools
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spiketriton.models import memory, small_maps
+from spiketriton.models import convolutions, memory
+from spiketriton.models.convolutions import FasterConv2d, Size, Sizes
 from spiketriton.models.layers import StridedPointwise
-from spiketriton.models.small_maps import Size, Sizes, SmallMapConv2d
+from tests.conftest import need_native
 from tests.models.support import build
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -21,8 +22,8 @@ def always(monkeypatch):
     def choose(dtype: torch.dtype, rows: bool, pixels: bool = True, weights: bool = True) -> None:
         every = tuple(Size(kernel, 1, 10**6, 1, 1) for kernel in (1, 3, 5))
         sizes = Sizes(every if pixels else (), every if weights else (), rows)
-        monkeypatch.setitem(small_maps.SIZES, dtype, sizes)
-        monkeypatch.setattr(small_maps, "_measured_here", lambda _: True)
+        monkeypatch.setitem(convolutions.SIZES, dtype, sizes)
+        monkeypatch.setattr(convolutions, "_measured_here", lambda _: True)
 
     return choose
 
@@ -37,7 +38,7 @@ def there_and_back(conv: nn.Conv2d, x: Tensor) -> list[Tensor]:
 
 def pair(*sizes: int, dtype: torch.dtype = torch.float64, **options) -> tuple[nn.Conv2d, nn.Conv2d]:
     """Ours and torch's, with the same weights."""
-    ours, theirs = SmallMapConv2d(*sizes, **options), nn.Conv2d(*sizes, **options)
+    ours, theirs = FasterConv2d(*sizes, **options), nn.Conv2d(*sizes, **options)
     theirs.load_state_dict(ours.state_dict())
     return ours.to(dtype), theirs.to(dtype)
 
@@ -63,13 +64,13 @@ def test_forward_and_backward_are_chosen_by_themselves(always, monkeypatch, pixe
     ours, theirs = pair(4, 6, 3, padding=1)
     called: list[str] = []
     for name in ("output", "by_input", "by_weight"):
-        real = getattr(small_maps.Rows, name)
+        real = getattr(convolutions.Rows, name)
 
         def counted(*given, name=name, real=real):
             called.append(name)
             return real(*given)
 
-        monkeypatch.setattr(small_maps.Rows, name, counted)
+        monkeypatch.setattr(convolutions.Rows, name, counted)
     x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
     for mine, expected in zip(there_and_back(ours, x), there_and_back(theirs, x), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-12)
@@ -97,14 +98,15 @@ def test_forward_and_backward_are_chosen_by_themselves(always, monkeypatch, pixe
         (BF16, (512, 2048, 1, 1), 64, 2, (True, True)),
         (BF16, (512, 512, 3, 1), 32, 7, (False, True)),
         (BF16, (128, 128, 3, 1), 64, 2, (False, False)),
-        (torch.float64, (512, 512, 3, 1), 64, 2, (False, False)),
     ],
 )
 def test_the_measured_sizes(dtype, conv, images, side, chosen):
     read, written, kernel, stride = conv
     with torch.device("meta"):
-        layer = SmallMapConv2d(read, written, kernel, stride, padding=kernel // 2)
-        assert layer._chosen(torch.empty(images, read, side, side), dtype) == chosen
+        layer = FasterConv2d(read, written, kernel, stride, padding=kernel // 2)
+        ways = layer._by_products(torch.empty(images, read, side, side), convolutions.SIZES[dtype])
+    assert (ways[0] is not None, ways[2] is not None) == chosen
+    assert ways[0] is ways[1]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_other_convolutions_are_torchs(always, options):
     always(torch.float64, True)
     ours, theirs = pair(4, 4, 3, **{"padding": 1, **options})
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
-    assert ours._chosen(x, x.dtype) == (False, False)
+    assert type(ours(x).grad_fn) is type(theirs(x).grad_fn)
     assert torch.equal(ours(x), theirs(x))
 
 
@@ -135,7 +137,7 @@ def test_only_processors_that_were_measured(monkeypatch):
     ):
         monkeypatch.setattr("spiketriton.system.machine.cpu_flags", lambda flags=flags: flags)
         monkeypatch.setattr("spiketriton.system.machine.bf16_instructions", lambda bf16=bf16: bf16)
-        assert {dtype for dtype in (F32, BF16) if small_maps._measured_here(dtype)} == there
+        assert {dtype for dtype in (F32, BF16) if convolutions._measured_here(dtype)} == there
     ours, theirs = pair(128, 128, 3, padding=1, bias=False, dtype=F32)
     x = torch.randn(8, 128, 1, 1)
     assert torch.equal(ours(x), theirs(x))
@@ -167,7 +169,7 @@ def test_in_bf16_the_error_is_at_most_twice_that_of_torch(always, rows, kernel, 
 def test_spikes_are_kept_as_bits(always):
     """`model.memory = "packed"` knows a convolution's input again."""
     always(F32, True)
-    conv = SmallMapConv2d(8, 8, 3, padding=1, bias=False)
+    conv = FasterConv2d(8, 8, 3, padding=1, bias=False)
     spikes = (torch.rand(4, 8, 2, 2) < 0.5).float().contiguous(memory_format=torch.channels_last)
     plain = there_and_back(conv, spikes)
     kept: list[Tensor] = []
@@ -182,14 +184,14 @@ def test_spikes_are_kept_as_bits(always):
 
 def test_what_traces_sees_a_convolution(always):
     always(F32, True)
-    conv, x = SmallMapConv2d(4, 4, 3, padding=1), torch.randn(2, 4, 2, 2)
+    conv, x = FasterConv2d(4, 4, 3, padding=1), torch.randn(2, 4, 2, 2)
     assert "_convolution" in str(torch.jit.trace(conv, x).graph)
     assert "conv2d" in str(torch.export.export(conv, (x,)).graph)
 
 
 def test_a_gradient_of_a_gradient_is_refused(always):
     always(F32, True)
-    conv, x = SmallMapConv2d(4, 4, 3, padding=1), torch.randn(2, 4, 2, 2, requires_grad=True)
+    conv, x = FasterConv2d(4, 4, 3, padding=1), torch.randn(2, 4, 2, 2, requires_grad=True)
     (grad,) = torch.autograd.grad(conv(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
@@ -200,7 +202,7 @@ def test_a_network_computes_what_it_computed(always, monkeypatch, rows):
     """All convolutions of a residual network with both kinds of shortcuts, in float64."""
     model = build("resnet8", width=8).double()
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    assert {type(conv) for conv in convs} == {SmallMapConv2d, StridedPointwise}
+    assert {type(conv) for conv in convs} == {FasterConv2d, StridedPointwise}
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     found = []
     for products in (False, True):
@@ -211,3 +213,72 @@ def test_a_network_computes_what_it_computed(always, monkeypatch, rows):
         found.append([parameter.grad.clone() for parameter in model.parameters()])
     for one, other in itertools.zip_longest(*found):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+@pytest.fixture
+def an_avx2_processor(monkeypatch):
+    need_native()
+    monkeypatch.setattr("spiketriton.system.machine.cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+
+
+def spikes(*size: int, share: float, seed: int = 0) -> Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    x = (torch.rand(*size, generator=draws) < share).float()
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("conv", "side", "share", "by_spikes"),
+    [
+        ((32, 128, 3, 1), 8, 0.45, True),
+        ((32, 128, 3, 1), 8, 0.6, False),
+        ((32, 64, 3, 1), 8, 0.4, True),
+        ((32, 64, 3, 1), 8, 0.5, False),
+        ((64, 32, 3, 1), 8, 0.3, True),
+        ((64, 32, 3, 1), 8, 0.4, False),
+        ((16, 16, 3, 1), 8, 0.1, True),
+        ((16, 16, 3, 1), 8, 0.2, False),
+        ((16, 8, 3, 1), 8, 0.01, False),
+        ((16, 36, 3, 1), 8, 0.01, False),
+        ((32, 128, 3, 1), 4, 0.15, True),
+        ((32, 128, 3, 1), 4, 0.3, False),
+        ((32, 128, 3, 1), 3, 0.01, False),
+        ((32, 128, 3, 2), 8, 0.1, False),
+        ((32, 128, 5, 1), 8, 0.1, False),
+        ((32, 128, 1, 1), 8, 0.1, False),
+    ],
+)
+def test_spikes_alone_are_visited_where_few_fire(an_avx2_processor, conv, side, share, by_spikes):
+    read, written, kernel, stride = conv
+    ours, theirs = pair(read, written, kernel, stride, kernel // 2, bias=share < 0.1, dtype=F32)
+    x = spikes(16, read, side, side, share=share)
+    out = ours(x)
+    assert (type(out.grad_fn) is not type(theirs(x).grad_fn)) == by_spikes
+    found, library = there_and_back(ours, x), there_and_back(theirs, x)
+    exact = there_and_back(theirs.double(), x.double())
+    for mine, its, true in zip(found, library, exact, strict=True):
+        assert torch.equal(mine, its) or (by_spikes and (mine - true).norm() <= 1e-5 * true.norm())
+
+
+def test_where_spikes_alone_are_not_measured(an_avx2_processor, monkeypatch):
+    ours, theirs = pair(32, 64, 3, padding=1, bias=False, dtype=F32)
+    x = spikes(4, 32, 8, 8, share=0.1)
+    library = type(theirs(x).grad_fn)
+    assert type(ours(x).grad_fn) is not library
+    assert ours(x[:0]).shape == (0, 64, 8, 8)
+    with torch.autocast("cpu", BF16):
+        assert ours(x).dtype == BF16
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    assert type(ours(x).grad_fn) is library
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr("spiketriton_kernels.sparse.available", lambda: False)
+    assert type(ours(x).grad_fn) is library
+
+
+def test_images_of_all_time_steps_say_how_many_fire(an_avx2_processor):
+    """Of a net's first steps few neurons have reached their threshold."""
+    ours, theirs = pair(32, 64, 3, padding=1, bias=False, dtype=F32)
+    x = spikes(32, 32, 8, 8, share=1.0)
+    x[:8] = 0
+    assert type(ours(x).grad_fn) is type(theirs(x).grad_fn)

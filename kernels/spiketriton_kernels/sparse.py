@@ -1,0 +1,97 @@
+"""3x3 convolutions of spikes on a CPU that multiply nothing by 0: sparse.cpp, compiled once per machine.
+
+Stride 1, padding 1, float32. Tensors are dense [N, H, W, C], weights [O, 3, 3, C], O a multiple of 8. A weight that is
+infinite or NaN has no effect where the input is 0.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import struct
+import subprocess
+
+import torch
+from torch import Tensor
+
+from .backends import native
+from .cache import cache_folder
+
+LANES = 8
+_SOURCE = native._SOURCE.with_name("sparse.cpp")
+_FLAGS = ["-ffp-contract=fast"]
+_SIZES = struct.Struct("@6q")
+
+
+@functools.cache
+def load() -> ctypes.CDLL | native.CompilerError:
+    try:
+        compiler = native._compiler()
+        version = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, check=False
+        ).stdout
+        made_of = (_SOURCE.read_text("utf-8"), version, native._machine(), repr(native._FLAGS))
+        key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
+        target = cache_folder() / f"convolutions-float32-{key}.so"
+        path = native._compiled(
+            target, compiler, torch.float32, "convolutions 3x3", _FLAGS, _SOURCE
+        )
+        return ctypes.CDLL(str(path))
+    except (native.CompilerError, OSError) as error:
+        return native.CompilerError(str(error))
+
+
+SHARES = ((128, 0.5), (64, 0.45), (32, 0.35), (16, 0.15))
+"""Channels written, and up to which share of spikes they take less time than a convolution of oneDNN."""
+FEW_PIXELS, SHARE_OF_FEW, LEAST_PIXELS = 49, 0.2, 16
+"""On fewer pixels that share is at most this, and on fewer than the least 0: a border is summed up with them."""
+IMAGES = 8
+"""From so many of x, spread over all time steps, the share is taken."""
+
+
+def pays(x: Tensor, written: int) -> bool:
+    """Whether a convolution of x [N, C, H, W] takes less time here than oneDNN's; measured with AVX2, not AVX-512."""
+    pixels = x.shape[2] * x.shape[3]
+    limit = next((share for least, share in SHARES if written >= least), 0.0)
+    fits = x.dtype == torch.float32 and written % LANES == 0 and len(x) and pixels >= LEAST_PIXELS
+    if not fits or not limit or torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return False
+    some = x[:: -(-len(x) // IMAGES)]
+    most = limit if pixels >= FEW_PIXELS else min(limit, SHARE_OF_FEW)
+    return bool(some.count_nonzero() <= most * some.numel()) and available()
+
+
+def available() -> bool:
+    """Whether there is a compiler for it."""
+    return not isinstance(load(), native.CompilerError)
+
+
+def output(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    """[N, H, W, O]."""
+    y = x.new_empty(*x.shape[:3], len(weight))
+    _call("spiketriton_output", x, len(weight), _packed(weight), y)
+    return y
+
+
+def by_weight(dy: Tensor, x: Tensor, stride: int = 1, size: torch.Size | None = None) -> Tensor:
+    """The gradient [O, 3, 3, C]."""
+    written, read = dy.shape[3], x.shape[3]
+    packed = x.new_empty(written // LANES, read, 9, LANES)
+    _call("spiketriton_by_weight", x, written, dy, packed)
+    return packed.permute(0, 3, 2, 1).reshape(written, 3, 3, read)
+
+
+def _packed(weight: Tensor) -> Tensor:
+    blocks = weight.reshape(-1, LANES, 9, weight.shape[3])
+    return blocks.permute(0, 3, 2, 1).contiguous()
+
+
+def _call(function: str, x: Tensor, written: int, *tensors: Tensor) -> None:
+    library = load()
+    if isinstance(library, native.CompilerError):
+        raise library
+    images, height, width, read = x.shape
+    sizes = _SIZES.pack(images, read, height, width, written, torch.get_num_threads())
+    places = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, *tensors)]
+    getattr(library, function)(sizes, *places)
