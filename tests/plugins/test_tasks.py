@@ -237,7 +237,7 @@ def test_an_example_learns_far_above_chance(name, bar, tmp_path, monkeypatch):
     example = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, f"example_{name}", example)
     spec.loader.exec_module(example)
-    run = example.train(run_dir=tmp_path / "run", quiet=True, threads=1)
+    run = example.train(run_dir=tmp_path / "run", quiet=True, threads=1, epochs=7)  # of 10
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
     found = Score.of_row(last)
     assert found.beats(found.chance, 3 * found.spread)

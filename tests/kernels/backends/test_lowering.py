@@ -167,7 +167,9 @@ MAPPED = cases(OTHERS, windows=[4])
 SELDOM = [
     *cases([case for case, _ in BARS if case.startswith(("ilif", "cuba"))]),
     *cases(["own step backward", "alif backward"], ["sm_80"]),
-    *cases(["alif backward", "cuba backward"], ["gfx942"]),
+    *cases(["own step backward", "alif backward", "cuba backward"], ["gfx942"]),
+    *cases([WALKS[1]], ["sm_100"]),
+    *cases(["lif backward"], ["sm_80"], windows=[16]),
     *cases(["lif backward"], ["gfx942"], windows=[3], size=[3, 5, 7, 9]),
     *cases(["unpack"], ["gfx942"]),
     *cases(("pack", "unpack"), ["sm_80"], ["fp32"], [3], size=[3, 5, 7, 9]),

@@ -19,6 +19,7 @@ from spiketriton_kernels import (
     multistep_ilif_reference,
     multistep_lif_reference,
     nn,
+    use_backend,
 )
 from tests.child import environment
 from tests.covering import each
@@ -113,9 +114,9 @@ def test_a_module_is_the_function_with_its_constants(kind, shape):
 
 @every_neuron
 def test_steps_chunks_copies_and_resets(kind):
-    x = normal((T, B, C, 2), torch.float64, mean=0.7, std=2.0)
+    x = normal((T, B, C, 2), mean=0.7, std=2.0)
     window, chunks, steps = (
-        made(kind, **o).double() for o in ({}, dict(stateful=True), dict(step_mode="s"))
+        made(kind, **o) for o in ({}, dict(stateful=True), dict(step_mode="s"))
     )
     whole = window(x)
     assert window.v is None
@@ -153,11 +154,13 @@ def test_weights_are_kept_and_rounded_once_in_half_precision(kind):
             parameter.mul_(0.9)
     neuron.load_state_dict(other.state_dict())
     x = normal((T, B, C, 3), torch.bfloat16, mean=0.7, std=2.0)
-    assert torch.equal(neuron(x), other(x))
-    half = other.bfloat16()
-    whole, spikes = copy.deepcopy(half).float(), half(x)
-    assert spikes.dtype == torch.bfloat16
-    assert torch.equal(spikes.float(), whole(x.float()))
+    half = copy.deepcopy(other).bfloat16()
+    whole = copy.deepcopy(half).float()
+    with use_backend("torch"):  # C++ is compiled for few kinds in bfloat16
+        assert torch.equal(neuron(x), other(x))
+        spikes = half(x)
+        assert spikes.dtype == torch.bfloat16
+        assert torch.equal(spikes.float(), whole(x.float()))
 
 
 def test_step_mode_may_change_between_calls():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn as torch_nn
 
-from spiketriton_kernels import nn
+from spiketriton_kernels import nn, use_backend
 from tests.covering import pairwise
 from tests.kernels.nn.test_neurons import NEURONS, B, C, T, made
 from tests.kernels.support import normal
@@ -36,11 +36,13 @@ def test_the_module_is_batch_norm_then_neuron(kind, options, shape):
         for module in (fused, norm, neuron):
             module.train(training)
             module.zero_grad()
-        spikes = fused(x)
-        expected = neuron(norm(twin.flatten(0, 1)).unflatten(0, shape[:2]))
         towards = normal(shape, torch.float64, seed=9)
-        (spikes * towards).sum().backward()
-        (expected * towards).sum().backward()
+        # C++ is not compiled for these in float64
+        with use_backend("torch" if kind.startswith(("alif", "cuba")) else "auto"):
+            spikes = fused(x)
+            expected = neuron(norm(twin.flatten(0, 1)).unflatten(0, shape[:2]))
+            (spikes * towards).sum().backward()
+            (expected * towards).sum().backward()
         assert torch.equal(spikes, expected)
         torch.testing.assert_close(x.grad, twin.grad, rtol=1e-8, atol=1e-10)
         of_fused = {n.removeprefix("neuron."): p for n, p in fused.named_parameters()}
