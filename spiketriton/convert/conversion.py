@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config import Recipe, replace
+from spiketriton.config.names import CLOSABLE
+from spiketriton.config.words import shown
 from spiketriton.models import Network, build_model
 from spiketriton.models.agreement import counted_graph, noise
 from spiketriton.models.converted import ConvertedIF, with_converted_neurons
@@ -94,7 +96,7 @@ def convert(run: TrainedRun, options: Options) -> Converted:
     if run.recipe.model.block == "preact":
         raise UserError(
             f"{run.folder.path}: a norm of preact blocks takes a sum and folds into no weights; accepted: "
-            'networks with model.block = "plain", "sew" or "ms"'
+            f"networks with model.block = {', '.join(map(shown, CLOSABLE))}"
         )
     recipe = replace(run.recipe, f"time_steps={options.steps}", *CHANGES)
     facts = run.facts

@@ -53,6 +53,7 @@ def test_the_average_is_tested_saved_loaded_and_changes_no_training(tmp_path):
     assert_equal(plain["model"], averaged["model"])
     rows = [row for row in RunFolder(tmp_path / "run").metrics.read() if row["kind"] == "eval"]
     assert all(0 <= row["ema_accuracy"] <= 1 and row["ema_loss"] > 0 for row in rows)
+    assert rows[-1]["ema_loss"] != rows[-1]["test_loss"]
     run = load_run(tmp_path / "run", checkpoint="ema")
     assert run.checkpoint == "ema"
     assert torch.equal(run.model.fc.weight, trainer.update.ema.average["fc.weight"])
