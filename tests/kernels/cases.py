@@ -73,9 +73,9 @@ COMPILED = {
     "lif": (torch.float32, torch.float64, torch.bfloat16),
     "delayed": (torch.float32, torch.float16),
     "ilif": (torch.float32, torch.float64, torch.float16),
-    "clif": (torch.float32, torch.float64),
+    "clif": (torch.float32, torch.float64, torch.float16),
     "alif": (torch.float32,),
-    "cuba": (torch.float32, torch.bfloat16),
+    "cuba": (torch.float32,),
 }
 """Dtypes in which C++ is compiled without --slow, up to a quarter of a minute each. A kind is the same in every dtype,
 and what reads and writes a dtype is the same in every kind."""

@@ -29,9 +29,11 @@ def name_of(case):
 CASES = [
     *pairwise(OPTIONS),
     PLAIN | dict(equation="lif soft, delayed", layout="channels_last", dtype=torch.float16),
-    PLAIN | dict(equation="clif", shape="gaussian", dtype=torch.float64),
+    PLAIN
+    | dict(equation="clif", shape="gaussian", other_layout="time_inside", dtype=torch.float64),
+    PLAIN | dict(dtype=torch.bfloat16),
 ]
-"""The last two are pairs that C++ would lack, which has few kinds of each dtype without --slow."""
+"""The last three are pairs that C++ would lack, which has few kinds of each dtype without --slow."""
 
 
 @pytest.mark.parametrize(("backend", "case"), on_each_backend(CASES, name_of), indirect=["backend"])

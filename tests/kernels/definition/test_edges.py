@@ -191,8 +191,9 @@ def test_spikes_come_back_in_the_layout_of_the_input(backend, device, layout):
     ("kind", "dtype", "cuts"),
     [
         ("lif", torch.float32, (0, 1, 2, 20)),
-        ("alif", torch.float32, (0, 3, 20)),
-        ("cuba", torch.bfloat16, (0, 17, 20)),
+        ("alif", torch.float32, (0, 17, 20)),
+        ("cuba", torch.float32, (0, 3, 20)),
+        ("clif", torch.float16, (0, 17, 20)),
     ],
     ids=str,
 )
