@@ -9,7 +9,7 @@ A network is checked block by block, each on the inputs and output gradients tha
 blocks met, and as a whole by its loss and the norm of its gradient (profiling/LOG.md says why).
 
 A peer's network is ours with its neurons, and for SpikingJelly its multi-step batch norm, in the
-place of ours: the same convolutions, folded over time as its own layers fold them.
+place of ours, and with torch's convolutions, folded over time as its own layers fold them.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from spiketriton.config import Recipe, replace
 from spiketriton.models import Network, build_model
 from spiketriton.models.algebra import by_algebra
 from spiketriton.models.blocks import Block
+from spiketriton.models.convolutions import FasterConv2d
 from spiketriton.models.feedforward import Layer
 from spiketriton.neurons import Norm, SpikingNeuron
 from spiketriton.plugins.tasks import build_loss
@@ -363,13 +364,23 @@ def with_neurons(
     neuron: Callable[[SpikingNeuron], nn.Module],
     norm: Callable[[Norm], nn.Module] | None = None,
 ) -> Network:
-    """The network with other neurons, and other norms when `norm` makes them, in their places."""
+    """The network with other neurons, torch's convolutions, and other norms when `norm` makes them, in their places."""
     for name, module in list(model.named_modules()):
         if isinstance(module, SpikingNeuron):
             model.set_submodule(name, neuron(module))
         elif isinstance(module, Norm) and norm is not None:
             model.set_submodule(name, norm(module))
+        elif type(module) is FasterConv2d:
+            model.set_submodule(name, plain(module))
     return model
+
+
+def plain(conv: nn.Conv2d) -> nn.Conv2d:
+    """torch's convolution with the same parameters."""
+    sizes = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+    theirs = nn.Conv2d(*sizes, bias=conv.bias is not None)
+    theirs.load_state_dict(conv.state_dict())
+    return theirs
 
 
 def spikingjelly_norm(norm: Norm) -> nn.Module:

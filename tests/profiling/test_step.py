@@ -26,6 +26,7 @@ from profiling.sections.step import (
 from spiketriton.config.names import Events, Images
 from spiketriton.config.shipped import shipped_recipes
 from spiketriton.models import Network
+from spiketriton.models.convolutions import FasterConv2d
 from spiketriton.training.graphs import WARM_UP
 from spiketriton_kernels import pointwise
 from tests.training.test_graphs import Tapes
@@ -146,6 +147,12 @@ def test_who_takes_part(quick):
     assert [name for name, work in built.items() if work.checked] == checked
     assert [name for name, work in built.items() if work.network is not work.model] == checked[4:]
     assert not built[TWIN].model.spiking_layers()
+    ours = {
+        name
+        for name, work in built.items()
+        if any(type(module) is FasterConv2d for module in work.model.modules())
+    }
+    assert ours == {*built} - {FLOOR, "torch.compile"}, "others have torch's convolutions"
     assert built[TWIN].check().keys() == {"status", "loss"}
     assert [name for name, work in built.items() if work.algebra] == [f"{OURS} algebra"]
     for name in (f"{OURS} algebra", f"{OURS} unfused", f"{OURS} packed"):
