@@ -177,6 +177,11 @@ def test_the_page_counts_as_the_rows_do():
     page = (DOCS / "gradient_flow.md").read_text("utf-8")
     told = f"Of {len(nets)}, {len(healthy)} were called healthy, and learnt; of {len(learnt)} that learnt"
     assert told in page
+    second = [row for row in SCRIPT["trained_of"](ROWS, "2") if row["group"] != "chance"]
+    found = [row for row in second if SCRIPT["learnt"](row)]
+    assert not any(map(SCRIPT["named"], found))
+    told = f"{len(second)} nets of a second draw, for the present limits, {len(found)} learnt, and had no obstacle"
+    assert told in page
     low, high = (round(100 * value) for value in wilson(len(healthy), len(healthy)))
     never = sum(row["group"] == "chance" for row in first)
     readme = " ".join((DOCS.parent / "README.md").read_text("utf-8").split())
