@@ -71,10 +71,9 @@ class LIMITS:
     chance = 0.99  # ... and in a test, below which no net is at chance
     steps = 50  # ... the mean over as many steps, ...
     since = 100  # ... from this step on, and after the warm-up
-    stuck = (
-        1000  # steps, or half of its training: before them none is, one such net in three learnt
-    )
-    deviations = 3.0  # of a test's score from that of guessing, in standard deviations
+    stuck = 1000  # steps, or half of a training: before them none is, for one in three learnt
+    # of a test's score from that of guessing, in standard deviations: above it, and up to which one is at chance
+    deviations, near = 3.0, 2.0
     # a score that no untrained net has, by guessing's (or halfway to 1): of 24, one had 11.2 % in CIFAR-10's test
     times = 2.0
 
@@ -149,15 +148,15 @@ class Learned:
         falls = self._below(self.loss) or self._below(self.test_loss, LIMITS.chance)
         if self.score is None:
             return None
+        guess, spread = self.score.chance, self.score.spread
         above = self._below(self.test_loss)  # where the score of guessing is not known
-        if self.score.chance is not None:
-            above = self.score.beats(self.score.chance, LIMITS.deviations * self.score.spread)
-        doubled = self._doubles()  # of so few images that chance may have done it
+        above = above if guess is None else self.score.beats(guess, LIMITS.deviations * spread)
+        near = guess is None or not self.score.beats(guess, LIMITS.near * spread)
         if not above:
-            return None if falls or doubled or self.early or not self.known else False
+            return False if near and self.known and not (falls or self.early) else None
         if self.loss is not None and self.guess_loss is not None and not self._below(self.loss, 1):
             return None  # it has got worse since
-        return True if doubled or self._below(self.test_loss) else None
+        return True if self._doubles() or self._below(self.test_loss) else None
 
     @property
     def word(self) -> Word:
@@ -458,5 +457,4 @@ def mean_loss(rows: Sequence[tuple[int, float]]) -> float | None:
     """Of (step, mean loss since the row before), the mean over the last steps; None where it is too early to tell."""
     if not rows or rows[-1][0] < LIMITS.since:
         return None
-    last = [loss for step, loss in rows if step > rows[-1][0] - LIMITS.steps]
-    return float(np.mean(last))
+    return float(np.mean([loss for step, loss in rows if step > rows[-1][0] - LIMITS.steps]))
