@@ -10,7 +10,6 @@ import ctypes
 import functools
 import hashlib
 import struct
-import subprocess
 
 import torch
 from torch import Tensor
@@ -28,10 +27,8 @@ _SIZES = struct.Struct("@6q")
 def load() -> ctypes.CDLL | native.CompilerError:
     try:
         compiler = native._compiler()
-        version = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, check=False
-        ).stdout
-        made_of = (_SOURCE.read_text("utf-8"), version, native._machine(), repr(native._FLAGS))
+        flags = repr((native._FLAGS, native._EXTRAS, _FLAGS))
+        made_of = _SOURCE.read_text("utf-8"), native._version(compiler), native._machine(), flags
         key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
         target = cache_folder() / f"convolutions-float32-{key}.so"
         path = native._compiled(

@@ -115,11 +115,15 @@ def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _version(compiler: str) -> str:
+    asked = [compiler, "--version"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+
+
 def _build(dtype: torch.dtype, kind: str) -> Path:
     """The library of a dtype and kind; of a whole kind instead of a part of it, where there is one."""
     compiler = _compiler()
-    asked = [compiler, "--version"]
-    version = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    version = _version(compiler)
     whole, *only = kind.split(" ")
     if only and (WHOLE or _target(dtype, whole, version).exists()):
         kind = whole
