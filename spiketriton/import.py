@@ -1,4 +1,7 @@
-"""spiketriton import FILE RECIPE [key=value ...] [--dt DT] [--reset hard|soft]"""
+"""spiketriton import FILE RECIPE [key=value ...] [--dt DT] [--reset hard|soft]
+
+Import a network from a NIR file, as a run.
+"""
 
 import argparse
 import shlex

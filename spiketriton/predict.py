@@ -1,4 +1,7 @@
-"""spiketriton predict RUN [key=value ...] IMAGE ... [--top N] [--json]"""
+"""spiketriton predict RUN [key=value ...] IMAGE ... [--top N] [--json]
+
+Classes of image files, by a run.
+"""
 
 import argparse
 import json

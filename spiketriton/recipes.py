@@ -1,4 +1,7 @@
-"""spiketriton recipes [NAME]: lists the shipped recipes, or prints one."""
+"""spiketriton recipes [NAME]
+
+List the recipes that come with spiketriton.
+"""
 
 import argparse
 import re

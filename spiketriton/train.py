@@ -1,4 +1,7 @@
-"""spiketriton train RECIPE [key=value ...] [--run-dir DIR] [--resume RUN]"""
+"""spiketriton train RECIPE [key=value ...] [--run-dir DIR] [--resume RUN]
+
+Train a network from one TOML recipe.
+"""
 
 import argparse
 import os

@@ -1,4 +1,7 @@
-"""spiketriton convert RUN [--method balanced|calibrated] [--per-channel]"""
+"""spiketriton convert RUN [--method balanced|calibrated] [--per-channel]
+
+Convert a trained ANN twin to a spiking network.
+"""
 
 import argparse
 import shlex

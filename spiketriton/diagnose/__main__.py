@@ -1,4 +1,7 @@
-"""spiketriton diagnose RECIPE|RUN [key=value ...] [--json] [--out DIR] [--batches N] [--tries N]"""
+"""spiketriton diagnose RECIPE|RUN [key=value ...] [--json] [--out DIR] [--batches N] [--tries N]
+
+Measure gradients through depth and time, and explain them.
+"""
 
 import argparse
 import contextlib

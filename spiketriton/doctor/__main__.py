@@ -1,4 +1,7 @@
-"""spiketriton doctor [key=value ...] [--json]"""
+"""spiketriton doctor [key=value ...] [--json]
+
+Check that spiketriton runs correctly on this machine.
+"""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""spiketriton evaluate RUN [--steps 1,2,4] [--against RUN ...] [--json]"""
+"""spiketriton evaluate RUN [--steps 1,2,4] [--against RUN ...] [--json]
+
+Accuracy, spikes, operations and energy of a run.
+"""
 
 import argparse
 import json

@@ -1,4 +1,7 @@
-"""spiketriton export RUN --to nir|torch|onnx|safetensors [--out FILE]"""
+"""spiketriton export RUN --to nir|torch|onnx|safetensors [--out FILE]
+
+Write a trained network in a format that other programs read.
+"""
 
 import argparse
 import sys

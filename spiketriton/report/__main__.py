@@ -1,4 +1,7 @@
-"""spiketriton report RUN [--against RUN ...] [--out FILE]"""
+"""spiketriton report RUN [--against RUN ...] [--out FILE]
+
+Write one self-contained HTML page about a run.
+"""
 
 import argparse
 from collections.abc import Sequence

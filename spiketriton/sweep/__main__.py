@@ -1,4 +1,7 @@
-"""spiketriton sweep RECIPE key=v1,v2,... [key=...] [--out DIR]"""
+"""spiketriton sweep RECIPE key=v1,v2,... [key=...] [--out DIR]
+
+Train a grid of recipes, one after another.
+"""
 
 import argparse
 import math

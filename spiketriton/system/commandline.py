@@ -2,28 +2,29 @@
 
 import argparse
 import contextlib
+import re
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from spiketriton.system import consent
 from spiketriton.system.errors import UserError
 
-COMMANDS = {
-    "doctor": "Check that spiketriton runs correctly on this machine.",
-    "train": "Train a network from one TOML recipe.",
-    "diagnose": "Measure gradients through depth and time, and explain them.",
-    "sweep": "Train a grid of recipes, one after another.",
-    "evaluate": "Accuracy, spikes, operations and energy of a run.",
-    "convert": "Convert a trained ANN twin to a spiking network.",
-    "import": "Import a network from a NIR file, as a run.",
-    "export": "Write a trained network in a format that other programs read.",
-    "predict": "Classes of image files, by a run.",
-    "report": "Write one self-contained HTML page about a run.",
-    "recipes": "List the recipes that come with spiketriton.",
-}
+_OPENING = re.compile(r'"""spiketriton (\w+).*\n\n(.+)\n"""')
+
+
+def _commands() -> Iterator[tuple[str, str]]:
+    """Name and line of each, read from the first lines of its file, as nothing is imported for a list."""
+    package = Path(__file__).parents[1]
+    for path in sorted([*package.glob("*.py"), *package.glob("*/__main__.py")]):
+        with open(path, encoding="utf-8") as file:
+            if opening := _OPENING.match(file.read(500)):
+                yield opening[1], opening[2]
+
+
+COMMANDS = dict(_commands())
 
 ROOMS = tuple(name for name in COMMANDS if (Path(__file__).parents[1] / name).is_dir())
 """Those that are a folder, with what only they need."""

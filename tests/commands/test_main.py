@@ -52,8 +52,8 @@ def test_version(capsys):
     ("name", "words"),
     [
         ("trian", "unknown command 'trian'; did you mean train?"),
-        ("xyz", "unknown command 'xyz'; accepted: doctor, train, diagnose, sweep"),
-        ("--verbose", "unknown command '--verbose'; accepted: doctor, train"),
+        ("xyz", "unknown command 'xyz'; accepted: convert, diagnose, doctor, evaluate"),
+        ("--verbose", "unknown command '--verbose'; accepted: convert, diagnose"),
         ("trainer", "did you mean train?"),
     ],
 )
