@@ -52,8 +52,8 @@ def test_version(capsys):
     ("name", "words"),
     [
         ("trian", "unknown command 'trian'; did you mean train?"),
-        ("xyz", "unknown command 'xyz'; accepted: convert, diagnose, doctor, evaluate"),
-        ("--verbose", "unknown command '--verbose'; accepted: convert, diagnose"),
+        ("xyz", f"unknown command 'xyz'; accepted: {', '.join(COMMANDS)}\n"),
+        ("--verbose", f"unknown command '--verbose'; accepted: {', '.join(COMMANDS)}\n"),
         ("trainer", "did you mean train?"),
     ],
 )

@@ -128,7 +128,7 @@ def _build(dtype: torch.dtype, kind: str) -> Path:
     if only and (WHOLE or _target(dtype, whole, version).exists()):
         kind = whole
     target = _target(dtype, kind, version)
-    chosen = [*_chosen(kind), *_in_haste(dtype, kind)]
+    chosen = [*_chosen(kind), *_in_haste()]
     return target if target.exists() else _compiled(target, compiler, dtype, kind, chosen)
 
 
@@ -146,9 +146,9 @@ def _chosen(kind: str) -> list[str]:
     return [f"-DSPIKETRITON_KIND={len(_BY_HAND)}", step]
 
 
-def _in_haste(dtype: torch.dtype, kind: str) -> list[str]:
-    """Flags of what tests compile, but LIF in float32, which they hold as it is used: half the time."""
-    return ["-Og"] if WHOLE and (dtype, kind) != (torch.float32, "lif") else []
+def _in_haste() -> list[str]:
+    """Flags of what tests compile, in half the time."""
+    return ["-Og"] if WHOLE else []
 
 
 def _target(dtype: torch.dtype, kind: str, version: str) -> Path:
@@ -160,7 +160,7 @@ def _target(dtype: torch.dtype, kind: str, version: str) -> Path:
             *texts,
             version,
             _machine(),
-            repr((_FLAGS, _EXTRAS, _in_haste(dtype, kind), dtype, kind, torch.__version__)),
+            repr((_FLAGS, _EXTRAS, _in_haste(), dtype, kind, torch.__version__)),
         ]
     )
     name = f"{kind} {_word(dtype)}".replace(" ", "-")

@@ -90,14 +90,15 @@ def cases(
 
 
 QUICK = [
-    *cases((*LIF[1:], *BY_SHAPE, *CURRENT)),
+    *cases((*LIF[1:], *BY_SHAPE, CURRENT[0])),
+    *cases(CURRENT[1:], windows=[4]),
     *cases(["lif backward"], dtypes=["fp32"], windows=[16]),
     *cases([WALKS[1]], ["sm_100", "gfx942"]),
     *cases([WALKS[1]], windows=[4, 32]),
     *cases(["lif backward"], ["sm_80"], windows=[16]),
     *cases(["clif backward", "alif forward", "alif backward"]),
     *cases(["bn_lif forward", WALKS[1]], layouts=["contiguous"], size=[8, 32, 7, 7]),
-    *cases([WALKS[1]], size=[8, 24, 14, 14]),
+    *cases([WALKS[1]], windows=[4], size=[8, 24, 14, 14]),
 ]
 """Each kernel once as most nets launch it; then one kernel for each of what a tile is chosen by: dtype, target, window,
 layout and size. A compilation takes two to five seconds; the others of every kernel come with --slow."""
@@ -129,11 +130,11 @@ SLOW = [
 RAGGED = [
     *cases(["lif backward"], ["sm_90", "gfx942"], windows=[3], size=[3, 5, 7, 9]),
     *cases(["bn_lif backward, dy"], windows=[17], size=[3, 5, 7, 9]),
-    *cases(["lif backward, probe"]),
+    *cases(["lif backward, probe"], windows=[4]),
 ]
 LEARNT = [
-    *cases(["lif backward"], windows=[16], learns=["decay"], **ATTACHED),
-    *cases(["lif backward"], windows=[16], learns=["width"], **ATTACHED),
+    *cases(["lif backward"], windows=[8, 16], learns=["decay"], **ATTACHED),
+    *cases(["lif backward"], windows=[8, 16], learns=["width"], **ATTACHED),
 ]
 """A thread owns 4 elements with a learnt decay, 2 with a learnt width."""
 
@@ -174,6 +175,8 @@ SELDOM = [
     *cases(["unpack"], ["gfx942"]),
     *cases(("pack", "unpack"), ["sm_80"], ["fp32"], [3], size=[3, 5, 7, 9]),
     *cases((OTHERS[0], OTHERS[2], OTHERS[3], OTHERS[6]), windows=[4]),
+    *cases(["clif backward"]),
+    *(given for given in LEARNT if given["T"] == 16),
 ]
 """Of these tables, with --slow: each has kernels of the same rules beside it; one printer prints all kinds."""
 EVERYWHERE = [
@@ -399,7 +402,6 @@ def test_packing_moves_16_bytes_of_spikes_and_4_of_bits_whatever_the_size(given,
     [
         ("multistep_lif", "quick"),
         ("multistep_bn_lif", "quick"),
-        ("multistep_bn_lif, residual and current", "quick"),
         ("multistep_alif", "quick"),
         *(pytest.param(function, "slow", marks=pytest.mark.slow) for function in BUDGET),
     ],
