@@ -25,7 +25,7 @@ from spiketriton.neurons.base import normalised
 from spiketriton.runs.rows import replace_file
 from spiketriton.system.errors import UserError, need, one_line
 from spiketriton.training.trained import TrainedRun
-from spiketriton_kernels import multistep_lif_reference
+from spiketriton_kernels import multistep_lif_reference, use_backend
 from spiketriton_kernels import nn as kernels
 
 CLOSE = 1e-3  # of the largest current: rounding differs between two programs, a spike that differs is more
@@ -97,9 +97,10 @@ def compare(
 ) -> Comparison:
     """Replays a graph on images [B, C, H, W], or frames [T, B, C, H, W], and counts the spikes that differ.
 
-    nodes: the graph's name of a layer, where it is another one. Both compute in float64.
+    nodes: the graph's name of a layer, where it is another one. Both compute in float64, ours by the definition.
     """
-    ours = spikes_of(copy.deepcopy(model).cpu().double(), images.cpu().double())
+    with use_backend("torch"):
+        ours = spikes_of(copy.deepcopy(model).cpu().double(), images.cpu().double())
     steps = len(images) if images.ndim == 5 else model.time_steps
     theirs, membranes = replay(graph, images.cpu().numpy(), steps)
     spikes = compared = different = 0

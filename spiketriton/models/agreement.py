@@ -11,6 +11,7 @@ from spiketriton.models.layers import folded
 from spiketriton.models.network import Network
 from spiketriton.neurons import one_by_one
 from spiketriton.system.errors import UserError, one_line
+from spiketriton_kernels import use_backend
 
 AGREEMENT = 1e-3  # of the mean current: rounding may flip a spike that meets its threshold
 
@@ -25,14 +26,15 @@ def noise(model: Network, image: tuple[int, int, int], frames: bool) -> Tensor:
 def counted_graph(model: Network, images: Tensor) -> Graph:
     """The graph of a network, if it gives the network's answers to images [B, C, H, W] or [T, B, C, H, W].
 
-    A subclass may compute something else than its class. In float64, on the CPU. UserError: there is none that does.
+    A subclass may compute something else than its class. In float64, neurons by their definition. UserError: there is
+    none that does.
     """
     graph_of(model)
     twin = copy.deepcopy(model).cpu().double().eval()
     images = images.cpu().double()
     steps = len(images) if images.ndim == 5 else twin.time_steps
     twin.reset()
-    with torch.inference_mode(), one_by_one(twin):
+    with torch.inference_mode(), one_by_one(twin), use_backend("torch"):
         ours = twin(images)
         try:
             theirs = _answers(graph_of(twin), images, steps).float()

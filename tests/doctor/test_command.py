@@ -13,7 +13,7 @@ from spiketriton.doctor.checkup import KERNELS, TOLERANCE, compared
 from spiketriton.system import machine
 from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR
 from spiketriton_kernels import pointwise
-from spiketriton_kernels.backends import choice
+from spiketriton_kernels.backends import choice, native
 
 CPU = torch.device("cpu")
 
@@ -184,9 +184,12 @@ def test_a_busy_machine_with_little_memory_and_no_compiler_is_slow(monkeypatch):
         monkeypatch.setattr(machine, "available_memory", lambda memory=memory: memory)
         (found,) = [one for one in checkup.devices(CPU) if one.name == "memory"]
         assert found.state == state
+    monkeypatch.setattr(native, "failure", lambda dtype: native.CompilerError("no C++ compiler"))
     with kernels.use_backend("torch"):
-        states = [finding.state for dtype in TOLERANCE for finding in checkup.backend(dtype, CPU)]
-    assert states == ["slow"] * 4
+        found = [finding for dtype in TOLERANCE for finding in checkup.backend(dtype, CPU)]
+    assert [(one.state, one.found) for one in found] == [
+        ("slow", "eager PyTorch: no C++ compiler")
+    ] * 4
 
 
 def test_interpreted_kernels_are_slow_and_not_trained(monkeypatch):

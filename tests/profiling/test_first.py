@@ -159,6 +159,7 @@ def test_a_step_that_failed_is_told_by_its_own_lines(planned, printed, repeated)
 
 
 def test_a_step_that_was_stopped_is_told_by_its_limit(planned, monkeypatch):
+    monkeypatch.setattr(first, "LEAST", 0.3)
     hangs = made_up("hangs", "import time; print('wrong A', flush=True); time.sleep(60)", seconds=1)
     code, said = planned(hangs)
     assert code == 1

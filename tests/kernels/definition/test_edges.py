@@ -190,10 +190,10 @@ def test_spikes_come_back_in_the_layout_of_the_input(backend, device, layout):
 @pytest.mark.parametrize(
     ("kind", "dtype", "cuts"),
     [
-        ("lif", torch.float32, (0, 1, 2, 20)),
+        ("lif", torch.bfloat16, (0, 1, 2, 20)),
         ("alif", torch.float32, (0, 17, 20)),
         ("cuba", torch.float32, (0, 3, 20)),
-        ("clif", torch.float16, (0, 17, 20)),
+        ("clif", torch.float32, (0, 17, 20)),
     ],
     ids=str,
 )

@@ -227,11 +227,12 @@ def test_a_checkpoint_repeats_the_last_call_and_no_earlier_one():
                 neuron.detach()
         return [p.grad.clone() for p in net.parameters()] + [layers[1].v, layers[3].m]
 
-    expected = gradients(False, False)
-    assert all(value.abs().sum() > 0 for value in expected)
-    for reentrant in (False, True):
-        for found, value in zip(gradients(True, reentrant), expected, strict=True):
-            assert torch.equal(found, value)
+    with use_backend("torch"):  # C++ would be compiled for CLIF in float64
+        expected = gradients(False, False)
+        assert all(value.abs().sum() > 0 for value in expected)
+        for reentrant in (False, True):
+            for found, value in zip(gradients(True, reentrant), expected, strict=True):
+                assert torch.equal(found, value)
     step = nn.LIF(step_mode="s")
     x = torch.ones(1, 3, requires_grad=True)
     outs = [checkpoint(step, x, use_reentrant=False) for _ in range(2)]

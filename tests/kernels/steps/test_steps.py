@@ -113,11 +113,15 @@ def test_channels_that_begin_alike_learn_apart(backend, device):
 
 
 @pytest.mark.parametrize(
-    ("cls", "dtype"),
+    ("backend", "cls", "dtype"),
     [
-        *((Adaptive, dtype) for dtype in HALF),
-        *((Ternary, dtype) for dtype in (torch.float64, torch.bfloat16)),
+        (backend, cls, dtype)
+        for cls, *dtypes in ((Adaptive, *HALF), (Ternary, torch.float64, torch.bfloat16))
+        for dtype in dtypes
+        for backend in ("triton", "native", "torch")
+        if backend != "native" or dtype == dtypes[0]  # each is compiled
     ],
+    indirect=["backend"],
     ids=str,
 )
 def test_in_other_dtypes(backend, device, cls, dtype):
