@@ -72,9 +72,10 @@ PLAIN = {name: next(iter(values)) for name, values in OPTIONS.items()}
 COMPILED = {
     "lif": (torch.float32, torch.float64, torch.bfloat16),
     "delayed": (torch.float32, torch.float16),
+    "ilif": (torch.float32, torch.float64, torch.float16),
 }
 """Dtypes in which C++ is compiled without --slow, of other kinds float32: up to ten seconds each. A kind is the same in
-every dtype, and what reads and writes a dtype is the same in every kind."""
+every dtype, and what reads and writes a dtype is the same in every kind, but for binary spikes and whole numbers."""
 
 
 def compiled(case: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_the_module_is_batch_norm_then_neuron(kind, options, shape):
             module.zero_grad()
         towards = normal(shape, torch.float64, seed=9)
         # C++ is not compiled for these in float64
-        with use_backend("torch" if kind.startswith(("alif", "clif", "cuba", "ilif")) else "auto"):
+        with use_backend("torch" if kind.startswith(("alif", "clif", "cuba")) else "auto"):
             spikes = fused(x)
             expected = neuron(norm(twin.flatten(0, 1)).unflatten(0, shape[:2]))
             (spikes * towards).sum().backward()
