@@ -41,7 +41,7 @@ from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.request import Request
 from spiketriton.runs.rows import replace_file
 from spiketriton.system import machine
-from spiketriton.system.errors import UserError
+from spiketriton.system.errors import UserError, one_line
 from spiketriton.system.ranks import Ranks
 from spiketriton.training.display import make_display
 from spiketriton.training.environment import undisturbed
@@ -351,25 +351,26 @@ def said_by(rows: Sequence[Mapping[str, Any]], recipe: Recipe, counts: Sequence[
 
 
 def after(run: Path) -> Row:
-    """What is said of a run, row by row and at its end."""
-    trained = spiketriton.load_run(run)
-    folder, recipe, facts = RunFolder.find(run), trained.recipe, trained.facts
-    rows = folder.metrics.read()
+    """What is said of a run, row by row and at its end: nothing there of one that diverged before its first checkpoint."""
+    folder = RunFolder.find(run)
+    recipe, rows = folder.load_recipe(), folder.metrics.read()
+    data = build_data(recipe)
     tests = [row for row in rows if row["kind"] == "eval"]
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
-    batch = next(build_data(recipe).train.from_step(0))
     console = (run / "console.log").read_text("utf-8")
     told = [word for word in OBSTACLES if re.search(rf"\b{word}\b", console)]
-    found = spiketriton.diagnose(trained.model, batch, tries=0)
-    return {
-        "said": said_by(rows, recipe, facts.class_counts),
+    found = {
+        "said": said_by(rows, recipe, data.facts.class_counts),
         "told": " ".join(told),
-        "run": asked(str(run)),
-        "python_run": str(found).splitlines()[0],
         "loss": f"{losses[-1]:.4f}" if losses else "",
         "test": f"{tests[-1]['test_accuracy']:.4f}" if tests else "",
         "guessing": f"{tests[-1]['test_chance']:.4f}" if tests else "",
     }
+    if any((run / "checkpoints").iterdir()):
+        model, batch = spiketriton.load_run(run).model, next(data.train.from_step(0))
+        at_end = str(spiketriton.diagnose(model, batch, tries=0)).splitlines()[0]
+        found |= {"run": asked(str(run)), "python_run": at_end}
+    return found
 
 
 def train(row: Row, run: Path, root: str) -> Row:
@@ -382,8 +383,8 @@ def train(row: Row, run: Path, root: str) -> Row:
     try:
         with undisturbed():
             Session(recipe, folder, make_display(), Ranks(), draws=False).train()
-    except Diverged:
-        return after(run)
+    except Diverged as error:
+        return {"run": f"diverged: {one_line(error)}"} | after(run)
     except UserError as error:
         return {"run": f"{REFUSED}: {error}"}
     if not any(one["kind"] == "eval" for one in folder.metrics.read()):

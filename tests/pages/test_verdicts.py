@@ -12,6 +12,9 @@ from spiketriton.data.sources import Source
 from spiketriton.data.splits import ArraySplit
 from spiketriton.evaluate.evaluation import wilson
 from spiketriton.gradients.verdict import Word
+from spiketriton.training.guard import Diverged
+from spiketriton.training.trainer import Trainer
+from tests.small_runs import QUICK
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPT = runpy.run_path(str(DOCS / "verdicts.py"))
@@ -100,6 +103,30 @@ def test_what_is_said_of_the_second_draw_is_counted():
     assert "| chance | 0 of 1 (0-79 %) |  | 0 of 1 (0-79 %) |  | 0 of 1 (0-79 %) |\n" in made
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_net_that_diverges_is_answered(tmp_path, monkeypatch, saved):
+    """Before its first checkpoint, and after it."""
+    train_step = Trainer.train_step
+
+    def diverge(self):
+        if self.step == 2:
+            if saved:
+                self.save()
+            raise Diverged("the loss is nan at step 3")
+        train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", diverge)
+    row = SCRIPT["row_of"](
+        "drawn",
+        "quickstart",
+        " ".join([*QUICK, "data.image_size=8 data.test_images=16 train.log_every=1"]),
+    )
+    found = SCRIPT["train"](row, tmp_path / "run", "data")
+    assert found["said"] == "1 too early to tell"
+    assert (found["test"], found["told"]) == ("", "")
+    assert found["run"] == ("too early to tell" if saved else "diverged: the loss is nan at step 3")
+
+
 def test_a_row_was_registered_before_it_was_trained():
     made = [{key: row[key] for key in ("draw", "group", "recipe", "settings")} for row in ROWS[59:]]
     sought = [SCRIPT["row_of"](*net) for net in SCRIPT["SOUGHT"]]
@@ -124,7 +151,7 @@ def test_nothing_was_said_before_it_can_be_known_nothing_at_chance_was_healthy()
         if row["group"] == "chance":
             assert not row["run"].startswith((Word.HEALTHY, Word.LEARNING))
             assert Word.HEALTHY not in row["said"]
-        elif float(row["test"]) > 0.2:
+        elif SCRIPT["learnt"](row):
             assert not row["run"].startswith(Word.CHANCE)
 
 
