@@ -84,7 +84,7 @@ with ranks_of_torchrun() as ranks, without_gpu(Driver()):
 """
 
 
-@pytest.mark.parametrize("block", ["plain", "ms"])
+@pytest.mark.parametrize("block", ["ms", pytest.param("plain", marks=pytest.mark.slow)])
 def test_what_norms_launch_that_ranks_share_is_compiled_before_the_first_step_too(tmp_path, block):
     """Each rank by itself: meanwhile the others wait for it, and could exchange nothing."""
     need_native()

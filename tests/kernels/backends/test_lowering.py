@@ -177,6 +177,7 @@ SELDOM = [
     *cases((OTHERS[0], OTHERS[2], OTHERS[3], OTHERS[6]), windows=[4]),
     *cases(["clif backward"]),
     *(given for given in LEARNT if given["T"] == 16),
+    *cases([WALKS[1]], layouts=["contiguous"], size=[8, 32, 7, 7]),
 ]
 """Of these tables, with --slow: each has kernels of the same rules beside it; one printer prints all kinds."""
 EVERYWHERE = [
