@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 ROWS = HERE / "data" / "gradient_flow.csv"
 PAGES = (HERE / "gradient_flow.md", HERE / "data" / "gradient_flow_log.md")
 DEFAULTS = {  # of gradient_flow_cells.toml, and what "auto" stands for there
+    "model.name": "resnet20",
     "train.max_steps": "600",
     "train.lr": "0.002",
     "train.optimizer": "adamw",
@@ -121,6 +122,11 @@ START = (
     ("the same, MS, usual start", f"{R50} {MS} {USUAL}"),
     ("the same, MS: **default**", f"{R50} {MS}"),
 )  # fmt: skip
+WIDTHS = ("0.1", "0.3", "1", "3")
+FROM_THE_USUAL_START = (
+    ("ResNet-20", f"{S} train.lr=6e-3 {PLAIN_USUAL}"),
+    ("ResNet-56", f"{R56} train.lr=6e-3 {PLAIN_USUAL}"),
+)
 LONGER = (
     ("ResNet-20, plain", "1", f"{S} {LONG}=1800"),
     ("ResNet-20, MS", "1", f"{S} {MS} {LONG}=1800"),
@@ -274,6 +280,10 @@ def tables(rows: Rows) -> dict[str, str]:
     start = [(label, *(rows.shown(words, c) for c in both)) for label, words in START]
     longer = [(net, e, *(rows.shown(words, c) for c in both)) for net, e, words in LONGER]
     rates = [(label, *at(words, RATES, "train.lr")) for label, words in AT_RATES]
+    widths = [
+        (label, *at(words, WIDTHS, "neuron.surrogate.width"))
+        for label, words in FROM_THE_USUAL_START
+    ]
     sgd = [
         (label, *at(f"{words} train.optimizer=sgd", CLIPPED, "train.lr")) for label, words in SGD
     ]
@@ -288,6 +298,7 @@ def tables(rows: Rows) -> dict[str, str]:
     return {
         "start": lines(("ResNet-56, 600 steps of 32 images, AdamW 6e-3", *seeds), start),
         "longer": lines(("net, AdamW 1e-2", "epochs", *seeds), longer),
+        "widths": lines(("validation %, plain blocks from the usual start, by width", *WIDTHS), widths),
         "rates": lines(("validation %, seed 0, AdamW", *RATES), rates),
         "sgd": lines(("validation %, SGD", "0.1", "0.3", "0.1, clipped", "0.3, clipped"), sgd),
         "opening": lines(("validation % by initial weight", "0", "1 / sqrt(blocks)", "1 (usual)"), opening),
@@ -334,7 +345,6 @@ def facts(rows: Rows) -> list[str]:
     chance = rows.seeds(f"{R56} train.lr=6e-3 {PLAIN_USUAL}")
     free = ahead(rows, OPENING)
     scatter = statistics.stdev(free) / math.sqrt(len(free))
-    clip = [f"{R56} train.optimizer=sgd train.lr=0.3{c}" for c in ("", " train.clip_grad_norm=1")]
     chain = [f"{CHAIN} model.depth=50 {IDENTITY}", f"{CONV} model.depth=50"]
     limited = "train.optimizer=sgd train.lr=0.1"
     told = [
@@ -356,7 +366,6 @@ def facts(rows: Rows) -> list[str]:
         f"{sum(value > 0 for value in free)} of {len(free)}",
         interval(statistics.mean(free), scatter, len(free) - 1),
         *told,
-        f"{one(rows.percent(clip[0]))} to {one(rows.percent(clip[1]))} %",
         f"{depth[0]} and {depth[1]} %",
         f"{bottlenecks[0]} % from the usual start, {bottlenecks[1]} % from the default",
         f"{slow} % at 1e-3 and {best} % at 1e-2",
