@@ -42,7 +42,18 @@ from spiketriton.training.probing import Prober
 
 HERE = Path(__file__).parent
 ROWS = HERE / "data" / "gradient_flow.csv"
-GROUPS = ("race", "rate", "steps", "grid", "connected", "clinic", "fresh", "cured", "cifar", "widths")
+GROUPS = (
+    "race",
+    "rate",
+    "steps",
+    "grid",
+    "connected",
+    "clinic",
+    "fresh",
+    "cured",
+    "cifar",
+    "widths",
+)
 HELD_OUT, TESTED = 2000, 5000
 # percent of a training, after which the blocks' gains are written down
 MOMENTS = (5, 10, 25, 50, 100)

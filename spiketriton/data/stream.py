@@ -5,6 +5,7 @@ The batch of a training step is a function of (seed, step): epoch e visits the i
 """
 
 import atexit
+import contextlib
 import itertools
 import signal
 import weakref
@@ -37,6 +38,7 @@ class Request(NamedTuple):
 
 CPU = torch.device("cpu")
 LIMIT = 600  # seconds that a batch may take to be loaded
+LOOK = 5  # seconds between looks whether the workers live, as the signal of a child's end may be missed
 AHEAD = 2  # batches that each worker loads before they are asked for
 _PAGES = 1 << 14  # bytes that small tensors of a batch take, at least
 
@@ -117,10 +119,12 @@ class Loading:
             pin_memory=self.pin_memory,
             worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # or it would draw a seed from the global one
-            timeout=LIMIT if self.workers else 0,
+            timeout=min(LOOK, LIMIT) if self.workers else 0,
             prefetch_factor=AHEAD if self.workers else None,
         )
-        loaded = _raise_mistakes(iter(loader), self.workers)
+        with _named(self.workers):
+            answers = iter(loader)
+        loaded = _raise_mistakes(answers, self.workers)
         batches = finished(loaded, dataset.finish, device)
         _open.add(batches)
         return batches
@@ -144,22 +148,44 @@ def _close_all() -> None:
 def _raise_mistakes(
     answers: Iterator[Loaded | UserError], workers: int
 ) -> Generator[Loaded, None, None]:
+    waited = 0.0
     try:
         while True:
             try:
-                answer = next(answers)
-            except StopIteration:
+                with _named(workers):
+                    answer = next(answers, None)
+            except _NotYet:
+                waited += LOOK
+                if waited < LIMIT:
+                    continue
+                why = f"DataLoader timed out after {LIMIT} seconds"
+                raise UserError(_no_batch(workers, why)) from None
+            if answer is None:
                 return
-            except RuntimeError as error:
-                if not workers or not str(error).startswith("DataLoader"):
-                    raise
-                raise UserError(_no_batch(workers, one_line(error))) from None
+            waited = 0.0
             if isinstance(answer, UserError):
                 # A new error: `answer` would refer to this frame and keep both alive.
                 raise UserError(str(answer))
             yield answer
     finally:
         del answers  # ends the workers even if a traceback keeps this frame alive
+
+
+class _NotYet(Exception):
+    """No batch came, and every worker lives."""
+
+
+@contextlib.contextmanager
+def _named(workers: int) -> Iterator[None]:
+    """Workers that ended are a UserError: torch raises one of its own wherever the signal of it finds this process."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not workers or not str(error).startswith("DataLoader"):
+            raise
+        if str(error).startswith("DataLoader timed out"):
+            raise _NotYet from None
+        raise UserError(_no_batch(workers, one_line(error))) from None
 
 
 def _no_batch(workers: int, why: str) -> str:

@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from spiketriton.data import build_data
 from spiketriton.data import stream as module
@@ -252,8 +253,12 @@ def test_a_batch_that_does_not_come_ends_in_a_line(make, monkeypatch):
 
 
 @one_source
-def test_a_worker_that_is_killed_ends_in_a_line(make, monkeypatch):
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # seconds, not 5
+@pytest.mark.parametrize("missed", [False, True])
+def test_a_worker_that_is_killed_ends_in_a_line(make, monkeypatch, missed):
+    """Also where the signal of its end reaches nobody, as one does that comes right before a wait."""
+    monkeypatch.setattr(module, "LOOK", 0.1)
+    if missed:
+        monkeypatch.setattr(signal_handling, "_error_if_any_worker_fails", lambda: None)
     data = make(data='augment = "none"\nworkers = 1').train
     monkeypatch.setattr(
         type(data.dataset), "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
