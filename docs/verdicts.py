@@ -351,7 +351,7 @@ def said_by(rows: Sequence[Mapping[str, Any]], recipe: Recipe, counts: Sequence[
 
 
 def after(run: Path) -> Row:
-    """What is said of a run, row by row and at its end; of one that diverged before its first checkpoint, row by row."""
+    """What is said of a run, row by row and at its end; of one that diverged before a checkpoint, row by row."""
     folder = RunFolder.find(run)
     recipe, rows = folder.load_recipe(), folder.metrics.read()
     data = build_data(recipe)
