@@ -5,7 +5,6 @@ The batch of a training step is a function of (seed, step): epoch e visits the i
 """
 
 import atexit
-import contextlib
 import itertools
 import signal
 import weakref
@@ -122,9 +121,7 @@ class Loading:
             timeout=min(LOOK, LIMIT) if self.workers else 0,
             prefetch_factor=AHEAD if self.workers else None,
         )
-        with _named(self.workers):
-            answers = iter(loader)
-        loaded = _raise_mistakes(answers, self.workers)
+        loaded = _raise_mistakes(iter(loader), self.workers)
         batches = finished(loaded, dataset.finish, device)
         _open.add(batches)
         return batches
@@ -152,16 +149,18 @@ def _raise_mistakes(
     try:
         while True:
             try:
-                with _named(workers):
-                    answer = next(answers, None)
-            except _NotYet:
-                waited += LOOK
-                if waited < LIMIT:
-                    continue
-                why = f"DataLoader timed out after {LIMIT} seconds"
-                raise UserError(_no_batch(workers, why)) from None
-            if answer is None:
+                answer = next(answers)
+            except StopIteration:
                 return
+            except RuntimeError as error:
+                if not workers or not str(error).startswith("DataLoader"):
+                    raise
+                why, waited = one_line(error), waited + LOOK
+                if "timed out" in why:
+                    if waited < LIMIT:
+                        continue
+                    why = f"DataLoader timed out after {LIMIT} seconds"
+                raise UserError(_no_batch(workers, why)) from None
             waited = 0.0
             if isinstance(answer, UserError):
                 # A new error: `answer` would refer to this frame and keep both alive.
@@ -169,23 +168,6 @@ def _raise_mistakes(
             yield answer
     finally:
         del answers  # ends the workers even if a traceback keeps this frame alive
-
-
-class _NotYet(Exception):
-    """No batch came, and every worker lives."""
-
-
-@contextlib.contextmanager
-def _named(workers: int) -> Iterator[None]:
-    """Workers that ended are a UserError: torch raises one of its own wherever the signal of it finds this process."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not workers or not str(error).startswith("DataLoader"):
-            raise
-        if str(error).startswith("DataLoader timed out"):
-            raise _NotYet from None
-        raise UserError(_no_batch(workers, one_line(error))) from None
 
 
 def _no_batch(workers: int, why: str) -> str:

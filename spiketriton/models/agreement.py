@@ -26,8 +26,7 @@ def noise(model: Network, image: tuple[int, int, int], frames: bool) -> Tensor:
 def counted_graph(model: Network, images: Tensor) -> Graph:
     """The graph of a network, if it gives the network's answers to images [B, C, H, W] or [T, B, C, H, W].
 
-    A subclass may compute something else than its class. In float64, neurons by their definition. UserError: there is
-    none that does.
+    A subclass may compute something else than its class. In float64, by the neurons' definition. UserError: none does.
     """
     graph_of(model)
     twin = copy.deepcopy(model).cpu().double().eval()

@@ -5,28 +5,21 @@ import contextlib
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from spiketriton.system import consent
 from spiketriton.system.errors import UserError
 
+_PACKAGE = Path(__file__).parents[1]
+_FILES = sorted([*_PACKAGE.glob("*.py"), *_PACKAGE.glob("*/__main__.py")])
 _OPENING = re.compile(r'"""spiketriton (\w+).*\n\n(.+)\n"""')
+_OPENINGS = (_OPENING.match(path.read_text("utf-8")) for path in _FILES)
+COMMANDS = {found[1]: found[2] for found in _OPENINGS if found}
+"""Name and line of each, read from the top of its file: nothing is imported for a list."""
 
-
-def _commands() -> Iterator[tuple[str, str]]:
-    """Name and line of each, read from the first lines of its file, as nothing is imported for a list."""
-    package = Path(__file__).parents[1]
-    for path in sorted([*package.glob("*.py"), *package.glob("*/__main__.py")]):
-        with open(path, encoding="utf-8") as file:
-            if opening := _OPENING.match(file.read(500)):
-                yield opening[1], opening[2]
-
-
-COMMANDS = dict(_commands())
-
-ROOMS = tuple(name for name in COMMANDS if (Path(__file__).parents[1] / name).is_dir())
+ROOMS = tuple(name for name in COMMANDS if (_PACKAGE / name).is_dir())
 """Those that are a folder, with what only they need."""
 
 started = ""
