@@ -156,10 +156,9 @@ def _raise_mistakes(
                 if not workers or not str(error).startswith("DataLoader"):
                     raise
                 why, waited = one_line(error), waited + LOOK
-                if "timed out" in why:
-                    if waited < LIMIT:
-                        continue
-                    why = f"DataLoader timed out after {LIMIT} seconds"
+                if "timed out" in why and waited < LIMIT:
+                    continue
+                why = why.replace(f"after {LOOK} seconds", f"after {LIMIT} seconds")
                 raise UserError(_no_batch(workers, why)) from None
             waited = 0.0
             if isinstance(answer, UserError):
