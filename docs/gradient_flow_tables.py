@@ -123,6 +123,9 @@ START = (
     ("the same, MS: **default**", f"{R50} {MS}"),
 )  # fmt: skip
 WIDTHS = ("0.1", "0.3", "1", "3")
+WIDTHS_SAID = (
+    "validation %, seed 0, 600 steps, AdamW 6e-3, plain blocks from the usual start, by width"
+)
 FROM_THE_USUAL_START = (
     ("ResNet-20", f"{S} train.lr=6e-3 {PLAIN_USUAL}"),
     ("ResNet-56", f"{R56} train.lr=6e-3 {PLAIN_USUAL}"),
@@ -298,7 +301,7 @@ def tables(rows: Rows) -> dict[str, str]:
     return {
         "start": lines(("ResNet-56, 600 steps of 32 images, AdamW 6e-3", *seeds), start),
         "longer": lines(("net, AdamW 1e-2", "epochs", *seeds), longer),
-        "widths": lines(("validation %, plain blocks from the usual start, by width", *WIDTHS), widths),
+        "widths": lines((WIDTHS_SAID, *WIDTHS), widths),
         "rates": lines(("validation %, seed 0, AdamW", *RATES), rates),
         "sgd": lines(("validation %, SGD", "0.1", "0.3", "0.1, clipped", "0.3, clipped"), sgd),
         "opening": lines(("validation % by initial weight", "0", "1 / sqrt(blocks)", "1 (usual)"), opening),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from spiketriton.data import build_data
 from spiketriton.data import stream as module
@@ -259,12 +260,33 @@ def test_a_worker_that_is_killed_ends_in_a_line(make, monkeypatch, missed):
     monkeypatch.setattr(module, "LOOK", 0.1)
     if missed:
         monkeypatch.setattr(signal_handling, "_error_if_any_worker_fails", lambda: None)
+    waits, get = [], _MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(
+        _MultiProcessingDataLoaderIter,
+        "_try_get_data",
+        lambda self, timeout: waits.append(timeout) or get(self, timeout),
+    )
     data = make(data='augment = "none"\nworkers = 1').train
     monkeypatch.setattr(
         type(data.dataset), "__getitem__", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     )
     with pytest.raises(UserError, match=r"data\.workers = 1: no batch came.*DataLoader worker"):
         next(data.from_step(0))
+    assert {*waits} == {0.1}
+
+
+@one_source
+def test_a_batch_that_takes_longer_than_a_look_comes(make, monkeypatch):
+    monkeypatch.setattr(module, "LOOK", 0.1)
+    data = make(data='augment = "none"\nworkers = 1').train
+    load, expected = type(data.dataset).__getitem__, next(data.from_step(0))
+
+    def slowly(*given):
+        time.sleep(0.5)
+        return load(*given)
+
+    monkeypatch.setattr(type(data.dataset), "__getitem__", slowly)
+    assert same([next(data.from_step(0))], [expected])
 
 
 def test_a_program_that_ends_with_an_open_stream_ends(tmp_path):

@@ -108,7 +108,7 @@ import tests.ranks.test_commands as t
 from spiketriton.system import group
 from spiketriton.system.errors import run_command
 from spiketriton.train import main
-group.PATIENCE = 1.5
+group.PATIENCE = 3.0
 t.end_at(5, t.{})
 run_command(main, [sys.argv[1], "--run-dir", "run"])
 """  # the real command, but that the second rank ends at a step
