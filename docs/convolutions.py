@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiketriton.models.convolutions import SIZES, Columns, Rows
+from spiketriton.models.convolutions import SIZES, Columns, Rows, _measured_here
 from spiketriton.system import machine
 from spiketriton.training.environment import PRECISIONS, keep_freed_memory
 from spiketriton_kernels import sparse
@@ -100,11 +100,12 @@ def measure(
 
 
 def on_small_maps(dtype: torch.dtype) -> None:
+    sizes = _measured_here(dtype) or next(iter(SIZES[dtype].values()))
     print("| images | convolution | forward | by input | by weights |")
     print("| ---: | --- | ---: | ---: | ---: |")
     for images, read, written, side, kernel, stride in CASES:
         x, weight = tensors(images, read, written, side, kernel)
-        way = Rows if SIZES[dtype].rows and kernel > 1 else Columns
+        way = Rows if sizes.rows and kernel > 1 else Columns
         passes = ("output", "by_input", "by_weight")
         found = measure(x.to(dtype), weight.to(dtype), stride, way, *passes)
         cells = " | ".join(f"{theirs:.2f} / {ours:.2f}" for theirs, ours in found)

@@ -45,29 +45,45 @@ class Sizes(NamedTuple):
 
 
 SIZES = {
-    # medians on one thread of an AMD EPYC with AVX2
-    torch.float32: Sizes(
-        by_pixels=(Size(3, 1, 4, 128, 8), Size(1, 2, 16, 256, 64)),
-        by_weights=(
-            *(Size(3, 1, 4, 128, 8), Size(3, 1, 16, 256, 16), Size(3, 1, 49, 512, 32)),
-            *(Size(1, 1, 4, 256, 64), Size(1, 2, 16, 256, 64)),
+    torch.float32: {
+        # medians on one thread of an AMD EPYC with AVX2
+        "avx2": Sizes(
+            by_pixels=(Size(3, 1, 4, 128, 8), Size(1, 2, 16, 256, 64)),
+            by_weights=(
+                *(Size(3, 1, 4, 128, 8), Size(3, 1, 16, 256, 16), Size(3, 1, 49, 512, 32)),
+                *(Size(1, 1, 4, 256, 64), Size(1, 2, 16, 256, 64)),
+            ),
+            rows=True,
+        )
+    },
+    torch.bfloat16: {
+        # an earlier measurement on one thread of an Intel Xeon with AMX
+        "amx_bf16": Sizes(
+            by_pixels=(Size(3, 1, 16, 512, 32), Size(3, 2, 4, 256, 32), Size(1, 1, 4, 512, 32)),
+            by_weights=(Size(3, 1, 16, 256, 32), Size(3, 1, 49, 512, 32), Size(1, 1, 4, 512, 32)),
+            rows=False,
         ),
-        rows=True,
-    ),
-    # an earlier measurement on one thread of an Intel Xeon with AMX
-    torch.bfloat16: Sizes(
-        by_pixels=(Size(3, 1, 16, 512, 32), Size(3, 2, 4, 256, 32), Size(1, 1, 4, 512, 32)),
-        by_weights=(Size(3, 1, 16, 256, 32), Size(3, 1, 49, 512, 32), Size(1, 1, 4, 512, 32)),
-        rows=False,
-    ),
+        # medians on one thread of an AMD EPYC of the fifth generation
+        "avx512_bf16": Sizes(
+            by_pixels=(
+                *(Size(3, 1, 4, 128, 8), Size(3, 1, 16, 512, 16), Size(3, 2, 4, 256, 32)),
+                *(Size(1, 1, 16, 256, 32), Size(1, 2, 16, 256, 32)),
+            ),
+            by_weights=(
+                *(Size(3, 1, 4, 128, 8), Size(3, 1, 16, 256, 16), Size(3, 2, 16, 256, 32)),
+                *(Size(1, 1, 16, 256, 32), Size(1, 2, 16, 256, 32)),
+            ),
+            rows=True,
+        ),
+    },
 }
+"""By dtype, and by the first instructions that the processor has."""
 
 
-def _measured_here(dtype: torch.dtype) -> bool:
-    """Whether this is a processor of the kind on which the sizes of a dtype were measured."""
-    if dtype == torch.bfloat16:
-        return "amx_bf16" in machine.bf16_instructions()
-    return "avx2" in machine.cpu_flags()
+def _measured_here(dtype: torch.dtype) -> Sizes | None:
+    """None: nobody measured this dtype on such a processor."""
+    flags = machine.cpu_flags()
+    return next((sizes for name, sizes in SIZES.get(dtype, {}).items() if name in flags), None)
 
 
 class FasterConv2d(nn.Conv2d):
@@ -81,13 +97,14 @@ class FasterConv2d(nn.Conv2d):
             return super().forward(x)
         half = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if half else x.dtype
-        if dtype not in SIZES or not self._is_plain():
+        sizes = _measured_here(dtype)
+        if sizes is None or not self._is_plain():
             return super().forward(x)
-        ways = output, by_input, by_weight = self._by_products(x, SIZES[dtype])
+        ways = output, by_input, by_weight = self._by_products(x, sizes)
         near = (self.kernel_size, self.stride, dtype) == ((3, 3), (1, 1), torch.float32)
         if near and sparse.pays(x, self.out_channels):
             ways = output or sparse, by_input, by_weight or sparse
-        if not any(ways) or not _measured_here(dtype):
+        if not any(ways):
             return super().forward(x)
         given, weight = x.to(dtype), self.weight.to(dtype)
         y: Tensor = _Convolution.apply(given, weight, self.stride[0], self.padding[0], ways)

@@ -22,8 +22,8 @@ def always(monkeypatch):
     def choose(dtype: torch.dtype, rows: bool, pixels: bool = True, weights: bool = True) -> None:
         every = tuple(Size(kernel, 1, 10**6, 1, 1) for kernel in (1, 3, 5))
         sizes = Sizes(every if pixels else (), every if weights else (), rows)
-        monkeypatch.setitem(convolutions.SIZES, dtype, sizes)
-        monkeypatch.setattr(convolutions, "_measured_here", lambda _: True)
+        found = {dtype: sizes}
+        monkeypatch.setattr(convolutions, "_measured_here", found.get)
 
     return choose
 
@@ -82,29 +82,42 @@ def test_forward_and_backward_are_chosen_by_themselves(always, monkeypatch, pixe
 
 
 @pytest.mark.parametrize(
-    ("dtype", "conv", "images", "side", "chosen"),
+    ("kind", "conv", "images", "side", "chosen"),
     [
-        (F32, (512, 512, 3, 1), 64, 2, (True, True)),  # the last stage of ResNet-18 at 64 pixels
-        (F32, (512, 512, 3, 1), 4, 2, (False, False)),
-        (F32, (64, 64, 3, 1), 64, 2, (False, False)),
-        (F32, (256, 512, 3, 2), 64, 4, (True, True)),
-        (F32, (256, 512, 1, 2), 64, 4, (True, True)),
-        (F32, (256, 256, 3, 1), 64, 4, (False, True)),
-        (F32, (512, 512, 3, 1), 64, 7, (False, True)),
-        (F32, (128, 128, 3, 1), 64, 8, (False, False)),
-        (BF16, (512, 512, 3, 1), 64, 4, (True, True)),  # the last stage of CIFAR's ResNet-18
-        (BF16, (256, 256, 3, 1), 64, 4, (False, True)),
-        (BF16, (256, 512, 3, 2), 64, 4, (True, True)),
-        (BF16, (512, 2048, 1, 1), 64, 2, (True, True)),
-        (BF16, (512, 512, 3, 1), 32, 7, (False, True)),
-        (BF16, (128, 128, 3, 1), 64, 2, (False, False)),
+        ("avx2", (512, 512, 3, 1), 64, 2, (True, True)),  # the last stage of ResNet-18 at 64 pixels
+        ("avx2", (512, 512, 3, 1), 4, 2, (False, False)),
+        ("avx2", (64, 64, 3, 1), 64, 2, (False, False)),
+        ("avx2", (256, 512, 3, 2), 64, 4, (True, True)),
+        ("avx2", (256, 512, 1, 2), 64, 4, (True, True)),
+        ("avx2", (256, 256, 3, 1), 64, 4, (False, True)),
+        ("avx2", (512, 512, 3, 1), 64, 7, (False, True)),
+        ("avx2", (128, 128, 3, 1), 64, 8, (False, False)),
+        ("amx_bf16", (512, 512, 3, 1), 64, 4, (True, True)),  # the last stage of CIFAR's ResNet-18
+        ("amx_bf16", (256, 256, 3, 1), 64, 4, (False, True)),
+        ("amx_bf16", (256, 512, 3, 2), 64, 4, (True, True)),
+        ("amx_bf16", (512, 2048, 1, 1), 64, 2, (True, True)),
+        ("amx_bf16", (512, 512, 3, 1), 32, 7, (False, True)),
+        ("amx_bf16", (128, 128, 3, 1), 64, 2, (False, False)),
+        (
+            "avx512_bf16",
+            (512, 512, 3, 1),
+            32,
+            2,
+            (True, True),
+        ),  # ResNet-50's last stage at 64 pixels
+        ("avx512_bf16", (256, 512, 3, 2), 32, 4, (True, True)),
+        ("avx512_bf16", (256, 256, 3, 2), 32, 8, (False, True)),
+        ("avx512_bf16", (512, 2048, 1, 1), 32, 2, (True, True)),
+        ("avx512_bf16", (256, 256, 3, 1), 32, 4, (False, True)),
+        ("avx512_bf16", (128, 128, 3, 1), 32, 8, (False, False)),
     ],
 )
-def test_the_measured_sizes(dtype, conv, images, side, chosen):
+def test_the_measured_sizes(kind, conv, images, side, chosen):
+    sizes = next(found[kind] for found in convolutions.SIZES.values() if kind in found)
     read, written, kernel, stride = conv
     with torch.device("meta"):
         layer = FasterConv2d(read, written, kernel, stride, padding=kernel // 2)
-        ways = layer._by_products(torch.empty(images, read, side, side), convolutions.SIZES[dtype])
+        ways = layer._by_products(torch.empty(images, read, side, side), sizes)
     assert (ways[0] is not None, ways[2] is not None) == chosen
     assert ways[0] is ways[1]
 
@@ -129,15 +142,18 @@ def test_other_convolutions_are_torchs(always, options):
 
 
 def test_only_processors_that_were_measured(monkeypatch):
-    for flags, bf16, there in (
-        ({"avx2"}, [], {F32}),
-        ({"avx2", "avx512_bf16"}, ["avx512_bf16"], {F32}),
-        ({"avx2", "amx_bf16"}, ["amx_bf16"], {F32, BF16}),
-        (set(), [], set()),
+    for flags, there in (
+        ({"avx2"}, {F32}),
+        ({"avx2", "avx512_bf16"}, {F32, BF16}),
+        ({"avx2", "amx_bf16", "avx512_bf16"}, {F32, BF16}),
+        (set(), set()),
     ):
         monkeypatch.setattr("spiketriton.system.machine.cpu_flags", lambda flags=flags: flags)
-        monkeypatch.setattr("spiketriton.system.machine.bf16_instructions", lambda bf16=bf16: bf16)
         assert {dtype for dtype in (F32, BF16) if convolutions._measured_here(dtype)} == there
+    of_both = convolutions.SIZES[BF16]
+    monkeypatch.setattr("spiketriton.system.machine.cpu_flags", lambda: {"avx512_bf16", "amx_bf16"})
+    assert convolutions._measured_here(BF16) is of_both["amx_bf16"]
+    monkeypatch.setattr("spiketriton.system.machine.cpu_flags", set)
     ours, theirs = pair(128, 128, 3, padding=1, bias=False, dtype=F32)
     x = torch.randn(8, 128, 1, 1)
     assert torch.equal(ours(x), theirs(x))
