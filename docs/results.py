@@ -74,7 +74,9 @@ def row_of(run: TrainedRun, name: str, weights: str) -> Row:
     refuse_changed_code(run.folder.path, sessions)
     neuron, last = run.recipe.neuron.kind, tests[-1]
     first = sessions[0]
-    place = first["cpu"] if first["device"] == "cpu" else first["cuda"]
+    place, threads = first["cuda"], ""
+    if first["device"] == "cpu":
+        place, threads = first["cpu"], f", {threads_of(first)}"
     return {
         "name": name,
         "data": run.recipe.data.label + (" (JPEG)" if "JPEG" in run.data.note else ""),
@@ -90,7 +92,7 @@ def row_of(run: TrainedRun, name: str, weights: str) -> Row:
         "images_per_s": f"{statistics.median(row['images_per_s'] for row in steps):.0f}",
         "memory_mb": f"{max(row['peak_memory_mib'] for row in steps) * 1.048576:.0f}",
         "spikes": "-" if neuron == "relu" else f"{steps[-1]['firing_rate']:.3f}",
-        "machine": f"{place}, {threads_of(first)}" if first["device"] == "cpu" else str(place),
+        "machine": f"{place}, {first['precision']}{threads}",
         "commit": str(first["commit"])[:9],
         "weights": weights,
     }
@@ -126,7 +128,7 @@ def row_of_peer(folder: Path, name: str) -> Row:
         "images_per_s": f"{statistics.median(row['images_per_s'] for row in tests):.0f}",
         "memory_mb": f"{max(row['peak_memory_mib'] for row in tests) * 1.048576:.0f}",
         "spikes": f"{last['firing_rate']:.3f}",
-        "machine": f"{first['cpu']}, {threads_of(first)}",
+        "machine": f"{first['cpu']}, fp32, {threads_of(first)}",
         "commit": str(first["commit"])[:9],
         "weights": "",
     }
@@ -249,10 +251,10 @@ def draw(rows: Sequence[Row]) -> None:
 
 def by_seeds(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
     """The mean accuracy of rows that differ by the seed alone, and these rows."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         words = [word for word in shlex.split(row["command"]) if not word.startswith("seed=")]
-        groups.setdefault((row["data"], shlex.join(words)), []).append(row)
+        groups.setdefault((row["data"], row["machine"], shlex.join(words)), []).append(row)
     return [(statistics.mean(float(r["accuracy"]) for r in g), g) for g in groups.values()]
 
 
@@ -267,7 +269,8 @@ def line_of(row: Row) -> tuple[str, str]:
     changes = [word for word in words if not word.startswith("train.init_from=")]  # no network
     model = load_recipe(ROOT / path, changes).model
     net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
-    return f"{net}, {label}", BLUE if spiking else GREEN
+    dtype = ", bf16" * ("bf16" in row["machine"])  # another processor
+    return f"{net}, {label}{dtype}", BLUE if spiking else GREEN
 
 
 def page(text: str, rows: Sequence[Row]) -> str:

@@ -57,7 +57,7 @@ def test_the_race_is_the_rows_of_its_recipe():
 
 
 def test_a_line_names_the_net_its_neuron_and_its_steps():
-    row = {"T": "1 x 4", "neuron": "ilif"}
+    row = {"T": "1 x 4", "neuron": "ilif", "machine": "A CPU, fp32, 1 thread"}
     command = "spiketriton train recipes/cifar10_r20.toml neuron.kind=ilif"
     wide = f"{command} model.name=resnet18 model.width=32 train.init_from=examples/weights/a.pt"
     twin = row | {"T": "-", "neuron": "relu (ANN)", "command": command.replace("ilif", "relu")}
@@ -67,16 +67,31 @@ def test_a_line_names_the_net_its_neuron_and_its_steps():
         "ResNet-18 of width 32, I-LIF, T = 1 x 4",
     ]
     assert SCRIPT["line_of"](twin)[0] == "ResNet-20, ANN twin"
+    assert SCRIPT["line_of"](twin | {"machine": "A CPU, bf16"})[0] == "ResNet-20, ANN twin, bf16"
     assert SCRIPT["line_of"](theirs)[0] == "A 1.0, ResNet-20, LIF, T = 2"
 
 
 def test_rows_that_differ_by_the_seed_alone_have_one_mean():
     rows = [
-        {"data": "d", "accuracy": accuracy, "command": f"spiketriton train r.toml {words}"}
-        for accuracy, words in (("80.0", ""), ("81.0", "train.lr=1"), ("83.0", "seed=1"))
+        {
+            "data": "d",
+            "accuracy": accuracy,
+            "machine": machine,
+            "command": f"spiketriton train r.toml {words}",
+        }
+        for accuracy, words, machine in (
+            ("80.0", "", "a"),
+            ("81.0", "train.lr=1", "a"),
+            ("83.0", "seed=1", "a"),
+            ("90.0", "seed=2", "b"),
+        )
     ]
     found = SCRIPT["by_seeds"](rows)
-    assert found == [(pytest.approx(81.5), [rows[0], rows[2]]), (pytest.approx(81.0), [rows[1]])]
+    assert found == [
+        (pytest.approx(81.5), [rows[0], rows[2]]),
+        (pytest.approx(81.0), [rows[1]]),
+        (pytest.approx(90.0), [rows[3]]),
+    ]
 
 
 def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
@@ -119,7 +134,7 @@ def test_a_row_says_what_the_run_folder_holds(run, monkeypatch):
         lambda folder: [
             {
                 "time": "then", "dirty": False, "commit": "0123456789ab", "device": "cpu", "cpu": "A CPU", "cuda": None,
-                "threads": 1, "command": "spiketriton train a.toml data.root=/x",
+                "threads": 1, "precision": "fp32", "command": "spiketriton train a.toml data.root=/x",
             }
         ],
     )  # fmt: skip
@@ -128,7 +143,7 @@ def test_a_row_says_what_the_run_folder_holds(run, monkeypatch):
     last = [r for r in Rows(run / "metrics.jsonl").read() if r["kind"] == "eval"][-1]
     assert row["accuracy"] == f"{100 * last['test_accuracy']:.2f}"
     assert (row["epochs"], row["T"], row["neuron"], row["commit"]) == ("2", "3", "lif", "012345678")
-    assert (row["command"], row["machine"]) == ("spiketriton train a.toml", "A CPU, 1 thread")
+    assert (row["command"], row["machine"]) == ("spiketriton train a.toml", "A CPU, fp32, 1 thread")
     with (ROOT / "docs" / "data" / "results.csv").open(encoding="utf-8") as file:
         assert tuple(next(csv.reader(file))) == SCRIPT["COLUMNS"]
 
