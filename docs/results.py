@@ -47,6 +47,7 @@ NAMES = {
     "vgg8": "VGG-8",
     "resnet18": "ResNet-18",
     "resnet20": "ResNet-20",
+    "resnet50": "ResNet-50",
 }
 MARKERS = "os^DvP*Xp<>h"
 Row = dict[str, str]
@@ -213,7 +214,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> None:
-    """Accuracy against minutes: a line for each row, green for ANNs, orange for others' loops.
+    """Accuracy against minutes: a line for each row, green for ANNs, orange for others' loops, faint without bf16.
 
     Rows that differ by the seed alone share a marker. What begins with another row's weights begins where that ends.
     """
@@ -237,7 +238,8 @@ def draw(rows: Sequence[Row]) -> None:
                 before = minutes_before(row, rows)
                 minutes = [before + test["seconds"] / 60 for test in tests]
                 accuracy = [100 * test["test_accuracy"] for test in tests]
-                axes.plot(minutes, accuracy, marker + "-", color=colour, label=label)
+                clear = 1.0 if "bf16" in row["machine"] else 0.4
+                axes.plot(minutes, accuracy, marker + "-", color=colour, alpha=clear, label=label)
                 label = "_"  # of the same name: none in the legend
         for name, axes in panels.items():
             axes.set_title(f"{NAMES.get(name, name)}: accuracy of all test images after each epoch")
@@ -269,8 +271,9 @@ def line_of(row: Row) -> tuple[str, str]:
     changes = [word for word in words if not word.startswith("train.init_from=")]  # no network
     model = load_recipe(ROOT / path, changes).model
     net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
-    dtype = ", bf16" * ("bf16" in row["machine"])  # another processor
-    return f"{net}, {label}{dtype}", BLUE if spiking else GREEN
+    _, _, place = row["machine"].partition(", ")
+    place = "" if place == "fp32, 1 thread" else f", {place}"  # of most rows
+    return f"{net}, {label}{place}", BLUE if spiking else GREEN
 
 
 def page(text: str, rows: Sequence[Row]) -> str:

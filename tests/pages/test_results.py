@@ -67,7 +67,9 @@ def test_a_line_names_the_net_its_neuron_and_its_steps():
         "ResNet-18 of width 32, I-LIF, T = 1 x 4",
     ]
     assert SCRIPT["line_of"](twin)[0] == "ResNet-20, ANN twin"
-    assert SCRIPT["line_of"](twin | {"machine": "A CPU, bf16"})[0] == "ResNet-20, ANN twin, bf16"
+    assert SCRIPT["line_of"](twin | {"machine": "A CPU, bf16, 2 threads"})[0].endswith(
+        "ANN twin, bf16, 2 threads"
+    )
     assert SCRIPT["line_of"](theirs)[0] == "A 1.0, ResNet-20, LIF, T = 2"
 
 
