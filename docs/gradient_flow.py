@@ -53,6 +53,7 @@ GROUPS = (
     "cured",
     "cifar",
     "widths",
+    "starts",
 )
 HELD_OUT, TESTED = 2000, 5000
 # percent of a training, after which the blocks' gains are written down

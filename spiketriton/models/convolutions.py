@@ -4,7 +4,7 @@ On small maps they are matrix products (`Rows`, `Columns`), behind neurons they 
 docs/data/convolutions.md has the measurements behind `SIZES` and `sparse.SHARES`. On a GPU nothing changes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,64 +20,36 @@ Ways = tuple[Any, Any, Any]
 """What computes an output and the gradients by input and weights: `Rows`, `Columns`, `sparse`; None: the library."""
 
 
-class Size(NamedTuple):
-    """Convolutions of a square kernel: their least stride, most pixels of an output, least channels and images.
-
-    The fewer of the channels that are read and written count; images are those of all time steps.
-    """
-
-    kernel: int
-    stride: int
-    pixels: int
-    channels: int
-    images: int
-
-
 class Sizes(NamedTuple):
-    """The sizes at which products are faster: of the output and the gradient by the input, and by the weights.
+    """Where products are faster: for the output and the gradient by the input, and by the weights.
 
+    A size is a square kernel, its least stride, the most pixels of an output, the least channels and images. The fewer
+    of the channels that are read and written count; images are those of all time steps.
     rows: kernels above 1x1 are multiplied row by row (`Rows`), otherwise as columns (`Columns`).
     """
 
-    by_pixels: tuple[Size, ...]
-    by_weights: tuple[Size, ...]
+    by_pixels: Sequence[tuple[int, ...]]
+    by_weights: Sequence[tuple[int, ...]]
     rows: bool
 
 
+# by dtype, and by the first instructions that a processor has: medians of one thread of AMD EPYCs, and of an Intel Xeon
 SIZES = {
-    torch.float32: {
-        # medians on one thread of an AMD EPYC with AVX2
-        "avx2": Sizes(
-            by_pixels=(Size(3, 1, 4, 128, 8), Size(1, 2, 16, 256, 64)),
-            by_weights=(
-                *(Size(3, 1, 4, 128, 8), Size(3, 1, 16, 256, 16), Size(3, 1, 49, 512, 32)),
-                *(Size(1, 1, 4, 256, 64), Size(1, 2, 16, 256, 64)),
-            ),
-            rows=True,
-        )
-    },
-    torch.bfloat16: {
-        # an earlier measurement on one thread of an Intel Xeon with AMX
-        "amx_bf16": Sizes(
-            by_pixels=(Size(3, 1, 16, 512, 32), Size(3, 2, 4, 256, 32), Size(1, 1, 4, 512, 32)),
-            by_weights=(Size(3, 1, 16, 256, 32), Size(3, 1, 49, 512, 32), Size(1, 1, 4, 512, 32)),
-            rows=False,
-        ),
-        # medians on one thread of an AMD EPYC of the fifth generation
-        "avx512_bf16": Sizes(
-            by_pixels=(
-                *(Size(3, 1, 4, 128, 8), Size(3, 1, 16, 512, 16), Size(3, 2, 4, 256, 32)),
-                *(Size(1, 1, 16, 256, 32), Size(1, 2, 16, 256, 32)),
-            ),
-            by_weights=(
-                *(Size(3, 1, 4, 128, 8), Size(3, 1, 16, 256, 16), Size(3, 2, 16, 256, 32)),
-                *(Size(1, 1, 16, 256, 32), Size(1, 2, 16, 256, 32)),
-            ),
-            rows=True,
-        ),
-    },
-}
-"""By dtype, and by the first instructions that the processor has."""
+    torch.float32: {"avx2": Sizes(
+        [(3, 1, 4, 128, 8), (1, 2, 16, 256, 64)],
+        [(3, 1, 4, 128, 8), (3, 1, 16, 256, 16), (3, 1, 49, 512, 32), (1, 1, 4, 256, 64), (1, 2, 16, 256, 64)],
+        rows=True,
+    )},
+    torch.bfloat16: {"amx_bf16": Sizes(
+        [(3, 1, 16, 512, 32), (3, 2, 4, 256, 32), (1, 1, 4, 512, 32)],
+        [(3, 1, 16, 256, 32), (3, 1, 49, 512, 32), (1, 1, 4, 512, 32)],
+        rows=False,
+    ), "avx512_bf16": Sizes(
+        [(3, 1, 4, 128, 8), (3, 1, 16, 512, 16), (3, 2, 4, 256, 32), (1, 1, 16, 256, 32), (1, 2, 16, 256, 32)],
+        [(3, 1, 4, 128, 8), (3, 1, 16, 256, 16), (3, 2, 16, 256, 32), (1, 1, 16, 256, 32), (1, 2, 16, 256, 32)],
+        rows=True,
+    )},
+}  # fmt: skip
 
 
 def _measured_here(dtype: torch.dtype) -> Sizes | None:
@@ -122,10 +94,11 @@ class FasterConv2d(nn.Conv2d):
         pixels = -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
         channels = min(self.in_channels, self.out_channels)
 
-        def faster(size: Size) -> bool:
-            enough = channels >= size.channels and len(x) >= size.images
-            near = stride >= size.stride and pixels <= size.pixels
-            return self.kernel_size[0] == size.kernel and near and enough
+        def faster(size: tuple[int, ...]) -> bool:
+            kernel, least_stride, most_pixels, least_channels, images = size
+            enough = channels >= least_channels and len(x) >= images
+            near = stride >= least_stride and pixels <= most_pixels
+            return self.kernel_size[0] == kernel and near and enough
 
         way = Rows if sizes.rows and self.kernel_size[0] > 1 else Columns
         by_pixels = way if any(map(faster, sizes.by_pixels)) else None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.models import convolutions, memory
-from spiketriton.models.convolutions import FasterConv2d, Size, Sizes
+from spiketriton.models.convolutions import FasterConv2d, Sizes
 from spiketriton.models.layers import StridedPointwise
 from tests.conftest import need_native
 from tests.models.support import build
@@ -20,7 +20,7 @@ def always(monkeypatch):
     """`always(dtype, rows, pixels, weights)`: products at every size, of a processor of any kind."""
 
     def choose(dtype: torch.dtype, rows: bool, pixels: bool = True, weights: bool = True) -> None:
-        every = tuple(Size(kernel, 1, 10**6, 1, 1) for kernel in (1, 3, 5))
+        every = [(kernel, 1, 10**6, 1, 1) for kernel in (1, 3, 5)]
         sizes = Sizes(every if pixels else (), every if weights else (), rows)
         found = {dtype: sizes}
         monkeypatch.setattr(convolutions, "_measured_here", found.get)
