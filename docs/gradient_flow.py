@@ -25,6 +25,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from gradient_flow_tables import CIFAR, CIFAR_RATES, ON_CIFAR, Rows
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 from verdicts import share
@@ -292,33 +293,40 @@ LN = math.log(10)
 
 
 def draw() -> None:
-    """Left a bar for each start of ResNet-56, a dot for each seed; right how far its blocks have opened."""
-    found = {row["settings"]: row for row in rows(ROWS)}
+    """Left a bar for each start of ResNet-56 on CIFAR-10, a dot for each seed; right how far its blocks have opened."""
+    found = Rows()
+    cells = {
+        label.replace(
+            "**", ""
+        ): f"{CIFAR} {words} train.lr={found.best(f'{CIFAR} {words}', CIFAR_RATES)}"
+        for label, words in ON_CIFAR
+    }
     with plt.style.context(STYLE):
         figure, (bars, gains) = plt.subplots(
             1, 2, figsize=(11, 4.4), layout="constrained", width_ratios=(3, 2)
         )
-        for label, settings, colour in reversed(BARS):
-            seeds = (f"{settings}{seed}" for seed in ("", " seed=1", " seed=2"))
-            tests = [100 * float(found[seed]["test"]) for seed in seeds if seed in found]
-            bars.barh(label, np.mean(tests), color=colour)
-            bars.text(max(tests) + 1.5, label, f"{np.mean(tests):.1f}", va="center")
+        for label, settings in reversed(cells.items()):
+            tests = found.seeds(settings, "test")
+            colour = GREEN if "ANN" in label else GREY if "blocks" not in label else ORANGE
+            bars.barh(label, np.mean(tests), color=BLUE if "default" in label else colour)
+            bars.text(max(tests) + 1, label, f"{np.mean(tests):.1f}", va="center")
             if len(tests) > 1:
                 bars.plot(tests, [label] * len(tests), "o", color="black", markersize=3)
         bars.set_axisbelow(True)
         bars.grid(axis="y", visible=False)
-        bars.set_xlim(0, 76)
+        bars.set_xlim(0, 52)
         bars.set_xlabel("test accuracy after 600 steps, % (chance: 10); a dot is a seed")
-        bars.set_title("After 600 steps, plain blocks have learnt only from zero", loc="left")
-        for label, settings, line in OPENED:
-            gain = [float(value) for value in found[settings]["block_gain"].split()]
+        bars.set_title("Of plain blocks, the usual start stays at chance", loc="left")
+        for label, line in (("plain", "-"), ("MS", "--")):
+            row = found.row(cells[f"{label} blocks: default"])
+            gain = [float(value) for value in row["block_gain"].split()]
             gains.plot(range(1, len(gain) + 1), gain, line, color=BLUE, label=label)
-        gains.axhline(MARGIN, color=GREY, linestyle="--")
+        gains.axhline(MARGIN, color=GREY, linestyle=":")
         gains.text(1, MARGIN + 0.01, "plain: below, few spikes change", color=GREY)
         gains.set_xlabel("block")
         gains.set_ylim(bottom=0)
         gains.set_ylabel("weight of the last norm (started at 0)")
-        gains.set_title("In both, the first half stays near zero", loc="left")
+        gains.set_title("How far the blocks opened, seed 0", loc="left")
         gains.legend()
         figure.savefig(HERE / "img" / "deep_nets.png", dpi=150)
 
@@ -411,27 +419,7 @@ RATES_TRIED = {
 }
 SETTINGS = ("default", *RATES_TRIED.values(), *dict.fromkeys(name for _, name in CHANGES))
 
-NET = "data.image_size=16 model.name=resnet56"
-RATE = "train.lr=6e-3"
-LINEAR = "net=linear data.image_size=16 train.lr=1e-2"
-HIDDEN = "net=hidden data.image_size=16 train.lr=6e-3"
-TWIN = "data.image_size=16 neuron.kind=relu model.residual_bias=0 model.name=resnet56 model.residual_gain=0"
-PLAIN, SEW, MS = (f"{NET} {RATE}", f"{NET} model.block=sew {RATE}", f"{NET} model.block=ms {RATE}")
-USUAL, THROUGH = "model.residual_gain=1", "model.shortcut_gradient=surrogate"
-BARS = (
-    ("linear classifier", LINEAR, GREY),
-    ("one hidden layer", HIDDEN, GREY),
-    ("plain, usual start", f"{PLAIN} {USUAL} model.residual_bias=0 {THROUGH}", ORANGE),
-    ("plain, starts at zero", f"{PLAIN} {THROUGH}", ORANGE),
-    ("plain (default)", PLAIN, BLUE),
-    ("SEW from zero", f"{SEW} model.residual_gain=0", ORANGE),
-    ("SEW (default)", f"{SEW} {USUAL}", BLUE),
-    ("MS, usual start", f"{MS} {USUAL}", ORANGE),
-    ("MS (default)", MS, BLUE),
-    ("ANN twin", f"{TWIN} {RATE}", GREEN),
-)
 MARGIN = 1 / (1 + 1 + 0.5 + 0.25 + 0.125)  # residual_bias = "auto" of LIF, tau 2, T = 4
-OPENED = (("plain", f"{PLAIN} seed=1", "-"), ("MS", f"{MS} seed=1", "--"))
 
 
 def main() -> None:
