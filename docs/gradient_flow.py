@@ -326,7 +326,7 @@ def draw() -> None:
         gains.set_xlabel("block")
         gains.set_ylim(bottom=0)
         gains.set_ylabel("weight of the last norm (started at 0)")
-        gains.set_title("How far the blocks opened, seed 0", loc="left")
+        gains.set_title("How far blocks opened", loc="left")
         gains.legend()
         figure.savefig(HERE / "img" / "deep_nets.png", dpi=150)
 

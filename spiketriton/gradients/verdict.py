@@ -65,7 +65,7 @@ class LIMITS:
     # of an image, kept by the last layer, in chains and in plain blocks whose gradient passes all neurons, where the
     # ratio is not above `large`; in other nets, and without norms, it told nothing
     chain, large = Predicts(0.25, 0, 10, 20, ("lif",)), 1e4
-    plain = Predicts(0.1, 0, 15, 48, ("if", "lif", "plif"))
+    plain = Predicts(0.1, 0, 20, 48, ("if", "lif", "plif"))
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
     chance = 0.99  # ... and in a test, below which no net is at chance

@@ -109,6 +109,9 @@ def test_forward_and_backward_are_chosen_by_themselves(always, monkeypatch, pixe
         ("avx512_bf16", (256, 256, 3, 2), 32, 8, (False, True)),
         ("avx512_bf16", (512, 2048, 1, 1), 32, 2, (True, True)),
         ("avx512_bf16", (256, 256, 3, 1), 32, 4, (False, True)),
+        ("avx512_bf16", (256, 256, 3, 1), 16, 4, (False, False)),
+        ("avx512_bf16", (512, 512, 3, 1), 16, 4, (False, True)),
+        ("avx512_bf16", (512, 512, 3, 1), 64, 4, (True, True)),
         ("avx512_bf16", (128, 128, 3, 1), 32, 8, (False, False)),
     ],
 )
