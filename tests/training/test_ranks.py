@@ -4,6 +4,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -128,7 +129,10 @@ def alone(monkeypatch):
 
 
 def gloo_threads() -> int:
-    names = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # of a thread that has just ended
+            names.append(task.joinpath("comm").read_text())
     return sum("gloo" in name for name in names)
 
 
