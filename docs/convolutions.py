@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiketriton.models.convolutions import SIZES, Columns, Rows, _measured_here
+from spiketriton.models.convolutions import SIZES, Columns, Rows, sizes_here
 from spiketriton.system import machine
 from spiketriton.training.environment import PRECISIONS, keep_freed_memory
 from spiketriton_kernels import sparse
@@ -100,7 +100,7 @@ def measure(
 
 
 def on_small_maps(dtype: torch.dtype) -> None:
-    sizes = _measured_here(dtype) or next(iter(SIZES[dtype].values()))
+    sizes = sizes_here(dtype) or next(iter(SIZES[dtype].values()))
     print("| images | convolution | forward | by input | by weights |")
     print("| ---: | --- | ---: | ---: | ---: |")
     for images, read, written, side, kernel, stride in CASES:

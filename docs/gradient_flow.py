@@ -25,7 +25,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from gradient_flow_tables import CIFAR, CIFAR_RATES, ON_CIFAR, Rows
+from gradient_flow_tables import Rows, on_cifar
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 from verdicts import share
@@ -295,12 +295,7 @@ LN = math.log(10)
 def draw() -> None:
     """Left a bar for each start of ResNet-56 on CIFAR-10, a dot for each seed; right how far its blocks have opened."""
     found = Rows()
-    cells = {
-        label.replace(
-            "**", ""
-        ): f"{CIFAR} {words} train.lr={found.best(f'{CIFAR} {words}', CIFAR_RATES)}"
-        for label, words in ON_CIFAR
-    }
+    cells = {label.replace("**", ""): cell for label, cell in on_cifar(found).items()}
     with plt.style.context(STYLE):
         figure, (bars, gains) = plt.subplots(
             1, 2, figsize=(11, 4.4), layout="constrained", width_ratios=(3, 2)

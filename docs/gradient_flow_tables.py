@@ -84,10 +84,10 @@ class Rows:
     def shown(self, settings: str, column: str = "validation") -> str:
         return ", ".join(one(value) for value in self.seeds(settings, column))
 
-    def best(self, settings: str, rates: Iterable[str]) -> str:
-        """The rate of the highest accuracy of held-out images with seed 0."""
-        tried = [rate for rate in rates if self.has(f"{settings} train.lr={rate}")]
-        return max(tried, key=lambda rate: self.percent(f"{settings} train.lr={rate}"))
+    def at_best_rate(self, settings: str, rates: Iterable[str]) -> str:
+        """Settings with the rate of the highest accuracy of held-out images with seed 0."""
+        each = (f"{settings} train.lr={rate}" for rate in rates)
+        return max(filter(self.has, each), key=self.percent)
 
 
 def one(value: float) -> str:
@@ -300,6 +300,12 @@ def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in (head, rule, *body))
 
 
+def on_cifar(rows: Rows) -> dict[str, str]:
+    """The settings of each start on CIFAR-10, at its best rate."""
+    each = ((label, f"{CIFAR} {words}") for label, words in ON_CIFAR)
+    return {label: rows.at_best_rate(settings, CIFAR_RATES) for label, settings in each}
+
+
 def tables(rows: Rows) -> dict[str, str]:
     """By the name of its marks."""
     both, seeds = ("validation", "test"), ("validation %, a number a seed", "test %")
@@ -309,11 +315,10 @@ def tables(rows: Rows) -> dict[str, str]:
         return [one(rows.percent(words)) if rows.has(words) else "" for words in each]
 
     start = [(label, *(rows.shown(words, c) for c in both)) for label, words in START]
-    cifar = []
-    for label, words in ON_CIFAR:
-        rate = rows.best(f"{CIFAR} {words}", CIFAR_RATES)
-        cell = f"{CIFAR} {words} train.lr={rate}"
-        cifar.append((label, rate, *(rows.shown(cell, column) for column in both)))
+    cifar = [
+        (label, cell.rpartition("=")[2], *(rows.shown(cell, column) for column in both))
+        for label, cell in on_cifar(rows).items()
+    ]
     longer = [(net, e, *(rows.shown(words, c) for c in both)) for net, e, words in LONGER]
     rates = [(label, *at(words, RATES, "train.lr")) for label, words in AT_RATES]
     widths = [
@@ -375,10 +380,10 @@ def facts(rows: Rows) -> list[str]:
     """The numbers of the page's sentences."""
     deviation, degrees = spread(rows)
     apart = STUDENT[degrees - 1] * deviation * math.sqrt(2)
-    chance, plain, usual, default, authors = (
-        rows.seeds(f"{CIFAR} {words} train.lr={rows.best(f'{CIFAR} {words}', CIFAR_RATES)}")
-        for words in (f"model.name=resnet56 {w}" for w in (PLAIN_USUAL, "", f"{MS} {USUAL}", MS, AUTHORS_MS))
-    )  # fmt: skip
+    start = {label: rows.seeds(cell) for label, cell in on_cifar(rows).items()}
+    chance, plain = start["plain blocks, usual start"], start["plain blocks: **default**"]
+    usual, default = start["MS blocks, usual start"], start["MS blocks: **default**"]
+    authors = start["MS blocks, their authors' start, norms and neuron"]
     gain = statistics.mean(default) - statistics.mean(usual)
     error = deviation * math.sqrt(1 / len(usual) + 1 / len(default))
     free = ahead(rows, OPENING)

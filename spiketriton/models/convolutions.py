@@ -55,7 +55,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def _measured_here(dtype: torch.dtype) -> Sizes | None:
+def sizes_here(dtype: torch.dtype) -> Sizes | None:
     """None: nobody measured this dtype on such a processor."""
     flags = machine.cpu_flags()
     return next((sizes for name, sizes in SIZES.get(dtype, {}).items() if name in flags), None)
@@ -72,7 +72,7 @@ class FasterConv2d(nn.Conv2d):
             return super().forward(x)
         half = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if half else x.dtype
-        sizes = _measured_here(dtype)
+        sizes = sizes_here(dtype)
         if sizes is None or not self._is_plain():
             return super().forward(x)
         ways = output, by_input, by_weight = self._by_products(x, sizes)

@@ -23,7 +23,7 @@ def always(monkeypatch):
         every = [(kernel, 1, 10**6, 1, 1) for kernel in (1, 3, 5)]
         sizes = Sizes(every if pixels else (), every if weights else (), rows)
         found = {dtype: sizes}
-        monkeypatch.setattr(convolutions, "_measured_here", found.get)
+        monkeypatch.setattr(convolutions, "sizes_here", found.get)
 
     return choose
 
@@ -98,13 +98,7 @@ def test_forward_and_backward_are_chosen_by_themselves(always, monkeypatch, pixe
         ("amx_bf16", (512, 2048, 1, 1), 64, 2, (True, True)),
         ("amx_bf16", (512, 512, 3, 1), 32, 7, (False, True)),
         ("amx_bf16", (128, 128, 3, 1), 64, 2, (False, False)),
-        (
-            "avx512_bf16",
-            (512, 512, 3, 1),
-            32,
-            2,
-            (True, True),
-        ),  # ResNet-50's last stage at 64 pixels
+        ("avx512_bf16", (512, 512, 3, 1), 32, 2, (True, True)),  # ResNet-50's last stage
         ("avx512_bf16", (256, 512, 3, 2), 32, 4, (True, True)),
         ("avx512_bf16", (256, 256, 3, 2), 32, 8, (False, True)),
         ("avx512_bf16", (512, 2048, 1, 1), 32, 2, (True, True)),
@@ -152,10 +146,10 @@ def test_only_processors_that_were_measured(monkeypatch):
         (set(), set()),
     ):
         monkeypatch.setattr("spiketriton.system.machine.cpu_flags", lambda flags=flags: flags)
-        assert {dtype for dtype in (F32, BF16) if convolutions._measured_here(dtype)} == there
+        assert {dtype for dtype in (F32, BF16) if convolutions.sizes_here(dtype)} == there
     of_both = convolutions.SIZES[BF16]
     monkeypatch.setattr("spiketriton.system.machine.cpu_flags", lambda: {"avx512_bf16", "amx_bf16"})
-    assert convolutions._measured_here(BF16) is of_both["amx_bf16"]
+    assert convolutions.sizes_here(BF16) is of_both["amx_bf16"]
     monkeypatch.setattr("spiketriton.system.machine.cpu_flags", set)
     ours, theirs = pair(128, 128, 3, padding=1, bias=False, dtype=F32)
     x = torch.randn(8, 128, 1, 1)
