@@ -228,8 +228,8 @@ def diagnose(
             `spiketriton_kernels.nn.swap` knows; a copy is swapped and measured, in training mode. Of a run's network,
             `run.model`, with the run's weights, the verdict knows the run's tests, too.
         batch: (x, y), inputs [T, B, ...] or [B, ...] and labels [B]; or x alone, with a `loss`.
-        optimizer: that it will be trained with, "adamw", or "sgd" without a limit on the gradient's norm; None: that
-            of the recipe of one of our networks, which is judged by it either way, else AdamW.
+        optimizer: that it will be trained with, "adamw", "muon", or "sgd" without a limit on the gradient's norm; None:
+            that of the recipe of one of our networks, which is judged by it either way, else AdamW.
         loss: (outputs, y) -> scalar, of x alone (outputs) -> scalar; None: cross-entropy of the outputs
             [B, K], or of their mean over time, [T, B, K].
         images: the dimension of x that counts images; None: the first of the size of y, of x alone 0.

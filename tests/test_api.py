@@ -356,7 +356,7 @@ X = torch.zeros(4, 16, 8)
     [
         ((X, torch.zeros(5)), {}, "5 labels for inputs"),
         (X, {}, "inputs without labels need a loss"),
-        ((X, torch.zeros(16)), {"optimizer": "adam"}, "accepted: sgd, adamw"),
+        ((X, torch.zeros(16)), {"optimizer": "adam"}, "accepted: sgd, adamw, muon"),
         ((X, torch.zeros(16)), {}, "labels torch.float32 from 0 to 0; accepted: int64"),
         ((X, torch.full([16], 99)), {}, "labels torch.int64 from 99 to 99; accepted: int64 from 0"),
         ((X, torch.zeros(16)), {"tries": -1}, "tries = -1: accepted: an integer from 0 on"),

@@ -17,8 +17,8 @@ Block = Literal["plain", "sew", "ms", "preact"]
 CLOSABLE = tuple(name for name in get_args(Block) if name != "preact")  # a norm ends their branch
 # "auto": what did well in docs/gradient_flow.md; for AdamW on nets from elsewhere torch's 1e-3.
 # Rates of nets of residual blocks, of those without skip connections, of others
-RATES = {"sgd": (0.3, 0.1, 0.1), "adamw": (1e-2, 2e-3, 1e-3)}
-CLIPPING = {"sgd": 1.0, "adamw": 0.0}
+RATES = {"sgd": (0.3, 0.1, 0.1), "adamw": (1e-2, 2e-3, 1e-3), "muon": (1e-2, 2e-3, 1e-3)}
+CLIPPING = {"sgd": 1.0, "adamw": 0.0, "muon": 0.0}
 
 Loss = Literal["cross_entropy", "tet"]
 

@@ -485,15 +485,15 @@ class TrainConfig(Table):
     fits in a GPU's memory. Batch norm takes its statistics from one micro-batch"""
     max_steps: int = key(0, numbers=COUNT_OR_ZERO)
     """stop after this many steps; 0: no limit"""
-    optimizer: Literal["sgd", "adamw"] = key("adamw")
-    """torch's; biases and norms do not decay, unless `decay_norms` says so"""
+    optimizer: Literal["sgd", "adamw", "muon"] = key("adamw")
+    """torch's, or Muon for the weights of hidden layers; biases and norms do not decay, unless `decay_norms` says so"""
     lr: float | Literal["auto"] = key("auto", numbers=Range(0, 1e3, open="low"))
     """peak learning rate; `auto`: 0.01 for ResNets, 2e-3 for networks without skip connections, 1e-3 for others; in
-    sgd 0.3, 0.1 and 0.1"""
+    sgd 0.3, 0.1 and 0.1, in muon as in adamw"""
     weight_decay: float = key(0.0, numbers=RATE)
-    """L2 penalty of sgd, decoupled in adamw"""
-    momentum: float = key(0.9, numbers=SHARE, only={"train.optimizer": ("sgd",)})
-    """momentum of sgd"""
+    """L2 penalty of sgd, decoupled in the others"""
+    momentum: float = key(0.9, numbers=SHARE, only={"train.optimizer": ("sgd", "muon")})
+    """momentum of sgd, and of muon"""
     eps: float = key(1e-8, numbers=FRACTION, only={"train.optimizer": ("adamw",)})
     """what adamw adds to the size of a weight's gradient before dividing by it: gradients smaller than this are not
     normalised"""

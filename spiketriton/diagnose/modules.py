@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spiketriton.config import TrainConfig
 from spiketriton.config.names import RATES
 from spiketriton.config.words import some
 from spiketriton.diagnose.cures import CLIPPING, Cure, change_neurons
@@ -16,6 +17,7 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.models.network import trial
 from spiketriton.neurons import SpikingNeuron, adopt, told_of_spikes
 from spiketriton.system.errors import UserError, one_line
+from spiketriton.training.optim import build_optimizer
 from spiketriton.training.probing import MOST
 from spiketriton_kernels.nn import SpikingNeuron as KernelNeuron
 from spiketriton_kernels.nn import swap
@@ -117,11 +119,9 @@ def try_on_batch(
         if cure is not None and cure is not CLIPPING:
             change_neurons(net, cure, batch[0])
         net.train()
-        weights = [p for p in net.parameters() if p.requires_grad]
-        if not weights:
+        if not any(p.requires_grad for p in net.parameters()):
             raise UserError(f"{net.name} has no parameters to train")
-        sgd = torch.optim.SGD(weights, lr=rate, momentum=0.9)
-        made = sgd if optimizer == "sgd" else torch.optim.AdamW(weights, lr=rate)
+        made = build_optimizer(TrainConfig(optimizer=optimizer), net, rate)  # type: ignore[arg-type]
         level = torch.optim.lr_scheduler.ConstantLR(made, factor=1.0)
         limit = 1.0 if cure is CLIPPING else 0.0
         return loss_after(net, _again(batch), loss, tries, made, level, limit)

@@ -28,12 +28,6 @@ START_FACTOR = 1 / 25
 END_FACTOR = START_FACTOR / 1e4
 
 
-def _average(model: nn.Module, decay: float) -> "MovingAverage":
-    from spiketriton.training.ema import MovingAverage
-
-    return MovingAverage(model, decay)
-
-
 class Update:
     """Adds up the gradients of a step's parts, clips their sum, and changes the weights unless it is not finite.
 
@@ -68,7 +62,11 @@ class Update:
             patience=SKIPS if cfg.nonfinite == "skip" else 0,
             scaled=self.scaler.is_enabled(),
         )
-        self.ema = _average(model, cfg.ema) if cfg.ema else None
+        self.ema: MovingAverage | None = None
+        if cfg.ema:
+            from spiketriton.training import ema
+
+            self.ema = ema.MovingAverage(model, cfg.ema)
         self.number = torch.zeros((), dtype=torch.int64, device=self.device)  # of the step
 
     def backward(self, loss: Tensor) -> None:
@@ -112,10 +110,10 @@ class Update:
 
 
 def build_optimizer(cfg: TrainConfig, model: nn.Module, lr: float) -> Optimizer:
-    """SGD or AdamW over the trainable parameters of `model`. ValueError: there are none.
+    """SGD, AdamW or Muon over the trainable parameters of `model`. ValueError: there are none.
 
-    Unless `decay_norms` is set, weight decay reaches matrices and convolution kernels only. Torch's `fused` variant
-    alone can skip a step, state included, by a flag on the device (`found_inf`, see guard.py).
+    Unless `decay_norms` is set, weight decay reaches matrices and convolution kernels only. All can skip a step,
+    state included, by a flag on the device (`found_inf`, see guard.py), torch's in their `fused` variants.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -132,8 +130,17 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module, lr: float) -> Optimizer:
         for p in trained if cfg.momentum else ():
             sgd.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         return sgd
-    adamw = AdamW(groups, lr=lr, eps=cfg.eps, fused=True)
-    for p in trained:
+    if cfg.optimizer == "muon":
+        from spiketriton.training.muon import Muon
+
+        return Muon(groups, model, lr=lr, momentum=cfg.momentum)
+    return begun_adamw(groups, lr=lr, eps=cfg.eps)
+
+
+def begun_adamw(groups: list[dict[str, Any]], lr: float, eps: float) -> AdamW:
+    """With its state, as torch's first step makes it."""
+    adamw = AdamW(groups, lr=lr, eps=eps, fused=True)
+    for p in (p for group in groups for p in group["params"]):
         moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
         adamw.state[p] = {"step": torch.zeros((), device=p.device, dtype=torch.float32), **moments}
     return adamw

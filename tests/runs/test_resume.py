@@ -66,10 +66,12 @@ KINDS = {
     "fp16": [*QUICK, "train.precision=fp16", "monitor.every=3"],
     "bf16": [*QUICK, "train.precision=bf16", "monitor.every=3"],
     "twin": [*QUICK, "neuron.kind=relu", "train.optimizer=sgd"],
+    "muon": [*QUICK, "train.optimizer=muon", "train.weight_decay=0.1"],
 }
 STOPS = [
     *(("adamw", 6), ("adamw", 4), ("sgd", 1), ("plif", 4), ("held out", 3), ("ema", 6)),
     *(("mixed", 6), ("fp16", 1), ("bf16", 6), ("twin", 5)),
+    *(("muon", 1), ("muon", 4)),
 ]
 """After the first step, the first epoch, and within the second and last one."""
 

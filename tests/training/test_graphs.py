@@ -162,6 +162,7 @@ KINDS = {
         *("model.memory=packed", "model.checkpoint_blocks=true"),
     ],
     "twin": [*QUICK, "neuron.kind=relu"],
+    "muon": [*QUICK, "train.optimizer=muon", "train.weight_decay=0.01"],
 }
 every_kind = pytest.mark.parametrize("overrides", KINDS.values(), ids=KINDS)
 

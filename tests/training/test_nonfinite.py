@@ -73,8 +73,10 @@ KINDS = {
         "model.norm=tebn",
     ],
     "sgd": [*QUICK, "train.optimizer=sgd", "train.weight_decay=0.1", "train.clip_grad_norm=1"],
+    "muon": [*QUICK, "train.optimizer=muon", "train.weight_decay=0.1", "neuron.kind=plif"],
     "sgd without momentum": [*QUICK, "train.optimizer=sgd", "train.momentum=0"],
     "fp16": [*QUICK, "train.precision=fp16"],
+    "muon, fp16": [*QUICK, "train.optimizer=muon", "train.precision=fp16"],
 }
 
 

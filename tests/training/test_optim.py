@@ -1,6 +1,8 @@
 """Optimizers decay what they should; schedules equal their closed forms."""
 
 import math
+from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from spiketriton.config import TrainConfig
+from spiketriton.training.muon import orthogonal
 from spiketriton.training.optim import build_optimizer, build_schedule
 
 SCHEDULES = ["one_cycle", "cosine", "constant", "step"]
@@ -32,7 +35,7 @@ def rates(total, more=0, **keys):
 
 
 @pytest.mark.parametrize("norms", [False, True])
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_weight_decay_reaches_matrices_and_kernels_and_norms_on_request(name, norms):
     net, cfg = small_net(), TrainConfig(optimizer=name, weight_decay=0.1, decay_norms=norms)
     optimizer = build_optimizer(cfg, net, 0.5)
@@ -41,7 +44,7 @@ def test_weight_decay_reaches_matrices_and_kernels_and_norms_on_request(name, no
         p.grad = torch.zeros_like(p)
     optimizer.step()
     for key, p in net.named_parameters():
-        # lr * decay = 0.05 of the weight, for both optimizers when the gradient is zero
+        # lr * decay = 0.05 of the weight, for all optimizers when the gradient is zero
         decays = norms or key in ("0.weight", "3.weight")
         torch.testing.assert_close(p.detach(), before[key] * (0.95 if decays else 1.0))
 
@@ -53,6 +56,76 @@ def test_adamw_brings_gradients_above_its_eps_to_one_size():
         weight.grad = torch.tensor([1.0, 1e-8, 1e-14])
         optimizer.step()
         torch.testing.assert_close(-weight.detach(), torch.tensor(moved), rtol=1e-3, atol=0)
+
+
+def deep_net():
+    """Layers of every kind, wide and tall, one of them in PyTorch's other memory layout."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(
+            nn.Conv2d(3, 6, 3),
+            nn.Conv2d(6, 5, 3, bias=False),
+            nn.Conv1d(5, 9, 1),
+            nn.BatchNorm1d(9),
+        ),
+        *(nn.Linear(9, 4), nn.Linear(4, 2)),
+    )
+    net[1].to(memory_format=torch.channels_last)
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    return net
+
+
+def test_muon_takes_the_weights_of_hidden_layers_and_adamw_all_else():
+    net = deep_net()
+    like, cfg = deepcopy(net), TrainConfig(optimizer="muon", weight_decay=0.1)
+    for p, q in zip(net.parameters(), like.parameters(), strict=True):
+        q.grad = p.grad.clone()
+    build_optimizer(cfg, net, 0.1).step()
+    build_optimizer(replace(cfg, optimizer="adamw"), like, 0.1).step()
+    pairs = zip(net.named_parameters(), like.parameters(), strict=True)
+    assert {name for (name, p), q in pairs if not torch.equal(p, q)} == {
+        "1.weight",
+        "2.weight",
+        "4.weight",
+    }
+
+
+def test_a_step_of_muon_is_nesterovs_momentum_made_orthogonal():
+    """By singular values: U g(S) V', where the iteration's polynomial g brings 0.01 to 1 near 1."""
+    net, rate, decay = deep_net(), 0.1, 0.05
+    weights = [net[i].weight for i in (1, 2, 4)]
+    optimizer = build_optimizer(
+        TrainConfig(optimizer="muon", momentum=0.8, weight_decay=decay), net, rate
+    )
+    optimizer.dtype = torch.float64
+    momenta = [torch.zeros_like(w) for w in weights]
+    for _ in range(3):
+        expected = []
+        for i, w in enumerate(weights):
+            momenta[i] = 0.8 * momenta[i] + 0.2 * w.grad
+            aimed = (0.2 * w.grad + 0.8 * momenta[i]).double().flatten(1)
+            u, s, v = torch.linalg.svd(aimed, full_matrices=False)
+            s = s / s.norm()
+            for _ in range(3):
+                s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+            step = 0.2 * max(aimed.shape) ** 0.5 * (u * s @ v).view_as(w)
+            expected.append(w.detach() * (1 - rate * decay) - rate * step)
+        optimizer.step()
+        for w, e in zip(weights, expected, strict=True):
+            torch.testing.assert_close(w.detach(), e.to(w.dtype))
+        for p in net.parameters():
+            p.grad = torch.randn_like(p)
+
+
+def test_directions_of_every_size_come_out_alike_and_nothing_stays_nothing():
+    torch.manual_seed(0)
+    for shape in ((8, 3, 3, 3), (40, 2, 3, 3), (16, 40)):
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(shape)
+            sizes = torch.linalg.svdvals(orthogonal(x, dtype).flatten(1))
+            assert ((sizes > 0.4) & (sizes < 1.3)).all(), sizes
+    assert not orthogonal(torch.zeros(3, 4), torch.float32).any()
 
 
 def test_frozen_parameters_are_left_out():
