@@ -35,6 +35,7 @@ OVERRIDES = [
 REFUSED = {
     ("cifar10_dvs_vggsnn", "model.block=sew"): "has no effect because model.name is",
     ("cifar10_vgg16", "model.block=sew"): "has no effect because model.name is",
+    ("imagenette_vgg8_64", "model.block=sew"): "has no effect because model.name is",
     ("cifar10_csnn_psn", "model.block=sew"): "has no effect because model.name is",
     ("cifar10_csnn_psn", "neuron.reset=soft"): "neuron.reset = .soft. with neuron.kind = .psn.",
     ("imagenet_sew18", "train.batch_size=2"): "train.micro_batch = 32 does not divide",
