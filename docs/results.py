@@ -269,8 +269,11 @@ def line_of(row: Row) -> tuple[str, str]:
         return f"{library.rstrip(')')}, ResNet-20, {label}", ORANGE
     path, *words = shlex.split(row["command"])[2:]
     changes = [word for word in words if not word.startswith("train.init_from=")]  # no network
-    model = load_recipe(ROOT / path, changes).model
+    recipe = load_recipe(ROOT / path, changes)
+    model = recipe.model
     net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
+    net = {"sew": "SEW ", "plain": "plain "}.get(model.block, "") + net
+    net += ", Muon" if recipe.train.optimizer == "muon" else ""
     _, _, place = row["machine"].partition(", ")
     place = "" if place == "fp32, 1 thread" else f", {place}"  # of most rows
     return f"{net}, {label}{place}", BLUE if spiking else GREEN
