@@ -10,51 +10,56 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from spiketriton.training.environment import choose_precision
-from spiketriton.training.optim import begun_adamw
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: brings singular values near 1, not to it
 ROUNDS = 3  # they take five, which trained no better here
 SIZE = 0.2  # of AdamW's usual step, in units of its rate (Liu et al.)
 
+Groups = list[dict[str, Any]]
+
+
+def apart(groups: Groups, model: nn.Module) -> tuple[Groups, Groups]:
+    """Groups of the weights of hidden layers, and of all else.
+
+    Hidden are convolutions and linear layers but the first and the last, in the order of the model's modules.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _ConvNd | nn.Linear)]
+    hidden = {layer.weight for layer in layers[1:-1]}
+    inner, others = (
+        [
+            {**group, "params": [p for p in group["params"] if (p in hidden) == inside]}
+            for group in groups
+        ]
+        for inside in (True, False)
+    )
+    return inner, others
+
 
 class Muon(Optimizer):
-    """Muon for the weights of hidden layers, torch's AdamW for all else; both leave out a step by `found_inf`.
+    """Muon for the groups `hidden`, the given AdamW for its own; both leave out a step by `found_inf`.
 
-    groups: of parameters of `model`, with their decoupled `weight_decay`. Hidden are its convolutions and linear layers
-    but the first and the last, in the order of its modules. lr: of both, as an orthogonal step is made as large as
-    AdamW's usual one. momentum: Nesterov's, of Muon.
+    Their rate is one, AdamW's, for an orthogonal step is made as large as its usual one; weight decay is decoupled.
+    momentum: Nesterov's.
     """
 
     _step_supports_amp_scaling = True  # as torch's fused ones: told of `found_inf` by a loss scaler
 
-    def __init__(
-        self, groups: list[dict[str, Any]], model: nn.Module, lr: float, momentum: float
-    ) -> None:
-        layers = [m for m in model.modules() if isinstance(m, _ConvNd | nn.Linear)]
-        hidden = {layer.weight for layer in layers[1:-1]}
-        apart = [
-            {
-                **group,
-                "params": [p for p in group["params"] if (p in hidden) == orthogonal],
-                "orthogonal": orthogonal,
-            }
-            for group in groups
-            for orthogonal in (True, False)
-        ]
-        apart = [group for group in apart if group["params"]]
-        super().__init__(apart, {"lr": lr, "momentum": momentum})
-        bf16 = choose_precision("auto", next(model.parameters()).device).value == torch.bfloat16
+    def __init__(self, hidden: Groups, adamw: AdamW, momentum: float) -> None:
+        marked = [{**group, "orthogonal": True} for group in hidden]
+        defaults = {"lr": adamw.defaults["lr"], "momentum": momentum, "orthogonal": False}
+        super().__init__([*marked, *adamw.param_groups], defaults)
+        self.adamw = adamw
+        self.state.update(adamw.state)
+        trained = [p for group in self._groups(orthogonal=True) for p in group["params"]]
+        self.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in trained})
+        device = next(iter(self.state)).device
+        bf16 = choose_precision("auto", device).value == torch.bfloat16
         self.dtype = torch.bfloat16 if bf16 else torch.float32  # of the iteration
-        self.adamw = begun_adamw(self._groups(orthogonal=False), lr=lr, eps=1e-8)
-        self.state.update(self.adamw.state)
-        for group in self._groups(orthogonal=True):
-            for p in group["params"]:
-                self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
 
-    def _groups(self, orthogonal: bool) -> list[dict[str, Any]]:
+    def _groups(self, orthogonal: bool) -> Groups:
         return [group for group in self.param_groups if group["orthogonal"] == orthogonal]
 
     @torch.no_grad()

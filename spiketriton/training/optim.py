@@ -131,9 +131,10 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module, lr: float) -> Optimizer:
             sgd.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         return sgd
     if cfg.optimizer == "muon":
-        from spiketriton.training.muon import Muon
+        from spiketriton.training.muon import Muon, apart
 
-        return Muon(groups, model, lr=lr, momentum=cfg.momentum)
+        hidden, others = apart(groups, model)
+        return Muon(hidden, begun_adamw(others, lr=lr, eps=cfg.eps), momentum=cfg.momentum)
     return begun_adamw(groups, lr=lr, eps=cfg.eps)
 
 

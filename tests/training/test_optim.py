@@ -91,6 +91,18 @@ def test_muon_takes_the_weights_of_hidden_layers_and_adamw_all_else():
     }
 
 
+@pytest.mark.parametrize("trained", [["1.weight"], ["0.weight", "3.bias"]])
+def test_muon_trains_hidden_weights_alone_and_none_of_them(trained):
+    net = deep_net()
+    for name, p in net.named_parameters():
+        p.requires_grad_(name in trained)
+        p.grad = p.grad if name in trained else None
+    before = deepcopy(net.state_dict())
+    build_optimizer(TrainConfig(optimizer="muon"), net, 0.1).step()
+    after = net.state_dict()
+    assert [name for name in after if not torch.equal(before[name], after[name])] == trained
+
+
 def test_a_step_of_muon_is_nesterovs_momentum_made_orthogonal():
     """By singular values: U g(S) V', where the iteration's polynomial g brings 0.01 to 1 near 1."""
     net, rate, decay = deep_net(), 0.1, 0.05
