@@ -22,8 +22,8 @@ from spiketriton.training.placement import Placement
 if TYPE_CHECKING:
     from spiketriton.training.ema import MovingAverage
 
-# OneCycleLR's defaults: where the rate starts below its peak, and where it ends below that start
 SKIPS = 10  # steps in a row that train.nonfinite = "skip" leaves out before the run ends
+# OneCycleLR's defaults: where the rate starts below its peak, and where it ends below that start
 START_FACTOR = 1 / 25
 END_FACTOR = START_FACTOR / 1e4
 
@@ -123,7 +123,6 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module, lr: float) -> Optimizer:
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": small},
     ]
-    groups = [group for group in groups if group["params"]]
     # state as torch's first step makes it: skipping that step would leave SGD's undefined
     if cfg.optimizer == "sgd":
         sgd = SGD(groups, lr=lr, momentum=cfg.momentum, fused=True)
@@ -131,10 +130,10 @@ def build_optimizer(cfg: TrainConfig, model: nn.Module, lr: float) -> Optimizer:
             sgd.state[p] = {"momentum_buffer": torch.zeros_like(p)}
         return sgd
     if cfg.optimizer == "muon":
-        from spiketriton.training.muon import Muon, apart
+        from spiketriton.training import muon
 
-        hidden, others = apart(groups, model)
-        return Muon(hidden, begun_adamw(others, lr=lr, eps=cfg.eps), momentum=cfg.momentum)
+        hidden, others = muon.apart(groups, model)
+        return muon.Muon(hidden, begun_adamw(others, lr=lr, eps=cfg.eps), momentum=cfg.momentum)
     return begun_adamw(groups, lr=lr, eps=cfg.eps)
 
 
