@@ -220,7 +220,7 @@ def draw(rows: Sequence[Row]) -> None:
     """
     sets = {row["data"].partition(" ")[0]: None for row in rows}
     with plt.rc_context(STYLE):
-        size = (5.5 * len(sets) + 1.5, 6)
+        size = (7 * len(sets), 7.5)
         figure, places = plt.subplots(
             1, len(sets), figsize=size, layout="constrained", squeeze=False
         )
@@ -246,7 +246,7 @@ def draw(rows: Sequence[Row]) -> None:
             axes.set_xlabel("minutes, tests included")
             axes.set_ylabel("test accuracy, %")
             axes.set_xlim(left=0)
-            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15))
+            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15), fontsize=9)
         figure.savefig(PICTURE, dpi=150)
         plt.close(figure)
 

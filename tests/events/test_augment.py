@@ -71,14 +71,16 @@ def test_rolls_reach_every_distance_and_keep_every_event():
 def test_a_cut_out_square_is_empty_in_all_frames():
     x = torch.ones((64, 3, 2, 12, 12), dtype=torch.uint8)
     out = moved(Moves(cutout=5), x)
-    sizes = set()
+    sizes, last = set(), set()  # last: heights of those at the last row
     for one in out:
         assert torch.equal(one, one[:1, :1].expand_as(one))
         rows, columns = (one[0, 0] == 0).any(1), (one[0, 0] == 0).any(0)
         assert torch.equal(one[0, 0] == 0, rows[:, None] & columns[None])
         sizes.add((int(rows.sum()), int(columns.sum())))
+        last.add(int(rows.sum()) if rows[-1] else 5)
     assert max(sizes) == (5, 5)
     assert min(map(min, sizes)) >= 1
+    assert min(last) < 5
 
 
 def test_random_temporal_delete_leaves_frames_in_order():

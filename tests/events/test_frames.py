@@ -25,6 +25,7 @@ def test_bins_by_time_without_an_event_are_empty():
     events = stream(40)
     events["t"] = np.repeat([0, 100, 900, 1000], 10)
     assert bin_edges(events["t"], 5, "time").tolist() == [0, 20, 20, 20, 20, 40]
+    assert bin_edges(np.array([0, 2, 4, 5]), 3, "time").tolist() == [0, 1, 1, 4]  # of 5 // 3
     frames = to_frames(events, (34, 34), steps=5, bins="time", size=34)
     assert frames.sum((1, 2, 3)).tolist() == [20, 0, 0, 0, 20]
     events["t"] = 7

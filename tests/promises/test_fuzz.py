@@ -300,7 +300,7 @@ def test_files_of_a_run(whole, target, hunt, tmp_path):
     hunt(target, of_file(file, damages, lambda: read(run)), [file.name, str(run.path)])
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_states_of_a_resumed_run(optimizer, hunt, tmp_path):
     """A checkpoint with another value in it: the run is refused, or takes its next step."""
     keys = ["model.name=mlp", "model.depth=2", "train.ema=0.9", f"train.optimizer={optimizer}"]
