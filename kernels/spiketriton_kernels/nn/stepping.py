@@ -65,8 +65,10 @@ class Stepping(nn.Module):
 
     def fire(self, u: Tensor) -> Tensor:
         """1 where u >= 0, else 0, in the dtype of u; backward: the surrogate of u."""
-        given = self.surrogate
-        return fire(u, given.shape, given.height, self.__dict__[_WIDTH])
+        given, width = self.surrogate, self.__dict__.get(_WIDTH)
+        if width is None:  # of a step that is called by hand
+            width = torch.as_tensor(given.width, dtype=u.dtype, device=u.device)
+        return fire(u, given.shape, given.height, width)
 
     def source(self, language: str) -> str:
         """What the kernels are made of, as it was printed: "triton" or "cpp".

@@ -244,6 +244,23 @@ def test_chunks_continue_the_window_and_hand_gradients_back(backend, device, T):
         parts(x[:1, :1])
 
 
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_step_that_is_called_by_hand(learnt):
+    """It is plain PyTorch, the surrogate too."""
+    width = torch.tensor(0.7, requires_grad=True)
+    neuron = Adaptive(C, surrogate=Surrogate("atan", width=width if learnt else 0.7))
+    x = normal((5, 4, C), std=1.5).requires_grad_()
+    weights, wanted = normal(x.shape, seed=1), [x, *neuron.parameters()]
+    wanted += [width] if learnt else []
+    states, by_hand = [torch.full((4, C), -0.25), torch.zeros(4, C)], []
+    for x_t in x:
+        s, *states = neuron.step(x_t, *states)
+        by_hand.append(s)
+    assert torch.equal(neuron(x), torch.stack(by_hand))
+    found = torch.autograd.grad((torch.stack(by_hand) * weights).sum(), wanted)
+    assert_close(found, torch.autograd.grad((neuron(x) * weights).sum(), wanted))
+
+
 def test_steps_one_by_one_and_their_membranes(backend, device):
     neuron = Adaptive(C, step_mode="s", store_v_seq=True).to(device)
     x = normal((5, 2, C, 4), device=device, std=1.5)
