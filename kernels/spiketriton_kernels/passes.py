@@ -14,16 +14,7 @@ from .arguments import PROBE_FIELDS
 from .backends import eager, native, triton_neuron, triton_norm
 from .backends.choice import backend_for
 from .layout import CHUNK, chunk_length, like, step_like
-from .neuron import (
-    Call,
-    Gradients,
-    Inputs,
-    Neuron,
-    Outputs,
-    Running,
-    Upstream,
-    membrane_dtype,
-)
+from .neuron import Call, Gradients, Inputs, Neuron, Outputs, Running, Upstream, membrane_dtype
 from .surrogate import own_surrogate
 
 _NEURON = {"triton": triton_neuron, "native": native, "torch": eager}

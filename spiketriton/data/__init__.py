@@ -36,12 +36,7 @@ from spiketriton.data.stream import (
     subset,
     workers_that_fit,
 )
-from spiketriton.data.transforms import (
-    ArrayTransform,
-    Augmentation,
-    PhotoTransform,
-    Transform,
-)
+from spiketriton.data.transforms import ArrayTransform, Augmentation, PhotoTransform, Transform
 from spiketriton.plugins.tasks import Task, task_of
 from spiketriton.system.errors import UserError
 

@@ -11,19 +11,10 @@ from torchvision import datasets
 from spiketriton import plugins
 from spiketriton.config import DataConfig
 from spiketriton.data.decoded import decoded
-from spiketriton.data.download import (
-    RemoteFile,
-    data_root,
-    describe_missing,
-    unpacked,
-)
+from spiketriton.data.download import RemoteFile, data_root, describe_missing, unpacked
 from spiketriton.data.photographs import class_folders, of_folders
 from spiketriton.data.sources import Source
-from spiketriton.data.splits import (
-    ArraySplit,
-    FileSplit,
-    folders_of_splits,
-)
+from spiketriton.data.splits import ArraySplit, FileSplit, folders_of_splits
 from spiketriton.system.errors import UserError
 
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))

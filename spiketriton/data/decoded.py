@@ -16,14 +16,7 @@ from rich.filesize import decimal
 
 from spiketriton.config import DataConfig
 from spiketriton.data.download import one_process_at_a_time
-from spiketriton.data.preparing import (
-    file_keys,
-    in_chunks,
-    in_processes,
-    kept_in,
-    say,
-    workers_of,
-)
+from spiketriton.data.preparing import file_keys, in_chunks, in_processes, kept_in, say, workers_of
 from spiketriton.data.splits import FileSplit
 from spiketriton.system.errors import UserError
 

@@ -11,10 +11,7 @@ import torch
 from spiketriton import plugins
 from spiketriton.config import DataConfig
 from spiketriton.data.sources import Source
-from spiketriton.data.splits import (
-    ArraySplit,
-    RepeatedSplit,
-)
+from spiketriton.data.splits import ArraySplit, RepeatedSplit
 
 DIGITS_STATISTICS = ((0.3054,), (0.3760,))
 SYNTHETIC_STATISTICS = ((0.5,) * 3, (0.2887,) * 3)

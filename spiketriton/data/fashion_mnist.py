@@ -13,9 +13,7 @@ from spiketriton.config import DataConfig
 from spiketriton.data import idx
 from spiketriton.data.clutter import SIDE, cluttered
 from spiketriton.data.sources import Source
-from spiketriton.data.splits import (
-    ArraySplit,
-)
+from spiketriton.data.splits import ArraySplit
 
 FASHION_STATISTICS = ((0.2860,), (0.3530,))
 CLUTTERED_STATISTICS = ((0.2069,), (0.3319,))

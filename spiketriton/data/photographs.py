@@ -15,17 +15,9 @@ from torchvision import datasets
 from spiketriton import plugins
 from spiketriton.config import DataConfig
 from spiketriton.config.words import some
-from spiketriton.data.download import (
-    RemoteFile,
-    data_root,
-    unpacked,
-)
+from spiketriton.data.download import RemoteFile, data_root, unpacked
 from spiketriton.data.sources import Source
-from spiketriton.data.splits import (
-    FileSplit,
-    drawn_of_each,
-    folders_of_splits,
-)
+from spiketriton.data.splits import FileSplit, drawn_of_each, folders_of_splits
 from spiketriton.system.errors import UserError, one_line
 
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -10,13 +10,7 @@ import numpy as np
 import torch
 
 from spiketriton.config import DataConfig
-from spiketriton.data.splits import (
-    ArraySplit,
-    FileSplit,
-    Split,
-    as_tensor,
-    in_bytes,
-)
+from spiketriton.data.splits import ArraySplit, FileSplit, Split, as_tensor, in_bytes
 from spiketriton.plugins.tasks import Task
 from spiketriton.system.errors import UserError
 

@@ -27,14 +27,7 @@ from typing import Literal
 import numpy as np
 
 from spiketriton.events.aedat4 import MARK, read_aedat4
-from spiketriton.events.arrays import (
-    EVENT,
-    Columns,
-    DamagedEvents,
-    read_npy,
-    read_npz,
-    records,
-)
+from spiketriton.events.arrays import EVENT, Columns, DamagedEvents, read_npy, read_npz, records
 from spiketriton.events.prophesee import format_of, read_dat, read_evt2, read_evt3
 from spiketriton.system.errors import UserError
 

@@ -25,11 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spiketriton.config import (
-    Recipe,
-    parts,
-    recipe_from_toml,
-)
+from spiketriton.config import Recipe, parts, recipe_from_toml
 from spiketriton.runs import network_file
 from spiketriton.runs.rows import (
     GRADIENTS,
@@ -41,11 +37,7 @@ from spiketriton.runs.rows import (
     replace_file,
     write_json,
 )
-from spiketriton.runs.same_recipe import (
-    LENGTHS,
-    lengths,
-    refuse_changes,
-)
+from spiketriton.runs.same_recipe import LENGTHS, lengths, refuse_changes
 from spiketriton.system.errors import UnknownKey, UserError, one_line
 from spiketriton.system.locks import locked
 from spiketriton.system.version import __version__

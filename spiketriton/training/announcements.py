@@ -1,5 +1,6 @@
 """What a run says at its start and at its end: device, data, network, plan; results, what next."""
 
+import contextlib
 import itertools
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -203,7 +204,7 @@ class Announcements:
         done, train = outcome.progress, self.recipe.train
         changes = {"neuron.kind=relu": "its ANN twin: the same network without spikes or time"}
         if self.recipe.neuron.kind == "relu":
-            changes = {"neuron.kind=lif": "its spiking twin"}
+            changes = {f"neuron.kind={_spiking(arguments)}": "its spiking twin"}
         if done.best_score is not None and done.best_step == done.step:
             longer = f"train.epochs={2 * train.epochs}"
             if train.max_steps:  # epochs have no effect beside it
@@ -229,6 +230,16 @@ class Announcements:
             yield copy, "a recipe of your own to change; docs/recipes.md explains every key"
         else:
             yield [*spelled("report"), *self._run], "one page: accuracy by time step, cost, spikes"
+
+
+def _spiking(arguments: Sequence[str]) -> str:
+    """The kind of neuron of the recipe's own file; lif, where that does not spike."""
+    path, *given = arguments
+    kept = [text for text in given if text.partition("=")[0].strip() != "neuron.kind"]
+    with contextlib.suppress(UserError):  # what names the kind may name what the file leaves out
+        kind = load_recipe(path, kept).neuron.kind
+        return "lif" if kind == "relu" else kind
+    return "lif"
 
 
 def _overridden(arguments: Sequence[str], change: str) -> list[str] | None:

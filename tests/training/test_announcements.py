@@ -119,6 +119,12 @@ def test_after_a_run_its_twin_and_what_takes_the_run_are_offered(given, commands
     assert accepted(given, found)
 
 
+@pytest.mark.parametrize(("kind", "twin"), [("ilif", "ilif"), ("relu", "lif")])
+def test_the_spiking_twin_has_the_neurons_of_the_recipes_file(file, kind, twin):
+    Path(file).write_text(f'{SMALL}[neuron]\nkind = "{kind}"\n')
+    assert offered([file, "neuron.kind=relu"])[0] == f"spiketriton train {file} neuron.kind={twin}"
+
+
 @pytest.mark.parametrize(
     ("given", "longer"),
     [
