@@ -388,16 +388,9 @@ def facts(rows: Rows) -> list[str]:
     error = deviation * math.sqrt(1 / len(usual) + 1 / len(default))
     free = ahead(rows, OPENING)
     scatter = statistics.stdev(free) / math.sqrt(len(free))
-    chain = [f"{CHAIN} model.depth=50 {IDENTITY}", f"{CONV} model.depth=50"]
-    limited = "train.optimizer=sgd train.lr=0.1"
-    told = [
-        f"{one(rows.percent(f'{net} {limited}'))} to {one(rows.percent(f'{net} {limited} train.clip_grad_norm=1'))} %"
-        for net in chain
-    ]
     depth = [one(rows.percent(f"{net} {MS} {LONG}=3600")) for net in (S, R56)]
     bottlenecks = [one(rows.percent(words)) for words in (f"{R50} {PLAIN_USUAL}", R50)]
     worst = one(-min(pairs(rows, "resnet", (LIMITED,))))
-    slow, best = (one(rows.percent(f"{R56} {MS} train.lr={rate}")) for rate in ("1e-3", "1e-2"))
     return [
         f"{deviation:.1f} points ({degrees} degrees of freedom)",
         f"differ by {apart:.0f}",
@@ -409,10 +402,8 @@ def facts(rows: Rows) -> list[str]:
         interval(gain, error, degrees),
         f"{sum(value > 0 for value in free)} of {len(free)}",
         interval(statistics.mean(free), scatter, len(free) - 1),
-        *told,
         f"{depth[0]} and {depth[1]} %",
         f"{bottlenecks[0]} % from the usual start, {bottlenecks[1]} % from the default",
-        f"{slow} % at 1e-3 and {best} % at 1e-2",
         f"costs no ResNet more than {worst} points",
     ]
 
