@@ -235,11 +235,15 @@ class Announcements:
 def _spiking(arguments: Sequence[str]) -> str:
     """The kind of neuron of the recipe's own file; lif, where that does not spike."""
     path, *given = arguments
-    kept = [text for text in given if text.partition("=")[0].strip() != "neuron.kind"]
+    kept = _without(given, "neuron.kind")
     with contextlib.suppress(UserError):  # what names the kind may name what the file leaves out
         kind = load_recipe(path, kept).neuron.kind
         return "lif" if kind == "relu" else kind
     return "lif"
+
+
+def _without(overrides: Sequence[str], key: str) -> list[str]:
+    return [text for text in overrides if text.partition("=")[0].strip() != key]
 
 
 def _overridden(arguments: Sequence[str], change: str) -> list[str] | None:
@@ -248,8 +252,7 @@ def _overridden(arguments: Sequence[str], change: str) -> list[str] | None:
     None: there is no such recipe.
     """
     path, *given = arguments
-    key = change.partition("=")[0]
-    kept = [text for text in given if text.partition("=")[0].strip() != key]
+    kept = _without(given, change.partition("=")[0])
     for overrides in (kept, [text for text in kept if not text.startswith("neuron.")]):
         try:
             load_recipe(path, [*overrides, change])
