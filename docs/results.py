@@ -187,12 +187,16 @@ def add(path: str, name: str) -> None:
     replace_file(ROWS, text.getvalue())
 
 
-def minutes_before(row: Row, rows: Sequence[Row]) -> float:
-    """Of the rows whose weights a row begins with; 0 where it begins with none of ours."""
+def rows_before(row: Row, rows: Sequence[Row]) -> list[Row]:
+    """The rows whose weights a row begins with, the first one first; none where it begins with none of ours."""
     _, given, rest = row["command"].partition("train.init_from=examples/weights/")
     file = rest.partition(" ")[0]
     first = [one for one in rows if given and one["weights"] == file]
-    return sum(minutes_before(one, rows) + float(one["minutes"]) for one in first)
+    return [*rows_before(first[0], rows), first[0]] if first else []
+
+
+def minutes_before(row: Row, rows: Sequence[Row]) -> float:
+    return sum(float(one["minutes"]) for one in rows_before(row, rows))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -214,30 +218,34 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row]) -> None:
-    """Accuracy against minutes: a line for each row, green for ANNs, orange for others' loops, faint without bf16.
+    """Accuracy against minutes, the best row of each net, neuron and machine: green for ANNs, orange for others' loops,
+    faint without bf16.
 
-    Rows that differ by the seed alone share a marker. What begins with another row's weights begins where that ends.
+    Rows that differ by the seed alone share a marker. What begins with another row's weights goes on where that ends.
     """
     sets = {row["data"].partition(" ")[0]: None for row in rows}
     with plt.rc_context(STYLE):
-        size = (7 * len(sets), 7.5)
+        size = (7 * len(sets), 6.5)
         figure, places = plt.subplots(
             1, len(sets), figsize=size, layout="constrained", squeeze=False
         )
         panels = dict(zip(sets, places[0], strict=True))
         markers = dict.fromkeys(panels.values(), 0)
-        for mean, seeds in sorted(by_seeds(rows), key=lambda group: -group[0]):
+        for mean, seeds in best_of_each(rows):
             axes = panels[seeds[0]["data"].partition(" ")[0]]
             label, colour = line_of(seeds[0])
-            label = f"{label}, {seeds[0]['epochs']} epochs: {mean:.2f} %"
+            epochs = " + ".join(row["epochs"] for row in [*rows_before(seeds[0], rows), seeds[0]])
+            label = f"{label}, {epochs} epochs: {mean:.2f} %"
             label += f" (mean of {len(seeds)} seeds)" * (len(seeds) > 1)
-            marker = MARKERS[markers[axes] % len(MARKERS)]
+            marker = MARKERS[markers[axes]]
             markers[axes] += 1
             for row in seeds:
-                tests = Rows(CURVES / f"{row['name']}.jsonl").read()
-                before = minutes_before(row, rows)
-                minutes = [before + test["seconds"] / 60 for test in tests]
-                accuracy = [100 * test["test_accuracy"] for test in tests]
+                minutes, accuracy, before = [], [], 0.0
+                for part in [*rows_before(row, rows), row]:
+                    tests = Rows(CURVES / f"{part['name']}.jsonl").read()
+                    minutes += [before + test["seconds"] / 60 for test in tests]
+                    accuracy += [100 * test["test_accuracy"] for test in tests]
+                    before += float(part["minutes"])
                 clear = 1.0 if "bf16" in row["machine"] else 0.4
                 axes.plot(minutes, accuracy, marker + "-", color=colour, alpha=clear, label=label)
                 label = "_"  # of the same name: none in the legend
@@ -249,6 +257,17 @@ def draw(rows: Sequence[Row]) -> None:
             axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15), fontsize=9)
         figure.savefig(PICTURE, dpi=150)
         plt.close(figure)
+
+
+def best_of_each(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
+    """Of each data set, net, neuron and machine the most accurate rows, by their mean; the best first."""
+    best: dict[tuple[str, ...], tuple[float, list[Row]]] = {}
+    for mean, seeds in sorted(by_seeds(rows), key=lambda group: group[0]):
+        row, recipe = seeds[0], recipe_of(seeds[0])
+        precision = row["machine"].split(", ")[1]
+        net = recipe.model.name if recipe else ""
+        best[row["data"], precision, net, row["neuron"]] = (mean, seeds)
+    return sorted(best.values(), key=lambda group: -group[0])
 
 
 def by_seeds(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
@@ -265,11 +284,9 @@ def line_of(row: Row) -> tuple[str, str]:
     kind, _, library = row["neuron"].partition(" (")
     spiking = row["T"] != "-"
     label = f"{NAMES.get(kind, kind.upper())}, T = {row['T']}" if spiking else "ANN twin"
-    if spiking and library:
+    recipe = recipe_of(row)
+    if recipe is None:
         return f"{library.rstrip(')')}, ResNet-20, {label}", ORANGE
-    path, *words = shlex.split(row["command"])[2:]
-    changes = [word for word in words if not word.startswith("train.init_from=")]  # no network
-    recipe = load_recipe(ROOT / path, changes)
     model = recipe.model
     net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
     net = {"sew": "SEW ", "plain": "plain "}.get(model.block, "") + net
@@ -277,6 +294,17 @@ def line_of(row: Row) -> tuple[str, str]:
     _, _, place = row["machine"].partition(", ")
     place = "" if place == "fp32, 1 thread" else f", {place}"  # of most rows
     return f"{net}, {label}{place}", BLUE if spiking else GREEN
+
+
+def recipe_of(row: Row) -> Recipe | None:
+    """What a row's command trains; None for another library's loop."""
+    program, *given = shlex.split(row["command"])
+    if program != "spiketriton":
+        return None
+    _, path, *words = given
+    # weights change no network
+    changes = [word for word in words if not word.startswith("train.init_from=")]
+    return load_recipe(ROOT / path, changes)
 
 
 def page(text: str, rows: Sequence[Row]) -> str:

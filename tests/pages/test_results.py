@@ -96,6 +96,38 @@ def test_rows_that_differ_by_the_seed_alone_have_one_mean():
     ]
 
 
+def test_the_picture_has_the_best_row_of_each_net_neuron_and_machine():
+    def row(accuracy, words="", machine="A CPU, bf16, 1 thread", neuron="ilif"):
+        command = f"spiketriton train recipes/cifar10_r20.toml {words}"
+        return {
+            "data": "d",
+            "T": "1",
+            "accuracy": accuracy,
+            "machine": machine,
+            "neuron": neuron,
+            "command": command,
+        }
+
+    seeds = [row("80.0"), row("82.0", "seed=1")]  # the mean of two
+    best = row("83.0", "time_steps=2")
+    others = [
+        row("70.0", "neuron.kind=lif", neuron="lif"),
+        row("79.0", machine="A CPU, fp32, 1 thread"),
+        row("90.0", "model.name=vgg8"),
+        row("60.0") | {"neuron": "lif (A 1.0)", "command": "python examples/peers_cifar10.py --x"},
+    ]
+    threads = row("50.0", "time_steps=3", machine="A CPU, bf16, 2 threads")
+    found = SCRIPT["best_of_each"]([*seeds, best, *others, threads])
+    assert [mean for mean, _ in found] == [90, 83, 79, 70, 60]
+    assert [rows for _, rows in found] == [
+        [others[2]],
+        [best],
+        [others[1]],
+        [others[0]],
+        [others[3]],
+    ]
+
+
 def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
     first = {"weights": "a.safetensors", "minutes": "47.1", "command": "spiketriton train r.toml"}
     start = "spiketriton train r.toml train.init_from=examples/weights/{} train.lr=3e-3"
