@@ -49,7 +49,7 @@ def train(library, images, out, *words):
 
 def test_the_network_is_that_of_the_recipe(library):
     """Of equal weights, equal logits: neurons, layers and their order."""
-    recipe = load_recipe("cifar10_r20", ["time_steps=4"])
+    recipe = load_recipe("cifar10_r20", ["time_steps=4", "neuron.kind=lif", "neuron.v_threshold=1"])
     torch.manual_seed(0)
     ours = build_model(recipe, classes=10, channels=3, image_size=32).eval()
     theirs = PEERS["NETS"][library](4).eval()

@@ -58,7 +58,7 @@ def test_the_race_is_the_rows_of_its_recipe():
 
 def test_a_line_names_the_net_its_neuron_and_its_steps():
     row = {"T": "1 x 4", "neuron": "ilif", "machine": "A CPU, fp32, 1 thread"}
-    command = "spiketriton train recipes/cifar10_r20.toml neuron.kind=ilif"
+    command = "spiketriton train recipes/cifar10_r20.toml train.optimizer=adamw neuron.kind=ilif"
     wide = f"{command} model.name=resnet18 model.width=32 train.init_from=examples/weights/a.pt"
     twin = row | {"T": "-", "neuron": "relu (ANN)", "command": command.replace("ilif", "relu")}
     theirs = {"T": "2", "neuron": "lif (A 1.0)", "command": "python examples/peers_cifar10.py"}
@@ -142,10 +142,14 @@ def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [([], "4"), (["neuron.kind=relu"], "-"), (["neuron.kind=ilif", "neuron.levels=3"], "4 x 3")],
+    [
+        (["neuron.kind=lif"], "4"),
+        (["neuron.kind=relu"], "-"),
+        (["neuron.kind=ilif", "neuron.levels=3"], "4 x 3"),
+    ],
 )
 def test_steps_are_said_as_binary_ones(changes, said):
-    assert SCRIPT["steps_of"](load_recipe("cifar10_r20", changes)) == said
+    assert SCRIPT["steps_of"](load_recipe("cifar10_r20", ["time_steps=4", *changes])) == said
 
 
 def test_a_command_loses_its_places_alone():
