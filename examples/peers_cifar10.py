@@ -4,9 +4,9 @@
     python docs/results.py --add runs/sj --name cifar10_r20_t1_spikingjelly     # its row, curve and line in the picture
 
 The network, data, batch and schedule are those of recipes/cifar10_r20.toml: ResNet-20 of 16 channels with MS blocks (Hu
-et al. 2021, arXiv 2112.08954), with LIF neurons of tau 2 that do not decay their input, a hard reset without a gradient,
-atan surrogate, AdamW, one cycle. Layers, their first weights and surrogate widths are each library's own; the last norm
-of each block starts at 0, as with LIF here and in SpikingJelly's own MS-ResNet. Of several rates the one with
+et al. 2021, arXiv 2112.08954), with LIF neurons of tau 2 that do not decay their input, a hard reset without a
+gradient, atan surrogate, AdamW, one cycle. Layers, their first weights and surrogate widths are each library's own; the
+last norm of each block starts at 0, as with LIF here and in SpikingJelly's own MS-ResNet. Of several rates the one with
 the most held-out images right after two epochs is taken. Images are decoded into memory before the clock starts, as in
 `spiketriton train`, and minutes include the tests. The same command goes on where it was stopped.
 """
