@@ -60,6 +60,10 @@ REFUSED = "refused"
 OBSTACLES = (Word.LOST, Word.SILENT, Word.EXPLODING)
 SEED, SEED_AGAIN = 4029, 7201
 LATER = "vgg8"  # recipes that came after the draws
+AS_DRAWN = {  # what was in recipes that have changed since
+    "cifar10_r20": "time_steps=4 neuron.kind=lif neuron.v_threshold=1 train.epochs=30 train.optimizer=adamw"
+    " train.lr=1e-2 train.weight_decay=0.01",
+}
 COMMON = (
     *("data.workers=0", "data.test_images=1000", "train.threads=1", "train.precision=fp32"),
     *("train.accumulate=1", "train.micro_batch=0"),
@@ -319,6 +323,11 @@ def recipe_of(row: Row) -> str:
     return str(HERE / f"{CELLS}.toml") if row["recipe"] == CELLS else row["recipe"]
 
 
+def words_of(row: Row, root: str) -> list[str]:
+    """What a row changes in its recipe as it is today."""
+    return [*AS_DRAWN.get(row["recipe"], "").split(), *row["settings"].split(), f"data.root={root}"]
+
+
 def asked(*arguments: str) -> str:
     """What the command `diagnose` says."""
     said = io.StringIO()
@@ -329,7 +338,7 @@ def asked(*arguments: str) -> str:
 
 def before(row: Row, root: str) -> Row:
     """What is said of the untrained net, by the command and in Python."""
-    words = [*row["settings"].split(), f"data.root={root}"]
+    words = words_of(row, root)
     recipe = load_recipe(recipe_of(row), words)
     data = build_data(recipe)
     torch.manual_seed(recipe.seed)
@@ -379,7 +388,7 @@ def train(row: Row, run: Path, root: str) -> Row:
 
     UserError: it was interrupted.
     """
-    words = [*row["settings"].split(), f"data.root={root}"]
+    words = words_of(row, root)
     recipe, folder = Request(recipe_of(row), words, run_dir=str(run)).find_run()
     try:
         with undisturbed():
