@@ -237,7 +237,7 @@ def draw(rows: Sequence[Row]) -> None:
             epochs = " + ".join(row["epochs"] for row in [*rows_before(seeds[0], rows), seeds[0]])
             label = f"{label}, {epochs} epochs: {mean:.2f} %"
             label += f" (mean of {len(seeds)} seeds)" * (len(seeds) > 1)
-            marker = MARKERS[markers[axes]]
+            marker = MARKERS[markers[axes] % len(MARKERS)]
             markers[axes] += 1
             for row in seeds:
                 minutes, accuracy, before = [], [], 0.0
