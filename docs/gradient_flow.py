@@ -1,13 +1,14 @@
 """Trains the cells of docs/data/gradient_flow.csv again: every number of docs/gradient_flow.md.
 
     python docs/gradient_flow.py --group race connected clinic --out again.csv    # hours of one core
+    python docs/gradient_flow.py --group full --settings "model.block=sew" --out new.csv    # other rows
     python docs/gradient_flow.py --draw                  # the page's pictures, from the file as it is
     python docs/gradient_flow.py --judge                 # the table of what predicts learning
     python docs/gradient_flow_tables.py                  # the page's other tables, and its sentences' numbers
 
 A row's settings are docs/gradient_flow_cells.toml with some keys changed; `net=linear` and
 `net=hidden` stand for a linear classifier and a net with one hidden layer of 128, `width=learnt` for
-surrogate widths that are parameters, one a layer. Rows that the new
+surrogate widths that are parameters, one a layer, `heads=linear` for a classifier behind each stage. Rows that the new
 file already has are kept, so that it continues where it was stopped. Settings are compared on 2,000
 training images that are held out (`validation`), and reported on 5,000 test images (`test`). Of the rows that
 were there first, `commit` is the one that published them; machine and hours were not written down.
@@ -55,6 +56,7 @@ GROUPS = (
     "cifar",
     "widths",
     "starts",
+    "full",
 )
 HELD_OUT, TESTED = 2000, 5000
 # percent of a training, after which the blocks' gains are written down
@@ -111,6 +113,7 @@ def train(cell: str) -> dict[str, Any]:
     """Trains a cell; the columns of its row."""
     words = dict(word.split("=", 1) for word in cell.split())
     kind, learns_width = words.pop("net", ""), words.pop("width", "") == "learnt"
+    has_heads = words.pop("heads", "") == "linear"
     recipe = load_recipe(HERE / "gradient_flow_cells.toml", [f"{k}={v}" for k, v in words.items()])
     cfg, loss = recipe.train, build_loss(recipe.loss)
     (x, y), validation, test = load(recipe)
@@ -124,15 +127,21 @@ def train(cell: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
     if not kind and recipe.neuron.kind != "relu":
         row |= before_training(net, (x[order[:64]], y[order[:64]]), loss)
+    heads = Heads(net) if has_heads else None
     optimizer = build_optimizer(cfg, net, recipe.peak_lr)
     schedule = build_schedule(cfg, optimizer, cfg.max_steps)
     losses, gains, started = [], [], time.monotonic()
+    half = "train.precision=bf16" in cell  # tests are in fp32
     moments = [cfg.max_steps * percent // 100 for percent in MOMENTS]
     for batch in order[: cfg.max_steps * cfg.batch_size].split(cfg.batch_size):
-        found = loss(net(x[batch]), y[batch])
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found = loss(net(x[batch]), y[batch])
         losses.append(found.item())
         if not math.isfinite(losses[-1]):
             return row | {"diverged": len(losses)}
+        if heads:
+            share_left = 1 - len(losses) / cfg.max_steps
+            found = found + share_left * sum(loss(logits, y[batch]) for logits in heads.logits)
         found.backward()
         if recipe.clipping:
             nn.utils.clip_grad_norm_(net.parameters(), recipe.clipping)
@@ -170,6 +179,27 @@ def learn_widths(net: nn.Module) -> None:
             neuron.surrogate = replace(neuron.surrogate, width=width)
 
 
+class Heads:
+    """A linear classifier behind each stage but the last, whose loss goes back to the shallow layers directly.
+
+    Of nets of plain or SEW blocks. After "Take A Shortcut Back" (2024, arXiv 2401.04486), whose code could not
+    be had: the weight of their losses falls from 1 to 0 over the training.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.logits: list[Tensor] = []
+        net.register_forward_pre_hook(lambda *_: self.logits.clear())
+        for name in ("layer1", "layer2"):
+            block = net.get_submodule(name)[-1]
+            head = nn.Linear(block.channels_out, 10)
+            net.add_module(f"{name}_head", head)
+            block.register_forward_hook(lambda _, __, out, head=head: self.read(head, out))
+
+    def read(self, head: nn.Module, spikes: Tensor) -> None:
+        """Spikes [T, B, C, H, W] -> logits [T, B, 10], kept until the next batch."""
+        self.logits.append(head(spikes.float().mean((3, 4))))
+
+
 def before_training(net: nn.Module, batch: Images, loss: Loss) -> dict[str, Any]:
     """What `spiketriton diagnose` measures; the gradient from block to block, where there are blocks."""
     prober = Prober(net, [batch], loss)
@@ -202,9 +232,13 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def again(groups: list[str], out: Path) -> None:
-    """Trains the rows of some groups, and writes them to `out`."""
-    wanted = [row for row in rows(ROWS) if row["group"] in groups]
+def again(groups: list[str], out: Path, settings: list[str]) -> None:
+    """Trains the rows of some groups, or settings that become rows of a group, and writes them to `out`."""
+    known = rows(ROWS)
+    wanted = [row for row in known if row["group"] in groups]
+    if settings:
+        empty = dict.fromkeys(known[0], "")
+        wanted = [empty | {"group": groups[0], "settings": words} for words in settings]
     done = {row["settings"] for row in rows(out)} if out.exists() else set()
     with out.open("a", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(wanted[0]), lineterminator="\n")
@@ -422,13 +456,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--group", nargs="+", choices=GROUPS, default=[])
+    parser.add_argument("--settings", nargs="+", default=[])
     parser.add_argument("--out", type=Path, default=Path("gradient_flow.csv"))
     parser.add_argument("--draw", action="store_true")
     parser.add_argument("--judge", action="store_true")
     asked = parser.parse_args()
     if asked.group:
         torch.set_num_threads(1)
-        again(asked.group, asked.out)
+        again(asked.group, asked.out, asked.settings)
     if asked.judge:
         judge()
     if asked.draw:
