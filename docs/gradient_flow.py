@@ -19,6 +19,7 @@ import csv
 import math
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,7 +233,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def again(groups: list[str], out: Path, settings: list[str]) -> None:
+def again(groups: list[str], out: Path, settings: Sequence[str] = ()) -> None:
     """Trains the rows of some groups, or settings that become rows of a group, and writes them to `out`."""
     known = rows(ROWS)
     wanted = [row for row in known if row["group"] in groups]

@@ -6,6 +6,9 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
+
+from spiketriton.config import load_recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
 TABLES = runpy.run_path(str(DOCS / "gradient_flow_tables.py"))
@@ -114,3 +117,34 @@ def test_a_row_that_is_trained_again_says_what_trained_it(tmp_path, monkeypatch)
     assert list(rows[0]) == list(ROWS.rows[0])
     assert all(re.match(r"[0-9a-f]{9}", row["commit"]) for row in rows)
     assert all(row["machine"] and float(row["hours"]) >= 0 for row in rows)
+
+
+def test_settings_become_rows_of_a_group_once(tmp_path, monkeypatch):
+    script = runpy.run_path(str(DOCS / "gradient_flow.py"))
+    trained = []
+    monkeypatch.setitem(
+        script["again"].__globals__, "train", lambda words: trained.append(words) or {}
+    )
+    for settings in (["seed=3"], ["seed=3", "train.lr=1e-2"]):  # goes on where it was stopped
+        script["again"](["full"], tmp_path / "new.csv", settings)
+    assert trained == ["seed=3", "train.lr=1e-2"]
+    with (tmp_path / "new.csv").open(newline="", encoding="utf-8") as file:
+        rows = [(row["group"], row["settings"], row["seed"]) for row in csv.DictReader(file)]
+    assert rows == [("full", "seed=3", "3"), ("full", "train.lr=1e-2", "0")]
+
+
+def test_heads_read_the_end_of_every_stage_but_the_last():
+    script = runpy.run_path(str(DOCS / "gradient_flow.py"))
+    recipe = load_recipe(DOCS / "gradient_flow_cells.toml", ["time_steps=2"])
+    net = script["network"]("", recipe, 3, 16)
+    heads = script["Heads"](net)
+    before = set(net.state_dict())
+    for _ in range(2):  # those of the last batch alone
+        net(torch.rand(2, 3, 16, 16))
+    assert [logits.shape for logits in heads.logits] == [(2, 2, 10), (2, 2, 10)]
+    assert {name for name in before if "head" in name} == {
+        f"layer{i}_head.{part}" for i in (1, 2) for part in ("weight", "bias")
+    }
+    sum(logits.sum() for logits in heads.logits).backward()
+    assert net.conv1.weight.grad.abs().sum() > 0
+    assert net.fc.weight.grad is None
