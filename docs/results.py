@@ -3,9 +3,9 @@
     python docs/results.py                          # the page's table and docs/img/results.png, from the rows
     python docs/results.py --add RUN --name NAME    # first a row, its curve, and its weights in examples/weights
 
-A row says what the run folder holds and nothing else: the accuracy of the last epoch is that of the last test, the best
-one is chosen by the test images and stands beside it only because others report it. A folder of
-examples/peers_cifar10.py gives a row, too, without weights.
+A row says what the run folder holds and nothing else, but for a fuller name of the processor (--processor). The
+accuracy of the last epoch is that of the last test; the best one is chosen by the test images, and stands beside it
+only because others report it. A folder of examples/peers_cifar10.py gives a row, too, without weights.
 """
 
 import argparse
@@ -163,7 +163,7 @@ def read() -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def add(path: str, name: str) -> None:
+def add(path: str, name: str, processor: str = "") -> None:
     """Writes the row of a run, in place of one of that name, with its curve and its weights."""
     if (Path(path) / "peer.json").exists():
         folder = Path(path)
@@ -177,6 +177,8 @@ def add(path: str, name: str) -> None:
         if weights.stat().st_size > LARGEST:
             weights.unlink()
             row["weights"] = ""
+    if processor:
+        row["machine"] = f"{processor}, {row['machine'].partition(', ')[2]}"
     CURVES.mkdir(parents=True, exist_ok=True)
     replace_file(CURVES / f"{name}.jsonl", curve(folder))
     rows = [other for other in read() if other["name"] != name] + [row]
@@ -264,9 +266,9 @@ def best_of_each(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
     best: dict[tuple[str, ...], tuple[float, list[Row]]] = {}
     for mean, seeds in sorted(by_seeds(rows), key=lambda group: group[0]):
         row, recipe = seeds[0], recipe_of(seeds[0])
-        precision = row["machine"].split(", ")[1]
+        processor, precision, _ = row["machine"].split(", ")
         net = recipe.model.name if recipe else ""
-        best[row["data"], precision, net, row["neuron"]] = (mean, seeds)
+        best[row["data"], processor, precision, net, row["neuron"]] = (mean, seeds)
     return sorted(best.values(), key=lambda group: -group[0])
 
 
@@ -285,14 +287,15 @@ def line_of(row: Row) -> tuple[str, str]:
     spiking = row["T"] != "-"
     label = f"{NAMES.get(kind, kind.upper())}, T = {row['T']}" if spiking else "ANN twin"
     recipe = recipe_of(row)
+    processor, _, place = row["machine"].partition(", ")
+    place = "" if place == "fp32, 1 thread" else f", {place}"  # of most rows
+    place += f", {processor.partition('(')[2].rstrip(')')}" if "(" in processor else ""
     if recipe is None:
-        return f"{library.rstrip(')')}, ResNet-20, {label}", ORANGE
+        return f"{library.rstrip(')')}, ResNet-20, {label}{place}", ORANGE
     model = recipe.model
     net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
     net = {"sew": "SEW ", "plain": "plain "}.get(model.block, "") + net
     net += ", Muon" if recipe.train.optimizer == "muon" else ""
-    _, _, place = row["machine"].partition(", ")
-    place = "" if place == "fp32, 1 thread" else f", {place}"  # of most rows
     return f"{net}, {label}{place}", BLUE if spiking else GREEN
 
 
@@ -322,11 +325,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--add", metavar="RUN", help="the folder of a run that has ended")
     parser.add_argument("--name", help="of its row, curve and weights")
+    parser.add_argument("--processor", default="", help='a fuller name: "AMD EPYC (AVX-512)"')
     given = parser.parse_args()
     if (given.add is None) != (given.name is None):
         parser.error("--add and --name go together")
     if given.add is not None:
-        add(given.add, given.name)
+        add(given.add, given.name, given.processor)
     rows = read()
     replace_file(PAGE, page(PAGE.read_text("utf-8"), rows))
     draw(rows)

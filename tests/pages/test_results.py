@@ -1,6 +1,7 @@
 """docs/results.md says what its rows say, and a row what its run folder holds."""
 
 import csv
+import json
 import re
 import runpy
 import statistics
@@ -61,7 +62,8 @@ def test_a_line_names_the_net_its_neuron_and_its_steps():
     command = "spiketriton train recipes/cifar10_r20.toml train.optimizer=adamw neuron.kind=ilif"
     wide = f"{command} model.name=resnet18 model.width=32 train.init_from=examples/weights/a.pt"
     twin = row | {"T": "-", "neuron": "relu (ANN)", "command": command.replace("ilif", "relu")}
-    theirs = {"T": "2", "neuron": "lif (A 1.0)", "command": "python examples/peers_cifar10.py"}
+    theirs = row | {"T": "2", "neuron": "lif (A 1.0)"}
+    theirs["command"] = "python examples/peers_cifar10.py"
     assert [SCRIPT["line_of"](row | {"command": words})[0] for words in (command, wide)] == [
         "ResNet-20, I-LIF, T = 1 x 4",
         "ResNet-18 of width 32, I-LIF, T = 1 x 4",
@@ -71,6 +73,8 @@ def test_a_line_names_the_net_its_neuron_and_its_steps():
         "ANN twin, bf16, 2 threads"
     )
     assert SCRIPT["line_of"](theirs)[0] == "A 1.0, ResNet-20, LIF, T = 2"
+    theirs["machine"] = "A CPU (wide), fp32, 1 thread"
+    assert SCRIPT["line_of"](theirs)[0] == "A 1.0, ResNet-20, LIF, T = 2, wide"
 
 
 def test_rows_that_differ_by_the_seed_alone_have_one_mean():
@@ -117,14 +121,16 @@ def test_the_picture_has_the_best_row_of_each_net_neuron_and_machine():
         row("60.0") | {"neuron": "lif (A 1.0)", "command": "python examples/peers_cifar10.py --x"},
     ]
     threads = row("50.0", "time_steps=3", machine="A CPU, bf16, 2 threads")
-    found = SCRIPT["best_of_each"]([*seeds, best, *others, threads])
-    assert [mean for mean, _ in found] == [90, 83, 79, 70, 60]
+    wide = row("50.0", machine="A CPU (wide), fp32, 1 thread")
+    found = SCRIPT["best_of_each"]([*seeds, best, *others, threads, wide])
+    assert [mean for mean, _ in found] == [90, 83, 79, 70, 60, 50]
     assert [rows for _, rows in found] == [
         [others[2]],
         [best],
         [others[1]],
         [others[0]],
         [others[3]],
+        [wide],
     ]
 
 
@@ -200,3 +206,24 @@ def test_an_unfinished_run_or_unknown_code_has_no_row(tmp_path, monkeypatch, cha
     monkeypatch.setattr(type(found.folder), "sessions", lambda folder: [session])
     with pytest.raises(UserError, match=words):
         SCRIPT["row_of"](found, "a", "a.safetensors")
+
+
+def test_a_row_of_anothers_loop_takes_a_fuller_name_of_the_processor(tmp_path, monkeypatch):
+    session = {"cpu": "A CPU", "threads": 1, "commit": "0123456789ab", "dirty": False, "version": "1.0"}  # fmt: skip
+    about = {
+        "command": "python examples/peers_cifar10.py", "library": "A", "steps": 1, "epochs": 2, "seed": 0,
+        "files": "JPEG", "parameters": 7, "sessions": [session | {"time": "then"}],
+    }  # fmt: skip
+    tested = {
+        "kind": "eval", "step": 9, "epoch": 2, "seconds": 90, "test_accuracy": 0.5, "test_loss": 1, "test_images": 4,
+        "images_per_s": 3, "peak_memory_mib": 10, "firing_rate": 0.1,
+    }  # fmt: skip
+    (tmp_path / "peer.json").write_text(json.dumps(about), encoding="utf-8")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(tested) + "\n", encoding="utf-8")
+    monkeypatch.setitem(SCRIPT["add"].__globals__, "ROWS", tmp_path / "rows.csv")
+    monkeypatch.setitem(SCRIPT["add"].__globals__, "CURVES", tmp_path)
+    for processor, said in (("", "A CPU"), ("A CPU (wide)", "A CPU (wide)")):
+        SCRIPT["add"](str(tmp_path), "a", processor)
+        (row,) = SCRIPT["read"]()
+        assert row["machine"] == f"{said}, fp32, 1 thread"
+        assert (row["accuracy"], row["minutes"], row["neuron"]) == ("50.00", "1.5", "lif (A 1.0)")
