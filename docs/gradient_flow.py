@@ -163,11 +163,12 @@ def train(cell: str) -> dict[str, Any]:
 
 
 def block_gains(net: nn.Module) -> list[float]:
-    """Mean size of the last norm's weights of each residual block."""
+    """Mean size of the last norm's weights of each residual block; none without norms."""
+    norms = [block.stages()[-1][1] for block in net.modules() if isinstance(block, Block)]
     return [
-        float(block.stages()[-1][1].weight.detach().abs().mean())
-        for block in net.modules()
-        if isinstance(block, Block)
+        float(norm.weight.detach().abs().mean())
+        for norm in norms
+        if not isinstance(norm, nn.Identity)
     ]
 
 
