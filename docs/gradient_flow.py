@@ -280,7 +280,7 @@ def learnt(row: dict[str, str], above: float = 0.2) -> bool:
 
 def beyond(limit: str, row: dict[str, str]) -> bool:
     """Whether a row is beyond one of the limits of gradients/verdict.py, in nets of which it tells something."""
-    if not row["similarity"]:
+    if not row["similarity"] or key_of(row, "heads"):  # whose loss goes around the net
         return False
     name, known = key_of(row, "model.name", "resnet20"), getattr(LIMITS, limit)
     if key_of(row, "neuron.kind", "lif") not in known.kinds or key_of(row, "model.norm") == "none":
@@ -329,37 +329,47 @@ LN = math.log(10)
 
 
 def draw() -> None:
-    """Left a bar for each start of ResNet-56 on CIFAR-10, a dot for each seed; right how far its blocks have opened."""
+    """A bar for each start of ResNet-20 and 56 on CIFAR-10, a dot for each seed; how far blocks have opened."""
     found = Rows()
-    cells = {label.replace("**", ""): cell for label, cell in on_cifar(found).items()}
+    nets = {"ResNet-20": on_cifar(found, net="resnet20"), "ResNet-56": on_cifar(found)}
     with plt.style.context(STYLE):
-        figure, (bars, gains) = plt.subplots(
-            1, 2, figsize=(11, 4.4), layout="constrained", width_ratios=(3, 2)
+        figure, (*both, gains) = plt.subplots(
+            1, 3, figsize=(13, 4.4), layout="constrained", width_ratios=(3, 3, 3)
         )
-        for label, settings in reversed(cells.items()):
-            tests = found.seeds(settings, "test")
-            colour = GREEN if "ANN" in label else GREY if "blocks" not in label else ORANGE
-            bars.barh(label, np.mean(tests), color=BLUE if "default" in label else colour)
-            bars.text(max(tests) + 1, label, f"{np.mean(tests):.1f}", va="center")
-            if len(tests) > 1:
-                bars.plot(tests, [label] * len(tests), "o", color="black", markersize=3)
-        bars.set_axisbelow(True)
-        bars.grid(axis="y", visible=False)
-        bars.set_xlim(0, 52)
-        bars.set_xlabel("test accuracy after 600 steps, % (chance: 10); a dot is a seed")
-        bars.set_title("Of plain blocks, the usual start stays at chance", loc="left")
+        both[1].sharey(both[0])
+        for axes, (net, cells) in zip(both, nets.items(), strict=True):
+            for name, settings in reversed(cells.items()):
+                label = name.replace("**", "")
+                tests = found.seeds(settings, "test")
+                colour = GREEN if "ANN" in label else GREY if settings in shared(nets) else ORANGE
+                axes.barh(label, np.mean(tests), color=BLUE if "default" in label else colour)
+                axes.text(max(tests) + 1, label, f"{np.mean(tests):.1f}", va="center")
+                if len(tests) > 1:
+                    axes.plot(tests, [label] * len(tests), "o", color="black", markersize=3)
+            axes.set_axisbelow(True)
+            axes.grid(axis="y", visible=False)
+            axes.set_xlim(0, 80)
+            axes.set_xlabel("test accuracy after two epochs, %")
+            axes.set_title(f"{net} (a dot: a seed)", loc="left")
+        both[1].tick_params(labelleft=False)
         for label, line in (("plain", "-"), ("MS", "--")):
-            row = found.row(cells[f"{label} blocks: default"])
+            row = found.row(nets["ResNet-56"][f"{label} blocks: **default**"])
             gain = [float(value) for value in row["block_gain"].split()]
             gains.plot(range(1, len(gain) + 1), gain, line, color=BLUE, label=label)
         gains.axhline(MARGIN, color=GREY, linestyle=":")
-        gains.text(1, MARGIN + 0.01, "plain: below, few spikes change", color=GREY)
-        gains.set_xlabel("block")
+        gains.text(1, MARGIN + 0.01, "plain: below, few spikes change", color=GREY, fontsize=8)
+        gains.set_xlabel("block of ResNet-56")
         gains.set_ylim(bottom=0)
         gains.set_ylabel("weight of the last norm (started at 0)")
         gains.set_title("How far blocks opened", loc="left")
         gains.legend()
         figure.savefig(HERE / "img" / "deep_nets.png", dpi=150)
+
+
+def shared(nets: dict[str, dict[str, str]]) -> set[str]:
+    """Settings that are the same for every net: classifiers without depth."""
+    first, *others = (set(cells.values()) for cells in nets.values())
+    return first.intersection(*others)
 
 
 def setting_of(row: dict[str, str]) -> tuple[str, str]:
@@ -450,7 +460,7 @@ RATES_TRIED = {
 }
 SETTINGS = ("default", *RATES_TRIED.values(), *dict.fromkeys(name for _, name in CHANGES))
 
-MARGIN = 1 / (1 + 1 + 0.5 + 0.25 + 0.125)  # residual_bias = "auto" of LIF, tau 2, T = 4
+MARGIN = 1 / (1 + 1 + 0.5)  # residual_bias = "auto" of LIF, tau 2, T = 2
 
 
 def main() -> None:

@@ -48,6 +48,7 @@ NAMES = {
     "resnet18": "ResNet-18",
     "resnet20": "ResNet-20",
     "resnet50": "ResNet-50",
+    "resnet56": "ResNet-56",
 }
 MARKERS = "os^DvP*Xp<>h"
 Row = dict[str, str]

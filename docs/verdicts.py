@@ -63,6 +63,7 @@ LATER = "vgg8"  # recipes that came after the draws
 AS_DRAWN = {  # what was in recipes that have changed since
     "cifar10_r20": "time_steps=4 neuron.kind=lif neuron.v_threshold=1 train.epochs=30 train.optimizer=adamw"
     " train.lr=1e-2 train.weight_decay=0.01",
+    "cifar100_r18": "train.clip_grad_norm=1",
 }
 COMMON = (
     *("data.workers=0", "data.test_images=1000", "train.threads=1", "train.precision=fp32"),
@@ -325,7 +326,10 @@ def recipe_of(row: Row) -> str:
 
 def words_of(row: Row, root: str) -> list[str]:
     """What a row changes in its recipe as it is today."""
-    return [*AS_DRAWN.get(row["recipe"], "").split(), *row["settings"].split(), f"data.root={root}"]
+    settings = row["settings"]
+    if "train.optimizer=sgd" in settings:  # what `auto` was under SGD for every net
+        settings = settings.replace("train.clip_grad_norm=auto", "train.clip_grad_norm=1")
+    return [*AS_DRAWN.get(row["recipe"], "").split(), *settings.split(), f"data.root={root}"]
 
 
 def asked(*arguments: str) -> str:

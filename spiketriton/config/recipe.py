@@ -514,7 +514,7 @@ class TrainConfig(Table):
     warmup: float = key(0.1, numbers=SHARE)
     """fraction of all steps in which the learning rate rises"""
     clip_grad_norm: float | Literal["auto"] = key("auto", numbers=COUNT_OR_ZERO)
-    """largest gradient norm; 0: no clipping; `auto`: 1 under SGD, else 0"""
+    """largest gradient norm; 0: no clipping; `auto`: 1 under SGD, but for nets of MS or SEW blocks, else 0"""
     nonfinite: Literal["stop", "skip"] = key("stop")
     """at a loss or gradient that is not finite: end the run, or skip the step; either way the weights stay as they
     were, and the error names the layer and time step where it arose"""
@@ -630,8 +630,10 @@ class Recipe(Table):
     @property
     def clipping(self) -> float:
         """The largest gradient norm, where train.clip_grad_norm may be `auto`; 0: any."""
-        limit = self.train.clip_grad_norm
-        return CLIPPING[self.train.optimizer] if isinstance(limit, str) else limit
+        if not isinstance(self.train.clip_grad_norm, str):
+            return self.train.clip_grad_norm
+        free = self.model.name in BLOCK_NETS and self.model.block in ("ms", "sew")
+        return 0.0 if free else CLIPPING[self.train.optimizer]
 
     @property
     def names_code(self) -> bool:

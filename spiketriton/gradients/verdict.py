@@ -65,13 +65,13 @@ class LIMITS:
     # of an image, kept by the last layer, in chains and in plain blocks whose gradient passes all neurons, where the
     # ratio is not above `large`; in other nets, and without norms, it told nothing
     chain, large = Predicts(0.25, 0, 10, 20, ("lif",)), 1e4
-    plain = Predicts(0.1, 0, 20, 48, ("if", "lif", "plif"))
+    plain = Predicts(0.1, 0, 21, 48, ("if", "lif", "plif"))
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
     chance = 0.99  # ... and in a test, below which no net is at chance
     steps = 50  # ... the mean over as many steps, ...
     since = 100  # ... from this step on, and after the warm-up
-    stuck = 1000  # steps, or half of a training: before them none is, for one in three learnt
+    stuck = 1000  # steps, or half of a training: before them none is, for two in five learnt
     # of a test's score from that of guessing, in standard deviations: above it, and up to which one is at chance
     deviations, near = 3.0, 2.0
     # a score that no untrained net has, by guessing's (or halfway to 1): of 24, one had 11.2 % in CIFAR-10's test

@@ -128,7 +128,15 @@ def test_each_idle_key_comes_with_its_reason():
 
 @pytest.mark.parametrize(
     ("changes", "limit"),
-    [([], 0), (["train.optimizer=sgd"], 1), (["train.optimizer=sgd", "train.clip_grad_norm=0"], 0)],
+    [
+        (["model.block=plain"], 0),
+        (["model.block=plain", "train.optimizer=sgd"], 1),
+        (["model.block=ms", "train.optimizer=sgd"], 0),
+        (["model.block=sew", "train.optimizer=sgd"], 0),
+        (["model.name=mlp", "train.optimizer=sgd"], 1),
+        (["model.block=ms", "train.optimizer=sgd", "train.clip_grad_norm=2"], 2),
+        (["model.block=plain", "train.optimizer=sgd", "train.clip_grad_norm=0"], 0),
+    ],
 )
 def test_gradients_are_clipped_under_sgd_unless_the_recipe_says_otherwise(changes, limit):
     assert replace(mine(), *changes).clipping == limit

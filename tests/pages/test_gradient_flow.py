@@ -52,9 +52,11 @@ def test_the_page_names_the_keys_that_are_clear_of_zero():
     assert clear == [
         "plain blocks: start, bias and shortcut's gradient together",
         "plain blocks: straight-through shortcut",
+        "the same with `neuron.decay_input` or a threshold of 2",
         "MS blocks: from zero instead of 1",
         "no shortcuts: from the identity",
         "SGD, no shortcuts: limit of 1",
+        "SGD at 0.3, plain blocks: limit of 1",
         "width 0.3 instead of a wider one",
     ]
 
@@ -70,8 +72,14 @@ def test_a_pair_differs_in_its_change_alone():
             ("model.block=ms neuron.kind=ilif model.residual_gain=1", "0.9"),
             ("model.block=sew", "0.3"),
             ("model.block=sew model.residual_gain=1", ""),  # not finite: at chance
-            ("train.optimizer=sgd", "0.2"),
-            ("train.optimizer=sgd train.clip_grad_norm=1", "0.6"),
+            ("train.optimizer=sgd train.lr=0.3", "0.2"),
+            ("train.optimizer=sgd train.lr=0.3 train.clip_grad_norm=1", "0.6"),
+            ("train.optimizer=sgd train.lr=0.3 model.block=ms", "0.3"),
+            ("train.optimizer=sgd train.lr=0.3 model.block=ms train.clip_grad_norm=1", "0.2"),
+            ("train.optimizer=sgd train.lr=0.1", "0.2"),  # not the default rate
+            ("train.optimizer=sgd train.lr=0.1 train.clip_grad_norm=1", "0.9"),
+            ("neuron.decay_input=true", "0.4"),
+            ("neuron.decay_input=true model.residual_bias=0", "0.1"),
             ("train.lr=0.01", "0.5"),
             ("train.lr=0.01 train.clip_grad_norm=1", "0.9"),  # under AdamW none is the default
         )
@@ -85,7 +93,11 @@ def test_a_pair_differs_in_its_change_alone():
         [],
     ]  # of SEW blocks 1 is the default
     limit = ("train.clip_grad_norm=1",)
-    assert TABLES["pairs"](rows, "resnet", limit) == [pytest.approx(40)]
+    assert TABLES["pairs"](rows, "plain, 0.3", limit) == [pytest.approx(40)]
+    assert TABLES["pairs"](rows, "free, 0.3", limit) == [pytest.approx(-10)]
+    bias = ("model.residual_bias=0",)
+    assert TABLES["pairs"](rows, "out of reach", bias) == [pytest.approx(30)]
+    assert TABLES["pairs"](rows, "plain", bias) == []
     assert TABLES["pairs"](rows, "chain", limit) == []
 
 

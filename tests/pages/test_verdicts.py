@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spiketriton.config import DataConfig
+from spiketriton.config import DataConfig, load_recipe
 from spiketriton.data.sources import Source
 from spiketriton.data.splits import ArraySplit
 from spiketriton.evaluate.evaluation import wilson
@@ -137,6 +137,19 @@ def test_a_row_was_registered_before_it_was_trained():
         assert re.fullmatch("[0-9a-f]{9}(-dirty)?", row["commit"])
         assert row["machine"]
         assert float(row["hours"]) > 0
+
+
+def test_a_row_is_trained_by_the_recipe_that_it_was_drawn_with():
+    """Some recipes have changed since, and the limit that SGD had in every net."""
+    limited = [
+        load_recipe(SCRIPT["recipe_of"](row), SCRIPT["words_of"](row, "data")).clipping
+        for row in ROWS
+        if row["recipe"] == "cifar100_r18"
+        or all(
+            f"train.{word}" in row["settings"] for word in ("optimizer=sgd", "clip_grad_norm=auto")
+        )
+    ]
+    assert limited == [1] * 8
 
 
 def test_nothing_was_said_before_it_can_be_known_nothing_at_chance_was_healthy():
