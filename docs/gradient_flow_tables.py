@@ -149,7 +149,7 @@ ON_CIFAR = (
     ("linear classifier", "net=linear"),
     ("one hidden layer of 128", "net=hidden"),
     ("plain blocks, usual start", PLAIN_USUAL),
-    ("the same, heads behind stages", f"heads=linear {PLAIN_USUAL}"),
+    ("the same, heads as in Take A Shortcut Back", f"heads=linear {PLAIN_USUAL}"),
     ("plain blocks: **default**", ""),
     ("SEW blocks from zero", f"{SEW} model.residual_gain=0"),
     ("SEW blocks: **default**, their authors' start", f"{SEW} {USUAL}"),
