@@ -333,15 +333,13 @@ def draw() -> None:
     found = Rows()
     nets = {"ResNet-20": on_cifar(found, net="resnet20"), "ResNet-56": on_cifar(found)}
     with plt.style.context(STYLE):
-        figure, (*both, gains) = plt.subplots(
-            1, 3, figsize=(13, 4.4), layout="constrained", width_ratios=(3, 3, 3)
-        )
+        figure, (*both, gains) = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
         both[1].sharey(both[0])
         for axes, (net, cells) in zip(both, nets.items(), strict=True):
             for name, settings in reversed(cells.items()):
                 label = name.replace("**", "")
                 tests = found.seeds(settings, "test")
-                colour = GREEN if "ANN" in label else GREY if settings in shared(nets) else ORANGE
+                colour = GREEN if "ANN" in label else GREY if "net=" in settings else ORANGE
                 axes.barh(label, np.mean(tests), color=BLUE if "default" in label else colour)
                 axes.text(max(tests) + 1, label, f"{np.mean(tests):.1f}", va="center")
                 if len(tests) > 1:
@@ -364,12 +362,6 @@ def draw() -> None:
         gains.set_title("How far blocks opened", loc="left")
         gains.legend()
         figure.savefig(HERE / "img" / "deep_nets.png", dpi=150)
-
-
-def shared(nets: dict[str, dict[str, str]]) -> set[str]:
-    """Settings that are the same for every net: classifiers without depth."""
-    first, *others = (set(cells.values()) for cells in nets.values())
-    return first.intersection(*others)
 
 
 def setting_of(row: dict[str, str]) -> tuple[str, str]:
@@ -473,6 +465,8 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true")
     parser.add_argument("--judge", action="store_true")
     asked = parser.parse_args()
+    if asked.settings and len(asked.group) != 1:
+        parser.error("--settings become rows of one --group")
     if asked.group:
         torch.set_num_threads(1)
         again(asked.group, asked.out, asked.settings)
