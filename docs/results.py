@@ -1,6 +1,6 @@
-"""The table and the picture of docs/results.md, from docs/data/results.csv, and a row from a run that has ended.
+"""The tables of docs/results.md and of its weights, and the picture, from docs/data/results.csv; a row from a run.
 
-    python docs/results.py                          # the page's table and docs/img/results.png, from the rows
+    python docs/results.py                          # both tables and docs/img/results.png, from the rows
     python docs/results.py --add RUN --name NAME    # first a row, its curve, and its weights in examples/weights
 
 A row says what the run folder holds and nothing else, but for a fuller name of the processor (--processor). The
@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 ROWS, CURVES = ROOT / "docs" / "data" / "results.csv", ROOT / "docs" / "data" / "results"
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "img" / "results.png"
 WEIGHTS = ROOT / "examples" / "weights"
+WEIGHTS_PAGE = WEIGHTS / "README.md"
 BEGIN, END = "<!-- made by docs/results.py: begin -->\n", "<!-- end -->"
 LARGEST = 10_000_000  # bytes of weights that the repository keeps
 COLUMNS = (
@@ -220,6 +221,20 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def table_of_weights(rows: Sequence[Row]) -> str:
+    """The rows whose weights the repository has, in Markdown, by data and accuracy."""
+    lines = ["| file | data | net | epochs | test accuracy |", "| --- | --- | --- | --- | --- |"]
+    for row in sorted(rows, key=lambda row: (row["data"], -float(row["accuracy"]))):
+        if not row["weights"]:
+            continue
+        images = Rows(CURVES / f"{row['name']}.jsonl").read()[-1]["test_images"]
+        net = line_of(row)[0] + (f", seed {row['seed']}" if row["seed"] != "0" else "")
+        epochs = " + ".join(one["epochs"] for one in [*rows_before(row, rows), row])
+        cells = [f"`{row['name']}`", row["data"], net, epochs, f"{row['accuracy']} % of {images:,}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def draw(rows: Sequence[Row]) -> None:
     """Accuracy against minutes, the best row of each net, neuron and machine: green for ANNs, orange for others' loops,
     faint without bf16.
@@ -311,15 +326,13 @@ def recipe_of(row: Row) -> Recipe | None:
     return load_recipe(ROOT / path, changes)
 
 
-def page(text: str, rows: Sequence[Row]) -> str:
-    """The page with the table of the rows between its marks."""
+def page(text: str, made: str) -> str:
+    """A page with a table between its marks. UserError: it has no marks."""
     before, mark, rest = text.partition(BEGIN)
     _, ending, after = rest.partition(END)
     if not mark or not ending:
-        raise UserError(
-            f"{PAGE} has no marks {BEGIN.strip()} and {END}; the table goes between them"
-        )
-    return before + BEGIN + table(rows) + END + after
+        raise UserError(f"a page has no marks {BEGIN.strip()} and {END}; its table goes there")
+    return before + BEGIN + made + END + after
 
 
 def main() -> None:
@@ -333,7 +346,8 @@ def main() -> None:
     if given.add is not None:
         add(given.add, given.name, given.processor)
     rows = read()
-    replace_file(PAGE, page(PAGE.read_text("utf-8"), rows))
+    for path, made in ((PAGE, table(rows)), (WEIGHTS_PAGE, table_of_weights(rows))):
+        replace_file(path, page(path.read_text("utf-8"), made))
     draw(rows)
 
 

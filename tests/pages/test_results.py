@@ -20,10 +20,15 @@ SCRIPT = runpy.run_path(str(ROOT / "docs" / "results.py"))
 ROWS = SCRIPT["read"]()
 
 
-def test_the_page_has_the_table_of_the_rows():
+def test_the_pages_have_the_tables_of_the_rows():
     text = (ROOT / "docs" / "results.md").read_text("utf-8")
-    assert SCRIPT["page"](text, ROWS) == text
+    assert SCRIPT["page"](text, SCRIPT["table"](ROWS)) == text
     assert all(f"**{row['accuracy']}**" in text for row in ROWS)
+    folder = ROOT / "examples" / "weights"
+    weights = (folder / "README.md").read_text("utf-8")
+    assert SCRIPT["page"](weights, SCRIPT["table_of_weights"](ROWS)) == weights
+    named = re.findall(r"^\| `(\w+)` \|", weights, re.MULTILINE)
+    assert sorted(named) == sorted(file.stem for file in folder.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row["name"] for row in ROWS])
