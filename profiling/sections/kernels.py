@@ -242,7 +242,7 @@ class Reference(nn.Module):
         self.neuron = neuron
 
     def forward(self, x: Tensor) -> Tensor:
-        return multistep_lif_reference(x, **self.neuron.neuron_arguments())
+        return self.neuron.define(x)
 
 
 class Fused(nn.Module):

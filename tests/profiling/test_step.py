@@ -54,6 +54,15 @@ def test_a_wrong_network_is_found_block_by_block(precision, quick):
             assert (wrong["spikes_differ"] > 1e-3) == ("width" not in mistake), (mistake, wrong)
 
 
+@pytest.mark.parametrize("kind", ["if", "plif", "ilif", "clif", "alif", "cuba", "psn", "sliding_psn"])
+def test_the_network_of_every_neuron_is_held_to_its_definition(kind, quick):
+    one = bench(quick, f"neuron.kind={kind}", "train.precision=fp32")
+    right = Step(one, one.model(), checked=True).check()
+    assert right["status"] == Status.OK, right
+    wrong = Step(one, one.model("neuron.v_threshold=0.7"), checked=True).check()
+    assert wrong["status"] == Status.WRONG, wrong
+
+
 @pytest.mark.parametrize("model", ["resnet8", "mlp"])
 def test_blocks_of_a_large_batch_are_checked_on_its_first_images(model, monkeypatch):
     changes = [f"model.name={model}", *(["model.depth=3"] if model != "resnet8" else [])]

@@ -71,6 +71,13 @@ class ParallelNeuron(SpikingNeuron):
     def record(self) -> Neuron:
         return make_neuron("lif", **self.neuron_arguments())
 
+    def define(self, x: Tensor) -> Tensor:
+        """See ``SpikingNeuron.define``; the product is by einsum."""
+        wide = membrane_dtype(x.dtype)
+        weight, bias = self.weight_of(len(x)).to(wide), self.bias.to(wide)
+        h = torch.einsum("tj,j...->t...", weight, x.to(wide))
+        return super().define(h + bias.view(-1, *[1] * (x.ndim - 1))).to(x.dtype)
+
     def _check(self, x: Tensor) -> None:  # not as others: no parameter is by channels
         if self.keeps_state:
             how = "step_mode 's'" if self.step_mode == "s" else "stateful=True"
