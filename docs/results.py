@@ -326,12 +326,12 @@ def recipe_of(row: Row) -> Recipe | None:
     return load_recipe(ROOT / path, changes)
 
 
-def page(text: str, made: str) -> str:
-    """A page with a table between its marks. UserError: it has no marks."""
-    before, mark, rest = text.partition(BEGIN)
+def page(path: Path, made: str) -> str:
+    """The text of a page with a table between its marks. UserError: it has no marks."""
+    before, mark, rest = path.read_text("utf-8").partition(BEGIN)
     _, ending, after = rest.partition(END)
     if not mark or not ending:
-        raise UserError(f"a page has no marks {BEGIN.strip()} and {END}; its table goes there")
+        raise UserError(f"{path} has no marks {BEGIN.strip()} and {END}; its table goes there")
     return before + BEGIN + made + END + after
 
 
@@ -347,7 +347,7 @@ def main() -> None:
         add(given.add, given.name, given.processor)
     rows = read()
     for path, made in ((PAGE, table(rows)), (WEIGHTS_PAGE, table_of_weights(rows))):
-        replace_file(path, page(path.read_text("utf-8"), made))
+        replace_file(path, page(path, made))
     draw(rows)
 
 

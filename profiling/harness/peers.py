@@ -146,6 +146,12 @@ class SpikingJelly(nn.Module):
         return self.step(x, v, **self.options, neuron_storage=storage)[0]
 
 
+def refuse_beyond_lif(package: str, neuron: SpikingNeuron) -> None:
+    """Unavailable: the neuron has other equations than LIF."""
+    if neuron.kind != "lif":
+        raise Unavailable(f"{type(neuron).__name__} is not mapped to a neuron of {package}")
+
+
 class SnnTorch(nn.Module):
     """`Leaky`, step by step."""
 
@@ -154,6 +160,7 @@ class SnnTorch(nn.Module):
         import snntorch
         from snntorch import surrogate
 
+        refuse_beyond_lif("snntorch", neuron)
         constants = neuron.neuron_arguments()
         decay, gain, v_reset = (constants[name] for name in ("decay", "gain", "v_reset"))
         if gain != 1.0 or v_reset != 0.0 or isinstance(decay, Tensor):
@@ -185,6 +192,7 @@ class Norse(nn.Module):
         super().__init__()
         from norse.torch.functional import lif_box, reset
 
+        refuse_beyond_lif("norse", neuron)
         constants = neuron.neuron_arguments()
         decay, gain, v_start = (constants[name] for name in ("decay", "gain", "v_reset"))
         if neuron.reset_mode == "none" or isinstance(decay, Tensor) or decay == 1.0:

@@ -21,12 +21,11 @@ ROWS = SCRIPT["read"]()
 
 
 def test_the_pages_have_the_tables_of_the_rows():
-    text = (ROOT / "docs" / "results.md").read_text("utf-8")
-    assert SCRIPT["page"](text, SCRIPT["table"](ROWS)) == text
+    page, folder = ROOT / "docs" / "results.md", ROOT / "examples" / "weights"
+    text, weights = page.read_text("utf-8"), (folder / "README.md").read_text("utf-8")
+    assert SCRIPT["page"](page, SCRIPT["table"](ROWS)) == text
     assert all(f"**{row['accuracy']}**" in text for row in ROWS)
-    folder = ROOT / "examples" / "weights"
-    weights = (folder / "README.md").read_text("utf-8")
-    assert SCRIPT["page"](weights, SCRIPT["table_of_weights"](ROWS)) == weights
+    assert SCRIPT["page"](folder / "README.md", SCRIPT["table_of_weights"](ROWS)) == weights
     named = re.findall(r"^\| `(\w+)` \|", weights, re.MULTILINE)
     assert sorted(named) == sorted(file.stem for file in folder.glob("*.safetensors"))
 

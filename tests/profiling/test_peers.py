@@ -13,7 +13,9 @@ from spiketriton_kernels import nn as kernels
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
 
-IF, LIF, PLIF = map(of_engine, (kernels.IF, kernels.LIF, kernels.PLIF))
+IF, LIF, PLIF, ILIF, PSN = (
+    of_engine(getattr(kernels, kind)) for kind in ("IF", "LIF", "PLIF", "ILIF", "PSN")
+)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,8 @@ def test_a_peer_that_cannot_be_equal_says_why_and_is_timed(peer, changes, why, m
         ("norse", IF(), "has no IF"),
         ("norse", LIF(reset="none"), "always resets"),
         ("norse", PLIF(), "no PLIF"),
+        *((peer, ILIF(), "ILIF is not mapped") for peer in ("spikingjelly", "snntorch", "norse")),
+        ("snntorch", PSN(4), "PSN is not mapped"),
     ],
 )
 def test_what_a_peer_cannot_be_told_is_unavailable(peer, neuron, why):
