@@ -191,16 +191,25 @@ def add(path: str, name: str, processor: str = "") -> None:
     replace_file(ROWS, text.getvalue())
 
 
-def rows_before(row: Row, rows: Sequence[Row]) -> list[Row]:
-    """The rows whose weights a row begins with, the first one first; none where it begins with none of ours."""
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """By data and accuracy."""
+    return sorted(rows, key=lambda row: (row["data"], -float(row["accuracy"])))
+
+
+def trainings(row: Row, rows: Sequence[Row]) -> list[Row]:
+    """A row behind those whose weights it begins with, the first one first; alone where it begins with none of ours."""
     _, given, rest = row["command"].partition("train.init_from=examples/weights/")
     file = rest.partition(" ")[0]
     first = [one for one in rows if given and one["weights"] == file]
-    return [*rows_before(first[0], rows), first[0]] if first else []
+    return [*(trainings(first[0], rows) if first else []), row]
 
 
 def minutes_before(row: Row, rows: Sequence[Row]) -> float:
-    return sum(float(one["minutes"]) for one in rows_before(row, rows))
+    return sum(float(one["minutes"]) for one in trainings(row, rows)[:-1])
+
+
+def epochs_of(row: Row, rows: Sequence[Row]) -> str:
+    return " + ".join(one["epochs"] for one in trainings(row, rows))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -210,7 +219,7 @@ def table(rows: Sequence[Row]) -> str:
         "spikes | machine | commit | weights"
     )
     lines = [f"| {head} |", "|" + " --- |" * (head.count("|") + 1)]
-    for row in sorted(rows, key=lambda row: (row["data"], -float(row["accuracy"]))):
+    for row in ranked(rows):
         link = f"[{row['weights']}](../examples/weights/{row['weights']})" if row["weights"] else ""
         cells: list[Any] = [row["data"], f"`{row['command']}`", row["neuron"], row["T"]]
         before = minutes_before(row, rows)
@@ -224,13 +233,18 @@ def table(rows: Sequence[Row]) -> str:
 def table_of_weights(rows: Sequence[Row]) -> str:
     """The rows whose weights the repository has, in Markdown, by data and accuracy."""
     lines = ["| file | data | net | epochs | test accuracy |", "| --- | --- | --- | --- | --- |"]
-    for row in sorted(rows, key=lambda row: (row["data"], -float(row["accuracy"]))):
+    for row in ranked(rows):
         if not row["weights"]:
             continue
         images = Rows(CURVES / f"{row['name']}.jsonl").read()[-1]["test_images"]
         net = line_of(row)[0] + (f", seed {row['seed']}" if row["seed"] != "0" else "")
-        epochs = " + ".join(one["epochs"] for one in [*rows_before(row, rows), row])
-        cells = [f"`{row['name']}`", row["data"], net, epochs, f"{row['accuracy']} % of {images:,}"]
+        cells = [
+            f"`{row['name']}`",
+            row["data"],
+            net,
+            epochs_of(row, rows),
+            f"{row['accuracy']} % of {images:,}",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -252,14 +266,13 @@ def draw(rows: Sequence[Row]) -> None:
         for mean, seeds in best_of_each(rows):
             axes = panels[seeds[0]["data"].partition(" ")[0]]
             label, colour = line_of(seeds[0])
-            epochs = " + ".join(row["epochs"] for row in [*rows_before(seeds[0], rows), seeds[0]])
-            label = f"{label}, {epochs} epochs: {mean:.2f} %"
+            label = f"{label}, {epochs_of(seeds[0], rows)} epochs: {mean:.2f} %"
             label += f" (mean of {len(seeds)} seeds)" * (len(seeds) > 1)
             marker = MARKERS[markers[axes] % len(MARKERS)]
             markers[axes] += 1
             for row in seeds:
                 minutes, accuracy, before = [], [], 0.0
-                for part in [*rows_before(row, rows), row]:
+                for part in trainings(row, rows):
                     tests = Rows(CURVES / f"{part['name']}.jsonl").read()
                     minutes += [before + test["seconds"] / 60 for test in tests]
                     accuracy += [100 * test["test_accuracy"] for test in tests]
