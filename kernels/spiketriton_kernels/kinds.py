@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .definition import Constants, charge, discharge
-from .neuron import PARAMETERS, Neuron
+from .neuron import GIVEN, PARAMETERS, Neuron
 from .steps.graph import Graph, Node, Ref, Value
 from .steps.printed import ANY, WHOLE
 from .steps.step import Step, header, trace
@@ -97,10 +97,6 @@ def header_of(made: Sequence[Form]) -> str:
     found = [form.printed() for form in made]
     sources = {_word(name): _source(name) for each in found for name in each.reads}
     return header(name, [each.step for each in found], sources)
-
-
-GIVEN = (*PARAMETERS, "height", WHOLE, "shape")
-"""What a step is told in C++, in the order of ``Parameter`` in neurons.h."""
 
 
 def _source(name: str) -> tuple[int, int]:

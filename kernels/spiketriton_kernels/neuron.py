@@ -57,6 +57,9 @@ MAX_LEVELS = 255
 PARAMETERS = ("decay", "threshold", "width", "gain", "rho", "beta")
 """What may learn, in the order of the rows of ``Gradients.parameters``."""
 
+GIVEN = (*PARAMETERS, "height", "whole levels", "shape")
+"""What a step is told of its neuron, in the order of ``Parameter`` in neurons.h."""
+
 NORM = ("mean", "var", "weight", "bias", "step_gain")
 TENSORS = (*PARAMETERS, "constants", *NORM)
 """Of a neuron, in the operators' order."""

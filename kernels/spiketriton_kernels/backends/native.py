@@ -16,7 +16,6 @@ import logging
 import os
 import platform
 import shutil
-import struct
 import subprocess
 import tempfile
 import threading
@@ -31,11 +30,13 @@ import torch
 
 from .. import neuron as records
 from ..cache import cache_folder
-from ..kinds import GIVEN, Form, forms, header_of
+from ..kinds import Form, forms, header_of
 from ..layout import axis_of
 from ..neuron import PARAMETERS, Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..steps.step import named, written
 from ..surrogate import SHAPES
+from . import call
+from .call import BACK, FORTH, INPUT, NEURON
 
 try:
     import fcntl
@@ -72,16 +73,10 @@ _EXTRAS = (
     ("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), (),
 )  # fmt: skip
 
-_INPUT = struct.Struct("@4q2i")
-_NEURON = struct.Struct(f"@2i{2 + len(PARAMETERS)}q{2 + len(GIVEN)}d{len(PARAMETERS)}P")
-_FORTH = struct.Struct("@4d17P")
-_BACK = struct.Struct("@14P")
-"""The parts of native.cpp's Call."""
-_NO_NEURON, _NOTHING_BACK = bytes(_NEURON.size), bytes(_BACK.size)
+_NO_NEURON, _NOTHING_BACK = bytes(NEURON.size), bytes(BACK.size)
 _NOT_RUNNING: tuple[None, None, float] = (None, None, 0.0)
 _FIELDS = Neuron._fields.index("mean")
 """How many of a neuron's fields are its own, before those of its norm."""
-_CALL_SIZE = _INPUT.size + _NEURON.size + _FORTH.size + _BACK.size
 
 
 class CompilerError(RuntimeError):
@@ -135,15 +130,16 @@ def _build(dtype: torch.dtype, kind: str) -> Path:
 def _chosen(kind: str) -> list[str]:
     """What native.cpp is told of a kind."""
     whole, *only = kind.split(" ")
+    asked = [f'-DSPIKETRITON_CALL="{written("call", call.HEADER, "h")}"']
     if whole in _BY_HAND:
         told = zip(("KIND", "RESET", "SHAPE"), (_BY_HAND.index(whole), *only), strict=False)
-        return [f"-DSPIKETRITON_{name}={number}" for name, number in told]
+        return asked + [f"-DSPIKETRITON_{name}={number}" for name, number in told]
     if whole not in KINDS:
         name, text = kind, named(kind).cpp
     else:
         name, text = whole, header_of([Form.named(kind)] if only else forms(whole))
     step = f'-DSPIKETRITON_STEP="{written(name, text, "h")}"'
-    return [f"-DSPIKETRITON_KIND={len(_BY_HAND)}", step]
+    return [*asked, f"-DSPIKETRITON_KIND={len(_BY_HAND)}", step]
 
 
 def _in_haste() -> list[str]:
@@ -158,6 +154,7 @@ def _target(dtype: torch.dtype, kind: str, version: str) -> Path:
     key = "\n".join(
         [
             *texts,
+            call.HEADER,
             version,
             _machine(),
             repr((_FLAGS, _EXTRAS, _in_haste(), dtype, kind, torch.__version__)),
@@ -273,8 +270,10 @@ def load(dtype: torch.dtype, kind: str) -> Library | CompilerError:
     loaded.whole = path.name.startswith(f"{kind.split(' ')[0]}-{_word(dtype)}-")
     loaded.spiketriton_run.argtypes = [ctypes.c_void_p, ctypes.c_int]
     loaded.spiketriton_run.restype = None
-    if loaded.spiketriton_call_size() != _CALL_SIZE:
-        raise AssertionError(f"{_SOURCE.name} and {Path(__file__).name} disagree on Call")
+    loaded.spiketriton_call_digest.restype = ctypes.c_int64
+    told = loaded.spiketriton_call_digest(), loaded.spiketriton_call_size()
+    if told != (call.DIGEST, sum(part.size for part in call.PARTS)):
+        raise AssertionError(f"{path.name} and {call.__name__} disagree on the fields of a call")
     _loaded[dtype, kind] = _loaded[dtype, None] = loaded
     return loaded
 
@@ -311,7 +310,7 @@ def _input(x: torch.Tensor, measures: bool = False) -> bytes:
 def _described(size: torch.Size, stride: tuple[int, ...], threads: int, measures: bool) -> bytes:
     elements = size.numel()
     threads = 1 if elements < 2 * GRAIN else min(threads, elements // GRAIN)
-    return _INPUT.pack(size[0], elements // size[0], *axis_of(size, stride), threads, measures)
+    return INPUT.pack(size[0], elements // size[0], *axis_of(size, stride), threads, measures)
 
 
 def _places(*tensors: torch.Tensor | None) -> list[int]:
@@ -367,7 +366,7 @@ def _packed(neuron: Neuron, kind: str, whole: bool) -> bytes:
             sizes.append(1)
             numbers.append(value)
             pointers.append(0)
-    return _NEURON.pack(
+    return NEURON.pack(
         form, neuron.detach_reset, neuron.rows, neuron.parameter_size, *sizes, *numbers, neuron.height, neuron.levels,
         _SHAPES.get(neuron.shape, _ATAN), neuron.v_reset, neuron.v_start, *pointers,
     )  # fmt: skip
@@ -397,9 +396,8 @@ def forward(
     running_mean, running_var, momentum = running or _NOT_RUNNING
     more = spikes, v_last, m_last, trace, current, running_mean, running_var
     places = _places(*neuron.norm, *inputs, *more)
-    forth = _FORTH.pack(neuron.eps, neuron.bn_scale, 0.0, momentum, *places)
-    call = _input(x, measures) + constants + forth + _NOTHING_BACK
-    served.spiketriton_run(call, _FORWARD)
+    forth = FORTH.pack(neuron.eps, neuron.bn_scale, 0.0, momentum, *places)
+    served.spiketriton_run(_input(x, measures) + constants + forth + _NOTHING_BACK, _FORWARD)
 
 
 def backward(
@@ -415,9 +413,9 @@ def backward(
     x = inputs.x
     served, constants = _called(neuron, x.dtype)
     read = _places(*neuron.norm, *inputs)
-    forth = _FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *read, 0, 0, 0, 0, 0, 0, 0)
-    call = _input(x) + constants + forth + _BACK.pack(*_places(*upstream, sums, *out))
-    served.spiketriton_run(call, _BACKWARD)
+    forth = FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *read, 0, 0, 0, 0, 0, 0, 0)
+    back = BACK.pack(*_places(*upstream, sums, *out))
+    served.spiketriton_run(_input(x) + constants + forth + back, _BACKWARD)
 
 
 def channel_statistics(
@@ -425,9 +423,9 @@ def channel_statistics(
 ) -> None:
     """Fill mean and biased variance of each channel, [C] each; running statistics move towards them."""
     running_mean, running_var, momentum = running or _NOT_RUNNING
-    none = (None,) * 9
-    places = _places(mean, var, None, None, None, y, *none, running_mean, running_var)
-    _run_simple(_STATISTICS, y, _FORTH.pack(0.0, 0.0, 0.0, momentum, *places))
+    names = "mean", "var", "x", "running_mean", "running_var"
+    places = zip(names, _places(mean, var, y, running_mean, running_var), strict=True)
+    _run_simple(_STATISTICS, y, FORTH.of(momentum=momentum, **dict(places)))
 
 
 def pack(spikes: torch.Tensor, bits: torch.Tensor) -> None:
@@ -441,8 +439,8 @@ def unpack(bits: torch.Tensor, spikes: torch.Tensor) -> None:
 
 
 def _convert(pass_: int, spikes: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> None:
-    places = *(0,) * 5, source.data_ptr(), *(0,) * 4, target.data_ptr(), *(0,) * 6
-    _run_simple(pass_, spikes.view(1, 1, -1), _FORTH.pack(0.0, 0.0, 0.0, 0.0, *places))
+    places = FORTH.of(x=source.data_ptr(), spikes=target.data_ptr())
+    _run_simple(pass_, spikes.view(1, 1, -1), places)
 
 
 def _run_simple(pass_: int, x: torch.Tensor, forth: bytes) -> None:

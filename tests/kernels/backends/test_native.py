@@ -14,7 +14,7 @@ import torch
 
 from spiketriton_kernels import SHAPES, Surrogate, multistep_bn_lif, multistep_lif, use_backend
 from spiketriton_kernels.__main__ import main as build_ahead
-from spiketriton_kernels.backends import native
+from spiketriton_kernels.backends import call, native
 from spiketriton_kernels.kinds import forms
 from spiketriton_kernels.nn import ALIF, CLIF, ILIF, LIF, CuBaLIF, Leaky
 from tests.conftest import need_native
@@ -170,7 +170,7 @@ def test_processes_that_come_at_once_compile_once(monkeypatch, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(native._build, [torch.float32] * 3 + [torch.float64], ["lif"] * 4))
     assert len(compiled) == len({*found}) == 2
-    assert {*tmp_path.iterdir()} == {*found}
+    assert {*tmp_path.glob("*.*")} == {*found}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_an_interrupted_compiler_leaves_no_slower_library(code, said, monkeypatc
     with pytest.raises(native.CompilerError, match="interrupted"):
         native._build(torch.float32, "lif")
     assert len(calls) == 2
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("*.*")) == []
 
 
 def test_code_that_does_not_load_is_told_from_a_compiler_that_is_missing(monkeypatch, tmp_path):
@@ -202,6 +202,24 @@ def test_code_that_does_not_load_is_told_from_a_compiler_that_is_missing(monkeyp
     assert isinstance(found, native.CompilerError)
     for words in ("do not load", "kernels.so", "noexec", f"than {tmp_path}, by SPIKETRITON_CACHE"):
         assert words in str(found)
+
+
+def test_a_library_of_other_fields_is_refused(monkeypatch):
+    """A field that has another name, type or place is another call, even where it is as large."""
+    library = native.library(torch.float32)
+    assert library.spiketriton_call_digest() == call.DIGEST
+    fields = [field for part in call.PARTS for field in part.fields]
+    assert len({name for _, name in fields}) == len(fields)
+    monkeypatch.setattr(call, "DIGEST", call.DIGEST + 1)
+    with pytest.raises(AssertionError, match="disagree on the fields of a call"):
+        native.load.__wrapped__(torch.float32, "lif")
+
+
+def test_fields_are_packed_by_their_names():
+    mean, var = (call.FORTH.unpack(call.FORTH.of(**{name: 7})) for name in ("mean", "var"))
+    assert (mean.index(7), var.index(7)) == (4, 5)
+    with pytest.raises(TypeError, match="variance: accepted: eps, bn_scale, "):
+        call.FORTH.of(variance=1)
 
 
 def as_on_a_new_machine(monkeypatch, folder):
@@ -289,8 +307,8 @@ def test_a_whole_kind_serves_its_parts(monkeypatch, tmp_path):
 
     monkeypatch.setattr(native, "_compiled", compile_nothing)
     for kind, one, two, three, told in (
-        ("lif", "lif 0 1", "lif 0 2", "lif 1 2", 3),
-        ("clif", *(f"clif soft detached {shape}" for shape in ("atan", "sigmoid", "triangle")), 2),
+        ("lif", "lif 0 1", "lif 0 2", "lif 1 2", 4),
+        ("clif", *(f"clif soft detached {shape}" for shape in ("atan", "sigmoid", "triangle")), 3),
     ):
         built.clear()
         assert native._build(torch.float32, two) == native._build(torch.float32, two)
@@ -298,7 +316,7 @@ def test_a_whole_kind_serves_its_parts(monkeypatch, tmp_path):
         whole = native._build(torch.float32, kind)
         assert native._build(torch.float32, one) == whole
         assert native._build(torch.bfloat16, one) != whole
-        assert built == [(two, told), (three, told), (kind, 1 if told == 3 else 2), (one, told)]
+        assert built == [(two, told), (three, told), (kind, 2 if told == 4 else 3), (one, told)]
         assert native._build(torch.float32, two) == whole
 
 

@@ -16,7 +16,7 @@ struct Sums {
 
     explicit Sums(const Call &c)
         : norm(c.out_sums ? 2 * c.channels : 0), parameters(c.out_parameters ? c.rows * c.parameter_size : 0),
-          step_gain(c.out_step_gain ? c.steps : 0), probe(c.probe ? c.steps * PROBE_FIELDS : 0) {}
+          step_gain(c.out_step_gain ? c.steps : 0), probe(c.out_probe ? c.steps * PROBE_FIELDS : 0) {}
 
     void join(const Sums &more) {
         for (auto part : {&Sums::norm, &Sums::parameters, &Sums::step_gain})
@@ -44,8 +44,8 @@ struct Back {
     bool past, given, wanted;                       // given, wanted: whether carried gradients are, after the last step and before the first
 
     Back(const Call &c, const Place &at, int size_, bool past_)
-        : x(from<T>(c.x, at.start)), residual(from<T>(c.residual, at.start)), grad_s(from<T>(c.grad_s, at.start)),
-          grad_current(from<T>(c.grad_current, at.start)), out(from<T>(c.dx, at.start)), dy(from<T>(c.dy, at.start)),
+        : x(from<T>(c.x, at.start)), residual(from<T>(c.residual, at.start)), grad_s(from<T>(c.grad_spikes, at.start)),
+          grad_current(from<T>(c.grad_current, at.start)), out(from<T>(c.out_dx, at.start)), dy(from<T>(c.out_dy, at.start)),
           grad_trace(from<A>(c.grad_trace, at.start)), step_gain(reals(c.step_gain)), stride(c.neurons), size(size_), n(at.n),
           past(past_ && at.start % LANES == 0), given(c.grad_v_last || c.grad_m_last), wanted(c.out_v_init || c.out_m_init) {}
 };
@@ -170,7 +170,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Forth &replay, c
                 dx = w.x;
                 for (int k = 0; k < STATES; k++) by[k] = w.states[k];
                 if constexpr (MODE == OBSERVE) {
-                    if (c.probe) observe(w.unit, w.jump, w.spikes);
+                    if (c.out_probe) observe(w.unit, w.jump, w.spikes);
                 }
                 for (int p = 0; p < ROWS; p++)
                     if (LEARNS[RESET][p]) learn(p, w.learnt[p]);
@@ -198,7 +198,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Forth &replay, c
                     if constexpr (RESET == TO_ZERO_LEAK) by_v = reset ? V{} : by_v, v = reset ? V{} : v;
                 }
                 if constexpr (MODE == OBSERVE) {
-                    if (c.probe) {
+                    if (c.out_probe) {
                         observe(unit, r.decay * jump_of<RESET, ATTACHED>(r, h, slope), counted(Mask(h >= r.threshold)));
                     }
                     if (c.out_parameters) {
@@ -231,7 +231,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Forth &replay, c
         });
         if constexpr (MODE == OBSERVE) {
             if (c.out_step_gain) kept.sums->step_gain[t] += total(by_step_gain);
-            if (!c.probe) continue;
+            if (!c.out_probe) continue;
             double *fields = kept.sums->probe.data() + t * PROBE_FIELDS;
             for (int p = 0; p < PROBE_FIELDS; p++)
                 if (p != GRAD_INPUT_MAX) fields[p] += total(probe[p]);
@@ -328,9 +328,9 @@ void walk_back(const Call &c) {
     std::vector<Sums> sums(cut.chunks, Sums(c));
     // of several forms, what learns is compiled once
     const bool several = KIND == OWN && FORMS > 1 && LEARNING[c.reset];
-    const bool rare = c.probe || c.out_step_gain || c.grad_trace || several || (KIND != OWN && c.out_parameters);
+    const bool rare = c.out_probe || c.out_step_gain || c.grad_trace || several || (KIND != OWN && c.out_parameters);
     const int mode = rare ? OBSERVE : KIND == OWN && LEARNING[c.reset] ? LEARN : c.mean ? ACCUMULATE : WRITE;
-    const bool past = (!c.dx || streams(c, c.dx)) && (!c.dy || streams(c, c.dy));
+    const bool past = (!c.out_dx || streams(c, c.out_dx)) && (!c.out_dy || streams(c, c.out_dy));
     visit_blocks(c, norm, cut, [&](const Block &b) {
         return [&, kept = Kept(c, cut.padded(), mode)](const Place &at) mutable {
             kept.sums = &sums[at.chunk];
@@ -347,7 +347,7 @@ void walk_back(const Call &c) {
     write(joined.norm, (A *)c.out_sums);
     write(joined.parameters, (A *)c.out_parameters);
     write(joined.step_gain, (A *)c.out_step_gain);
-    write(joined.probe, c.probe);
+    write(joined.probe, c.out_probe);
 }
 
 // Second pass of batch norm where dL/dx is stored: dy = scale * dz + (slope * (x - mean) + offset). dy may be dL/dx.
@@ -371,7 +371,7 @@ void norm_block(const Block &b, const Back &s, int64_t steps) {
 }
 
 void norm_backward(const Call &c) {
-    const bool past = streams(c, c.dy);
+    const bool past = streams(c, c.out_dy);
     const Cut cut(c);
     visit_blocks(c, Norm(c), cut, [&](const Block &b) {
         return [&](const Place &at) { norm_block(b, Back(c, at, b.size, past), c.steps); };
@@ -380,12 +380,12 @@ void norm_backward(const Call &c) {
 
 // The walk back, and through the statistics of a batch the second pass, from dL/dx in the place of dy where nobody wants it.
 void backward(const Call &c) {
-    if (!c.dy || c.count == 0 || c.sums) return walk_back(c);
+    if (!c.out_dy || c.count == 0 || c.sums) return walk_back(c);
     Call first = c, second = c;
-    first.dx = c.dx ? c.dx : c.dy;
-    first.dy = nullptr;
+    first.out_dx = c.out_dx ? c.out_dx : c.out_dy;
+    first.out_dy = nullptr;
     walk_back(first);
-    second.grad_s = first.dx;
+    second.grad_spikes = first.out_dx;
     second.sums = c.out_sums;
     second.out_step_gain = nullptr;
     norm_backward(second);

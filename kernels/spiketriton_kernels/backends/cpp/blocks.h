@@ -1,38 +1,17 @@
-// A call, and how its neurons are cut: chunks for the threads, blocks inside them, and what the constants are there.
+// How the neurons of a call are cut (SPIKETRITON_CALL, printed by call.py): chunks for the threads, blocks inside them, and
+// what the constants are there.
 //
 // A time step is one gapless block of `neurons` elements; the element at offset n has channel (n / inner) % channels.
 
 #pragma once
 
+#include SPIKETRITON_CALL
 #include "neurons.h"
 
 namespace {
 
 using T = Element;
 using A = Accumulator;
-
-// Mirrored field by field in native.py: the input, the neuron, the norm with what every pass reads and what a forward pass
-// writes, what a walk back reads and writes besides.
-struct Call {
-    int64_t steps, neurons, channels, inner;
-    int32_t threads, measures;
-
-    int32_t reset, detach_reset;                            // OWN: reset is the number of the step
-    int64_t rows, parameter_size, sizes[PARAMETERS];
-    double numbers[GIVEN], v_reset, v_start;
-    const void *parameters[PARAMETERS];                     // float (double for double), null: the number; the first may have all
-
-    double eps, bn_scale, count, momentum;
-    void *mean, *var;                                       // null: no norm; filled first where the call measures
-    const void *weight, *bias, *step_gain;                  // as the parameters
-    const void *x, *v_init, *m_init, *residual, *spike_add;
-    void *spikes, *v_last, *m_last, *trace, *current, *running_mean, *running_var;
-
-    const void *grad_s, *grad_v_last, *grad_m_last, *grad_trace, *grad_current, *sums;
-    void *dx, *dy, *out_sums, *out_v_init, *out_parameters, *out_step_gain;
-    float *probe;
-    void *out_m_init;
-};
 
 inline const A *reals(const void *of) { return static_cast<const A *>(of); }
 
@@ -121,13 +100,13 @@ struct Norm {
 
     explicit Norm(const Call &c) {
         if (!c.mean) return;
-        for (int v = 0; v < (c.grad_s ? OF_NORM : SLOPE); v++) of[v].resize(size_t(c.channels));
+        for (int v = 0; v < (c.grad_spikes ? OF_NORM : SLOPE); v++) of[v].resize(size_t(c.channels));
         for (int64_t k = 0; k < c.channels; k++) {
             const A rstd = A(1) / std::sqrt(reals(c.var)[k] + A(c.eps)), affine = (c.weight ? reals(c.weight)[k] : A(1)) * A(c.bn_scale);
             of[MEAN][k] = reals(c.mean)[k];
             of[SCALE][k] = affine * rstd;
             of[BIAS][k] = c.bias ? reals(c.bias)[k] : A(0);
-            if (!c.grad_s) continue;
+            if (!c.grad_spikes) continue;
             of[RSTD][k] = rstd;
             of[AFFINE][k] = affine;
             if (!c.sums) continue;
@@ -174,7 +153,7 @@ struct Block {
         if (KIND != OWN) inverse_width.resize(padded);
         if (KIND != OWN && c.reset == TO_RESET_LEAK) leak.resize(padded);
         for (int v = 0; c.mean && v < OF_NORM; v++)
-            if (v <= BIAS || (v <= OFFSET ? c.dy : c.out_step_gain)) of[v].resize(padded);
+            if (v <= BIAS || (v <= OFFSET ? c.out_dy : c.out_step_gain)) of[v].resize(padded);
     }
 
     // Whether each constant is one number in the block at hand.

@@ -49,4 +49,6 @@ void run(const Call &c, int pass) {
 
 extern "C" void spiketriton_run(const Call *call, int pass) { run(*call, pass); }
 
+// Of the fields that this was compiled with, and how large they are.
+extern "C" int64_t spiketriton_call_digest() { return CALL_DIGEST; }
 extern "C" int spiketriton_call_size() { return int(sizeof(Call)); }
