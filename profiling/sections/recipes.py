@@ -18,6 +18,7 @@ IMAGES = {
     "imagefolder": (3, 224, 10),
     "cifar10": (3, 32, 10),
     "cifar100": (3, 32, 100),
+    "tiny_imagenet": (3, 64, 200),
     "synthetic": (3, 32, None),
     "fashion_mnist": (1, 28, 10),
     "cluttered_fashion_mnist": (1, 40, 10),

@@ -26,6 +26,7 @@ Images = Literal[
     "imagenette",
     "cifar10",
     "cifar100",
+    "tiny_imagenet",
     "fashion_mnist",
     "cluttered_fashion_mnist",
     "imagefolder",

@@ -221,13 +221,15 @@ class DataConfig(TableOfPart):
     path: ClassVar[str] = "data"
 
     name: Literal[Images, Events] = key(...)
-    """data set; `synthetic`: random images for benchmarks; the last six are recordings of event cameras"""
+    """data set; `tiny_imagenet`: 200 classes at 64x64; `synthetic`: random images for benchmarks; the last six are
+    recordings of event cameras"""
     root: str = key("data")
     """folder of the data sets; `digits` and `synthetic` need none"""
     variant: Literal["full", "320px", "160px"] = key("320px", only={"data.name": ("imagenette",)})
     """archive of Imagenette: full size, or a shorter side of 320 or 160 pixels"""
     image_size: int = key(0, numbers=COUNT_OR_ZERO)
-    """side in pixels of the images that the network sees; 0: the data set's"""
+    """side in pixels of the images that the network sees; 0: the data set's, or that of an `imagefolder`'s images
+    where all have one size below 224"""
     augment: Literal["none", "standard", "strong"] = key("standard")
     """random changes of the training images: none, small shifts or crops, or more"""
     download: bool = key(True)

@@ -1,21 +1,18 @@
-"""`cifar10` and `cifar100`.
+"""`cifar10` and `cifar100`, from their archives or from class folders of the same images.
 
 Mean and deviation are those of the training images in 0..1, in common use.
 """
-
-from dataclasses import replace
 
 import numpy as np
 from torchvision import datasets
 
 from spiketriton import plugins
 from spiketriton.config import DataConfig
-from spiketriton.data.decoded import decoded
+from spiketriton.data.decoded import of_small_images
 from spiketriton.data.download import RemoteFile, data_root, describe_missing, unpacked
-from spiketriton.data.photographs import class_folders, of_folders
+from spiketriton.data.photographs import class_folders
 from spiketriton.data.sources import Source
-from spiketriton.data.splits import ArraySplit, FileSplit, folders_of_splits
-from spiketriton.system.errors import UserError
+from spiketriton.data.splits import ArraySplit
 
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
@@ -55,43 +52,25 @@ def _cifar(
     )
 
 
-@plugins.data("cifar10")
-def cifar10(config: DataConfig) -> Source:
-    """CIFAR-10 from its archive or, where data.root has none, from class folders: see `class_folders`.
-
-    Of these the run says that they are not the original pixels.
-    """
-    root, archive = data_root(config), datasets.CIFAR10
-    whole = (root / archive.base_folder).is_dir() or (root / archive.filename).exists()
+def _archive_or_folders(
+    dataset: type[datasets.CIFAR10],
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    config: DataConfig,
+) -> Source:
+    """The archive's images or, where data.root has no archive, those of class folders: see `class_folders`."""
+    root = data_root(config)
+    whole = (root / dataset.base_folder).is_dir() or (root / dataset.filename).exists()
     folder = None if whole else class_folders(config)
     if folder is None:
-        return _cifar(archive, CIFAR10_STATISTICS, config)
-    source = of_folders(folder, folders_of_splits(folder, config, "small images"), config)
-    files = [split for split in (source.train, source.test) if isinstance(split, FileSplit)]
-    train, test = (decoded(config, split) for split in files)
-    if train.shape[1:] != test.shape[1:]:
-        side, other = ("x".join(map(str, images.shape[2:])) for images in (train, test))
-        raise UserError(
-            f"{config.name}: {files[1].path(0)} is {other} pixels, the training images {side}; accepted: "
-            "one size"
-        )
-    lossy = any(
-        path.lower().endswith((b".jpg", b".jpeg")) for split in files for path in split.paths
-    )
-    note = f"images of class folders in {folder}, not CIFAR-10's archive"
-    if lossy:
-        note += "; JPEG has changed their pixels, which costs accuracy: say so beside a result"
-    return replace(
-        source,
-        train=ArraySplit(train, source.train.labels),
-        test=ArraySplit(test, source.test.labels),
-        image_size=32,
-        statistics=CIFAR10_STATISTICS,
-        move="crop",
-        note=note,
-    )
+        return _cifar(dataset, statistics, config)
+    return of_small_images(folder, config, image_size=32, statistics=statistics)
+
+
+@plugins.data("cifar10")
+def cifar10(config: DataConfig) -> Source:
+    return _archive_or_folders(datasets.CIFAR10, CIFAR10_STATISTICS, config)
 
 
 @plugins.data("cifar100")
 def cifar100(config: DataConfig) -> Source:
-    return _cifar(datasets.CIFAR100, CIFAR100_STATISTICS, config)
+    return _archive_or_folders(datasets.CIFAR100, CIFAR100_STATISTICS, config)

@@ -8,6 +8,7 @@ array. The file appears whole or not at all. One process writes it, others wait 
 
 import hashlib
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +17,72 @@ from rich.filesize import decimal
 
 from spiketriton.config import DataConfig
 from spiketriton.data.download import one_process_at_a_time
+from spiketriton.data.photographs import of_folders
 from spiketriton.data.preparing import file_keys, in_chunks, in_processes, kept_in, say, workers_of
-from spiketriton.data.splits import FileSplit
+from spiketriton.data.sources import Held, Source
+from spiketriton.data.splits import ArraySplit, FileSplit, folders_of_splits
 from spiketriton.system.errors import UserError
 
+JPEG = (b".jpg", b".jpeg")
 FOLDER = ".decoded_images"  # in data.root
 VERSION = 1  # of the pixels: another one for the same files if they are decoded otherwise
+
+
+def of_small_images(
+    folder: Path,
+    config: DataConfig,
+    *,
+    image_size: int,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+) -> Source:
+    """A data set of images of one size in class folders: train, and val or test. The run says where they lie, and
+    whether they are JPEGs, whose pixels are not the original ones.
+
+    UserError: a folder is missing or has other classes than the other; an image is damaged or of another size.
+    """
+    names = folders_of_splits(folder, config, "small images")
+    source = of_folders(folder, names, config)
+    lossy = any(path.lower().endswith(JPEG) for path in _files_of(source.train).paths)
+    note = f"images of class folders in {folder}, not {config.name}'s archive"
+    if lossy:
+        note += "; JPEG has changed their pixels, which costs accuracy: say so beside a result"
+    return in_memory(source, config, image_size=image_size, statistics=statistics, note=note)
+
+
+def in_memory(
+    source: Source,
+    config: DataConfig,
+    *,
+    image_size: int,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    note: str = "",
+) -> Source:
+    """The source of files with its images decoded: arrays that are moved as small images are.
+
+    UserError: an image is damaged or of another size than the first training image.
+    """
+    train_files, test_files = _files_of(source.train), _files_of(source.test)
+    train, test = decoded(config, train_files), decoded(config, test_files)
+    if train.shape[1:] != test.shape[1:]:
+        side, other = ("x".join(map(str, images.shape[2:])) for images in (train, test))
+        raise UserError(
+            f"{config.name}: {test_files.path(0)} is {other} pixels, the training images {side}; "
+            "accepted: one size"
+        )
+    return replace(
+        source,
+        train=ArraySplit(train, source.train.labels),
+        test=ArraySplit(test, source.test.labels),
+        image_size=image_size,
+        statistics=statistics,
+        move="crop",
+        note=note,
+    )
+
+
+def _files_of(split: Held) -> FileSplit:
+    assert isinstance(split, FileSplit)
+    return split
 
 
 def decoded(config: DataConfig, split: FileSplit) -> np.ndarray:

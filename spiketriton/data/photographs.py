@@ -3,6 +3,7 @@
 Mean and deviation are those of the training images in 0..1: ImageNet's, in common use.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,7 +53,7 @@ def imagenette(config: DataConfig) -> Source:
     for split in filter(None, (source.train, source.test, source.validation)):
         assert isinstance(split, FileSplit)
         split.classes = classes
-    return replace(source, classes=classes, place=given)
+    return sized(replace(source, classes=classes, place=given), config)
 
 
 _IMAGENETTE_CLASSES = {
@@ -83,8 +84,9 @@ def imagefolder(config: DataConfig) -> Source:
     """
     root = data_root(config)
     if isinstance(config.validation, str) or not _holds_classes(root):
-        return of_folders(root, folders_of_splits(root, config, "images"), config)
-    whole = _files(root, config)
+        source = of_folders(root, folders_of_splits(root, config, "images"), config)
+        return sized(source, config, own_side=True)
+    whole = class_files(root, config)
     start = len(os.fsencode(root)) + 1
     names = (blake2b(path[start:], digest_size=8).digest() for path in whole.paths)
     draws = np.frombuffer(b"".join(names), np.uint64)
@@ -96,7 +98,37 @@ def imagefolder(config: DataConfig) -> Source:
             f"{config.name}: {root / whole.classes[alone[0]]} has one image; accepted: two or more, one of them to test"
         )
     note = f"{root} has no train folder: a fifth of each class is tested, drawn by the files' names"
-    return _of_files(train, test, note=note)
+    return sized(of_splits(train, test, note=note), config, own_side=True)
+
+
+_LOOKED_AT = 64  # images, spread over the training images
+
+
+def sized(source: Source, config: DataConfig, *, own_side: bool = False) -> Source:
+    """The source, which says where images are enlarged to what the network sees.
+
+    own_side: where all that are looked at have one size below that, and data.image_size is not given, their shorter
+    side is what the network sees. Files that cannot be read are passed over here: they are named when they are read.
+    """
+    assert isinstance(source.train, FileSplit)
+    sizes = []
+    for at in np.unique(np.linspace(0, len(source.train) - 1, _LOOKED_AT, dtype=np.int64)):
+        with contextlib.suppress(UserError):
+            sizes += [photo.size for photo in source.train.read(np.array([at]))]
+    side = config.image_size or source.image_size
+    small = [size for size in sizes if min(size) < side]
+    if not small:
+        return source
+    (width, height), alike = small[0], len({*sizes}) == 1
+    if own_side and alike and not config.image_size:
+        note = f"images of {width}x{height} pixels are seen at {min(small[0])}x{min(small[0])}, not at {side}x{side}"
+        source = replace(source, image_size=min(small[0]))
+    else:
+        share = "" if len(small) == len(sizes) else f"{len(small)} of {len(sizes)} "
+        what = f"{width}x{height} pixels" if alike else f"fewer than {side} pixels a side"
+        note = f"{share}images of {what} are enlarged to {side}x{side}"
+    note += ": data.image_size sets what the network sees"
+    return replace(source, note="; ".join(filter(None, (source.note, note))))
 
 
 def _holds_classes(root: Path) -> bool:
@@ -111,7 +143,7 @@ def _holds_classes(root: Path) -> bool:
 IMAGE_ENDINGS = (*datasets.folder.IMG_EXTENSIONS, ".gif")
 
 
-def _is_image(path: str) -> bool:
+def is_image(path: str) -> bool:
     name = path.rpartition("/")[2].lower()
     return name.endswith(IMAGE_ENDINGS) and not name.startswith(".")
 
@@ -129,7 +161,7 @@ class _VisibleFolders(datasets.ImageFolder):
 
 def of_folders(folder: Path, names: Sequence[str], config: DataConfig) -> Source:
     """Splits of a tree of class folders, which must have the same classes: train, test, validation."""
-    train, test, *more = others = [_files(folder / name, config) for name in names]
+    train, test, *more = others = [class_files(folder / name, config) for name in names]
     for name, other in zip(names, others, strict=True):
         if train.classes != other.classes:
             raise UserError(
@@ -137,19 +169,19 @@ def of_folders(folder: Path, names: Sequence[str], config: DataConfig) -> Source
                 f"only in {names[0]}: {some(sorted({*train.classes} - {*other.classes})) or 'none'}; "
                 f"only in {name}: {some(sorted({*other.classes} - {*train.classes})) or 'none'}"
             )
-    return _of_files(train, test, more[0] if more else None)
+    return of_splits(train, test, more[0] if more else None)
 
 
-def _files(folder: Path, config: DataConfig) -> FileSplit:
+def class_files(folder: Path, config: DataConfig) -> FileSplit:
     """The images of class folders. UserError: no folder, no class folder, no images, no permission."""
     try:
-        found = _VisibleFolders(folder, loader=str, is_valid_file=_is_image)
+        found = _VisibleFolders(folder, loader=str, is_valid_file=is_image)
     except OSError as error:
         raise UserError(f"{config.name}: {folder}: {one_line(error)}") from error
     return FileSplit(found.samples, found.classes)
 
 
-def _of_files(
+def of_splits(
     train: FileSplit, test: FileSplit, validation: FileSplit | None = None, note: str = ""
 ) -> Source:
     return Source(

@@ -169,25 +169,128 @@ def make_small_images(
     return {split: images.transpose(0, 3, 1, 2) for split, images in pixels.items()}
 
 
-@pytest.mark.parametrize(("place", "test_name"), [("cifar10", "test"), (".", "val")])
-def test_cifar10_from_class_folders(tmp_path, place, test_name):
+@pytest.mark.parametrize(
+    ("name", "place", "test_name"),
+    [("cifar10", "cifar10", "test"), ("cifar10", ".", "val"), ("cifar100", "cifar100", "test")],
+)
+def test_cifar_from_class_folders(tmp_path, name, place, test_name):
     pixels = make_small_images(tmp_path / place, ("train", test_name))
-    recipe = data_recipe("cifar10", tmp_path, data='augment = "none"')
+    recipe = data_recipe(name, tmp_path, data='augment = "none"')
     data = build_data(recipe)
     assert data.classes == ("airplane", "bird")
     assert (data.train.images, data.test.images, data.image_size) == (12, 12, 32)
     images, labels = all_of(data.test)
     assert labels.tolist() == [0] * 6 + [1] * 6
     expected = torch.from_numpy(pixels[test_name]).float()
-    torch.testing.assert_close(raw(images, "cifar10", recipe), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(raw(images, name, recipe), expected, atol=1e-3, rtol=0)
     assert data.facts.move == "crop"  # with padding, and flipped
-    mentions(data.note, tmp_path / place, "not CIFAR-10's archive")
+    mentions(data.note, tmp_path / place, f"not {name}'s archive")
     assert "JPEG" not in data.note
 
 
 def test_cifar10_says_that_jpegs_are_not_the_original_pixels(tmp_path):
     make_small_images(tmp_path / "cifar10", ending="jpg")
     mentions(build_data(data_recipe("cifar10", tmp_path)).note, "JPEG", "costs accuracy")
+
+
+def make_tiny_imagenet(folder: Path) -> dict[str, list[np.ndarray]]:
+    """Three classes of its layout, two images each in train (one of them grey) and in val; the pixels, in the order
+    of the reader, as the JPEGs have them."""
+    rng = np.random.default_rng(1)
+    wnids = ("n01443537", "n01629819", "n02085620")
+    words = {"n01443537": "goldfish, Carassius auratus", "n01629819": "goldfish"}
+    (folder / "val" / "images").mkdir(parents=True)
+    (folder / "words.txt").write_text("".join(f"{wnid}\t{name}\n" for wnid, name in words.items()))
+    pixels: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+
+    def made(path: Path, grey: bool) -> np.ndarray:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (64, 64) if grey else (64, 64, 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
+        return np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1)
+
+    lines = []
+    for at, wnid in enumerate(wnids):
+        for copy in range(2):
+            path = folder / "train" / wnid / "images" / f"{wnid}_{copy}.JPEG"
+            pixels["train"].append(made(path, grey=copy == 1))
+            name = f"val_{5 - 2 * at - copy}.JPEG"  # not in the order of the classes
+            pixels["val"].append(made(folder / "val" / "images" / name, grey=False))
+            lines.append(f"{name}\t{wnid}\t0\t0\t62\t62\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    return pixels
+
+
+@pytest.mark.parametrize(
+    "place", ["tiny_imagenet", "tiny-imagenet-200", "tiny_imagenet/tiny-imagenet-200", "."]
+)
+def test_tiny_imagenet_in_its_own_layout(tmp_path, place):
+    pixels = make_tiny_imagenet(tmp_path / place)
+    recipe = data_recipe("tiny_imagenet", tmp_path, data='augment = "none"')
+    data = build_data(recipe)
+    assert data.classes == ("goldfish (n01443537)", "goldfish (n01629819)", "n02085620")
+    assert (data.train.images, data.test.images, data.image_size) == (6, 6, 64)
+    images, labels = all_of(data.test)
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    expected = torch.from_numpy(np.stack(pixels["val"])).float()
+    torch.testing.assert_close(raw(images, "tiny_imagenet", recipe), expected, atol=1e-3, rtol=0)
+    train = build_data(data_recipe("tiny_imagenet", tmp_path)).train.dataset.split
+    assert np.array_equal(train.images, np.stack(pixels["train"]))
+    assert data.facts.move == "crop"
+
+
+@pytest.mark.parametrize("how", ["no annotations", "unknown image", "unknown class", "no line"])
+def test_a_damaged_tiny_imagenet(tmp_path, how):
+    folder = tmp_path / "tiny-imagenet-200"
+    make_tiny_imagenet(folder)
+    path = folder / "val" / "val_annotations.txt"
+    words: tuple[object, ...] = (path, "line 1")
+    lines = path.read_text()
+    if how == "no annotations":
+        path.unlink()
+        words = (path, "cannot be read", "accepted", "val/images")
+    elif how == "unknown image":
+        path.write_text(lines.replace("val_5.JPEG", "val_77.JPEG"))
+        words += ("no image", "val_77.JPEG")
+    elif how == "unknown class":
+        path.write_text(lines.replace("n01443537", "n07777777"))
+        words += ("n07777777", "no class")
+    else:
+        path.write_text(lines.partition("\n")[2])
+        words = (path, "no line for", "val_5.JPEG")
+    mentions(mistake(data_recipe("tiny_imagenet", tmp_path)), *words)
+
+
+def test_without_tiny_imagenet_its_archive_is_named(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)  # of another data set
+    message = mistake(data_recipe("tiny_imagenet", tmp_path, data="download = false"))
+    mentions(message, "tiny-imagenet-200.zip", tmp_path, "data.download is false")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "image_size", "seen", "words"),
+    [
+        ([(32, 32)], 0, 32, ("images of 32x32 pixels are seen at 32x32, not at 224x224",)),
+        ([(40, 32)], 0, 32, ("images of 40x32 pixels are seen at 32x32",)),
+        ([(32, 32)], 48, 48, ("images of 32x32 pixels are enlarged to 48x48", "data.image_size")),
+        ([(32, 32), (300, 240)], 0, 224, ("fewer than 224 pixels", "enlarged to 224x224")),
+        ([(32, 32)], 24, 24, ()),
+        ([(300, 240)], 0, 224, ()),
+    ],
+)
+def test_images_of_a_folder_are_not_enlarged_without_a_word(
+    tmp_path, sizes, image_size, seen, words
+):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            for at in range(4):
+                path = tmp_path / split / name / f"{at}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", sizes[at % len(sizes)]).save(path)
+    data = build_data(data_recipe("imagefolder", tmp_path, data=f"image_size = {image_size}"))
+    assert data.image_size == seen
+    mentions(data.note, *words)
+    assert bool(data.note) == bool(words)
 
 
 def test_the_archive_of_cifar10_comes_before_class_folders(cifar_archives):
