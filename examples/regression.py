@@ -26,10 +26,10 @@ class Places(Task):
     score, higher_is_better = "distance", False  # in pixels, the mean over images
 
     def loss(self, currents, targets):
-        return (currents.mean(0) - targets).square().mean()
+        return (self.reading(currents) - targets).square().mean()
 
-    def measure(self, answers, targets):
-        return 4.5 * (answers - targets).norm(dim=1).sum()
+    def measure(self, currents, targets):
+        return 4.5 * (self.reading(currents) - targets).norm(dim=1).sum()
 
     def chance(self, targets):  # of always answering with the middle
         return float(4.5 * (targets - targets.mean(0)).norm(dim=1).mean())

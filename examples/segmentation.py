@@ -29,10 +29,10 @@ class Pixels(Task):
     score, share, dense, targets = "iou", True, True, torch.int64
 
     def loss(self, currents, targets):
-        return cross_entropy(currents.mean(0), targets)
+        return cross_entropy(self.reading(currents), targets)
 
-    def measure(self, answers, targets):  # pixels of both, and of one of the two
-        found = answers.argmax(1)
+    def measure(self, currents, targets):  # pixels of both, and of one of the two
+        found = self.reading(currents).argmax(1)
         return torch.stack([(found & targets).sum(), (found | targets).sum()])
 
     def value(self, sums, images):

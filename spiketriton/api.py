@@ -347,9 +347,9 @@ class Run:
 
     @torch.inference_mode()
     def predict(self, images: Tensor | np.ndarray | Sequence[Any], batch_size: int = 0) -> Tensor:
-        """Probabilities [B, K] of the classes, float32 on the CPU: softmax of the mean logits.
+        """Probabilities [B, K] of the classes, float32 on the CPU: softmax of the logits that `loss.read` names.
 
-        Of another task what its `predict` makes of the mean over time of the answers, [B, ...].
+        Of another task what its `predict` makes of the currents [T, B, ...].
 
         Images are prepared as the recipe prepares its test images: resized, cropped, normalised.
 
@@ -369,7 +369,7 @@ class Run:
             for batch, _ in test:
                 with self._run.autocast():
                     currents = self.model(self._run.to_device(batch))
-                found.append(task.predict(currents.float().mean(0)).cpu())
+                found.append(task.predict(currents.float()).cpu())
         return torch.cat(found)
 
     def evaluate(self, steps: int | None = None) -> Evaluation:

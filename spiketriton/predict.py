@@ -33,7 +33,8 @@ Of a folder, all image files in it and below are answered. A file that cannot be
 answered, and the exit code is 2.
 
 Images are prepared as the recipe prepares its test images: resized, cropped, normalised. The numbers are
-probabilities: the softmax of the mean logits over time. Neither the data nor the recipe's file is needed."""
+probabilities: the softmax of the logits that loss.read names: their mean over time or the last.
+Neither the data nor the recipe's file is needed."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

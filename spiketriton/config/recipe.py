@@ -436,7 +436,10 @@ class LossConfig(TableOfPart):
     path: ClassVar[str] = "loss"
 
     kind: Literal[Loss] = key("cross_entropy")
-    """cross-entropy of the mean logits over time, or TET: the mean of the losses of the time steps"""
+    """cross-entropy of what is read, or TET: the mean of the losses of all time steps"""
+    read: Literal["mean", "last"] = key("mean")
+    """the answer: the mean of the logits over time, or those of the last step; what the loss, the score and `predict`
+    read. TET's loss is of every step either way"""
     label_smoothing: float = key(0.0, numbers=SHARE)
     """probability that is distributed evenly over all classes"""
     class_weights: tuple[float, ...] | Literal["none", "balanced"] = key(

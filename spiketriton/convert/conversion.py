@@ -36,6 +36,7 @@ from spiketriton.training.trained import TrainedRun
 from spiketriton.training.weights import save_run
 
 CHANGES = (
+    "loss.read=mean",  # what a converted net answers is a rate
     "model.norm=none",
     "model.memory=standard",
     "neuron.kind=if",

@@ -25,8 +25,8 @@ examples:
   spiketriton evaluate runs/fashion data.root=/data --json > answer.json
 
 Writes evaluation.json and pictures to DIR (RUN/evaluation); files of another run there are not
-overwritten but named. The prediction after t steps is that of the mean logits of the first t, for every t from
-one pass. docs/evaluation.md explains what is counted and how."""
+overwritten but named. The prediction after t steps is read of the first t as `loss.read` says, for every t from
+one pass: their mean logits, or those of step t. docs/evaluation.md explains what is counted and how."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

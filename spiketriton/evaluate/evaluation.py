@@ -47,19 +47,22 @@ def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> 
         test = dataclasses.replace(test, batch_size=batch_size)
     counter, work, uncounted = _counter(run, test, last)
     chunks = _chunks_of_window(run, first_images(test), last)
-    first = 0 if model.answers_each_step else last - 1  # the step of the first answer
-
     task, images_seen = data.task, 0
+    # the step of the first answer
+    first = 0 if model.answers_each_step and not task.whole else last - 1
     sums, confusion = [torch.zeros(())] * (last - first), torch.zeros(())
     images_per_s = _images_per_s(run, test)
     with counter.watching(model):
         for images, given in with_bar(test, f"{run.folder.path.name}, {last} time steps"):
             targets = given.to(run.device)
             images_seen += len(targets)
-            for t, answers in enumerate(_answers(run, images, chunks, counter.follow)):
-                sums[t] = sums[t].to(run.device) + task.summed(answers, targets)
-                if task.classifies and t == run.time_steps - 1 - first:
-                    confusion = confusion.to(run.device) + _confusion(answers, targets)
+            currents = _window_of(run, images, chunks, counter.follow)
+            for t, found in enumerate(task.summed_so_far(currents, targets)):
+                sums[t] = sums[t].to(run.device) + found
+            if task.classifies:
+                within = run.time_steps if len(currents) == last else len(currents)
+                answers = task.reading(currents[:within])
+                confusion = confusion.to(run.device) + _confusion(answers, targets)
     scores = [task.scored(one.cpu(), images_seen) for one in sums]
     wide = [(math.nan, math.nan)] * len(scores)
     if task.of_images:
@@ -86,6 +89,7 @@ def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> 
         uncounted=uncounted,
         classes=list(data.classes),
         time_steps=run.time_steps,
+        read=task.reading.words,
         values=[math.nan] * first + [one.value for one in scores],
         score=task.score,
         share=task.share,
@@ -192,25 +196,19 @@ def _chunks_of_window(run: TrainedRun, images: Tensor, steps: int) -> Chunks:
     chunks = [(start, end - start) for start, end in itertools.pairwise([0, *ends])]
     if len(chunks) == 1 or not run.model.streams:
         return [(0, steps)]
-    images = run.to_device(images)
-    whole, cut = (torch.cat([*_currents(run, images, x)]) for x in ([(0, steps)], chunks))
+    whole, cut = (_window_of(run, images, x) for x in ([(0, steps)], chunks))
     far = (cut - whole).abs().mean()
     return chunks if far <= AGREEMENT * whole.abs().mean() else [(0, steps)]
 
 
-def _answers(
+def _window_of(
     run: TrainedRun, images: Tensor, chunks: Chunks, follow: Follow = lambda *_: None
-) -> Iterator[Tensor]:
-    """The mean current [B, ...] after each step of the `chunks` of a window, float32. To be read to the end.
+) -> Tensor:
+    """The currents [T, B, ...] of all steps of the `chunks` of a window; one where the network answers once.
 
     follow: told the start and length of each chunk before the model is given it.
     """
-    total = torch.zeros((), dtype=torch.float64, device=run.device)
-    steps = itertools.count(1)
-    for currents in _currents(run, run.to_device(images), chunks, follow):
-        for current in currents.double():  # no cumsum, which CUDA refuses under train.deterministic
-            total = total + current
-            yield (total / next(steps)).float()
+    return torch.cat([*_currents(run, run.to_device(images), chunks, follow)])
 
 
 def _currents(
@@ -237,8 +235,7 @@ def _images_per_s(run: TrainedRun, test: TestSet) -> float:
     batches = [run.to_device(images) for images, _ in some]
     first, *timed = batches * 2 if len(batches) == 1 else batches
     chunks = _chunks_of_window(run, first, run.time_steps)
-    for _ in _answers(run, first, chunks):
-        pass
+    _window_of(run, first, chunks)
     _wait(run.device)
     start = time.perf_counter()
     for images in timed:
@@ -262,14 +259,15 @@ def _has_samples(run: TrainedRun) -> bool:
 
 def _samples(run: TrainedRun) -> list[Sample]:
     """The first test recording of each of a few classes, and the answers to it."""
-    test = run.data.test
+    test, task = run.data.test, run.data.task
     labels = test.dataset.split.labels[torch.from_numpy(test.members)]
     firsts = [int(at[0]) for at in (labels.eq(c).nonzero() for c in labels.unique()) if len(at)]
     chosen = test.members[np.array(firsts[:SAMPLES])]
     frames = test.dataset.split.read(chosen)
     images = test.dataset.whole(frames)
-    means = _answers(run, images, _chunks_of_window(run, images, run.time_steps))
-    answers = torch.stack([one.argmax(1) for one in means]).cpu()
+    currents = _window_of(run, images, _chunks_of_window(run, images, run.time_steps))
+    each = task.reading.so_far(currents)
+    answers = torch.stack([one.argmax(1) for one in each]).cpu()
     classes = run.data.classes
     return [
         Sample.of(classes[int(test.dataset.split.labels[index])], frame, [classes[a] for a in said])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spiketriton.neurons import told_of_spikes
+from spiketriton.plugins.tasks import Reading
 from spiketriton.training.trained import TrainedRun
 
 SHOWN = 24  # neurons of each layer, at even distances
@@ -24,7 +25,7 @@ class Raster:
 
     label: str
     answers: list[str]  # after each time step
-    shares: list[float]  # softmax of the mean current of that answer, 0 to 1
+    shares: list[float]  # softmax of the currents read so far, of that answer, 0 to 1
     image: list[list[Any]]  # rows from the top of values 0..255: grey, or [red, green, blue]
     spikes: dict[str, list[list[int]]]  # layer: [time step, neuron], 0 or 1
 
@@ -38,9 +39,9 @@ def raster_of(run: TrainedRun) -> Raster | None:
     images = run.to_device(images[:1])
     spikes: dict[str, list[list[int]]] = {}
     with told_of_spikes(run.model.spiking_layers(), partial(_keep, spikes)), run.autocast():
-        currents = run.model(images, run.time_steps).double()[:, 0].cpu()
-    steps = torch.arange(1, len(currents) + 1).view(-1, 1)
-    share, answer = (currents.cumsum(0) / steps).softmax(1).max(1)
+        currents = run.model(images, run.time_steps)[:, 0].cpu()
+    answers = [*Reading(run.recipe.loss.read).so_far(currents)]
+    share, answer = torch.stack(answers).softmax(1).max(1)
     classes = run.data.classes
     return Raster(
         label=classes[int(labels[0])],

@@ -75,6 +75,7 @@ class Evaluation:
     images: int
     classes: list[str]
     time_steps: int  # T of the recipe; values without a time axis are at T
+    read: str  # of the currents, which is the answer: "mean over time" or "last time step", of the first t
     values: list[float]  # the score: the accuracy, or that of the recipe's task
     interval: list[tuple[float, float]]  # 95 %, Wilson; nan of a score that is no share of images
     confusion: list[list[int]]  # [true class][answer]; empty of a task without classes

@@ -32,6 +32,8 @@ def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> N
     name = in_words(first.at(first.time_steps))
     note = f", synthetic images: the {name} means nothing" if first.synthetic else ""
     say(console, f"{first.tested} of {first.data}{note}; {first.device}")
+    reads = dict.fromkeys(one.read for one in evaluations)
+    say(console, f"read: {', '.join(reads)}")
     if first.checkpoint == "best":
         say(console, f"checkpoint: best, chosen by its validation {name}")
     console.print()

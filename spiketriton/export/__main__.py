@@ -115,6 +115,7 @@ def exported(
     from spiketriton.evaluate.tables import replayed
     from spiketriton.export.exports import CLOSE, export_nir, export_onnx, export_torch
     from spiketriton.export.weights import export_safetensors
+    from spiketriton.plugins.tasks import Reading
 
     path = Path(out or run.folder.path / (run.recipe.name + FORMATS[to].ending))
     calls = f"image(s) per call, {run.time_steps} time steps"
@@ -134,6 +135,10 @@ def exported(
         found = export_nir(run, path, dt or 1.0, images or 4, mark)
         agrees, lines = found.agrees, replayed(found)
         what = f"{len(run.model.spiking_layers())} spiking layers, dt = {dt or 1.0:g}"
+    if to != "safetensors":
+        lines.append(
+            f"the answer is the {Reading(run.recipe.loss.read).words} of its output (loss.read)"
+        )
     return path, agrees, [f"{path}: {what}" if agrees else what, *lines]
 
 

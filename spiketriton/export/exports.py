@@ -22,6 +22,7 @@ from spiketriton.export.nir_replay import replay
 from spiketriton.models import Network
 from spiketriton.neurons import one_by_one, told_of_spikes
 from spiketriton.neurons.base import normalised
+from spiketriton.plugins.tasks import Reading
 from spiketriton.runs.rows import replace_file
 from spiketriton.system.errors import UserError, need, one_line
 from spiketriton.training.trained import TrainedRun
@@ -67,7 +68,10 @@ def export_nir(
     """
     nir, h5py = need("nir", "nir"), need("h5py", "nir")
 
-    graph = to_nir(run.model, run.facts.image_shape, dt, frames=bool(run.facts.frames))
+    reading = Reading(run.recipe.loss.read)
+    graph = to_nir(
+        run.model, run.facts.image_shape, dt, frames=bool(run.facts.frames), reading=reading
+    )
     content = io.BytesIO()
     nir.write(content, graph)
     with h5py.File(content, "a") as file:
@@ -139,8 +143,9 @@ def export_torch(run: TrainedRun, path: Path, batch_size: int, mark: str = "spik
     with warnings.catch_warnings():
         # torch warns so about each buffer that is not part of a larger one
         warnings.filterwarnings("ignore", "No complete tensor found in the group")
+        marks = {"written_by": mark, "read": run.recipe.loss.read}
         content = io.BytesIO()  # torch aborts the process where it cannot write a file itself
-        torch.export.save(program, content, extra_files={"written_by": mark})
+        torch.export.save(program, content, extra_files=marks)
         content.seek(0)
         again = torch.export.load(content).module()
     difference = float((again(images) - run.model(images)).abs().max())
@@ -188,6 +193,7 @@ def export_onnx(
         )
     written = onnx.load_model_from_string(content.getvalue())
     written.metadata_props.add(key="written_by", value=mark)
+    written.metadata_props.add(key="read", value=run.recipe.loss.read)
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 4  # an error is raised, too
     session = onnxruntime.InferenceSession(

@@ -25,17 +25,23 @@ from spiketriton.models import Network
 from spiketriton.models.agreement import counted_graph, noise
 from spiketriton.models.graph import Graph, Node, folded_weights, graph_of, layers, shapes_of
 from spiketriton.neurons import SpikingNeuron
+from spiketriton.plugins.tasks import Reading
 from spiketriton.system.errors import UserError, need
 from spiketriton.system.version import __version__
 
 
 def to_nir(
-    model: Network, image: tuple[int, int, int], dt: float = 1.0, *, frames: bool = False
+    model: Network,
+    image: tuple[int, int, int],
+    dt: float = 1.0,
+    *,
+    frames: bool = False,
+    reading: Reading = Reading(),  # noqa: B008
 ) -> Any:
     """The `nir.NIRGraph` of a network for images [C, H, W], in float32, of which a step is `dt` long.
 
-    frames: it is shown a frame of events at each step. UserError: NIR cannot express the network (every reason is
-    given), or nir is not installed.
+    frames: it is shown a frame of events at each step. reading: of its output, for the metadata. UserError: NIR cannot
+    express the network (every reason is given), or nir is not installed.
     """
     nir = need("nir", "nir", "--to nir")
     nodes = graph_of(model)
@@ -67,7 +73,7 @@ def to_nir(
         "input": "a frame of events for each time step"
         if frames
         else "the image, at each time step",
-        "read_out": "mean over time of the output",
+        "read_out": f"{reading.words} of the output",
     }
     return nir.NIRGraph(translated, edges, metadata=metadata)
 

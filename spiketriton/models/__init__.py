@@ -43,7 +43,7 @@ def _made(recipe: Recipe, classes: int, channels: int, image_size: int) -> Netwo
     if ":" in part.name:
         from spiketriton.models.foreign import make_foreign
 
-        averages = recipe.loss.kind != "tet"
+        averages = recipe.loss.kind != "tet" and recipe.loss.read == "mean" and not task.whole
         return make_foreign(part.name, part.make, parts, averages=averages, answer=answer, **sizes)
     if not part.built_in or answer != (classes,):
         from spiketriton.models.own import make_own

@@ -165,8 +165,8 @@ class ForeignNetwork(Network):
                 module.register_forward_hook(_mark)
         if not averages and not self.answers_each_step:
             raise UserError(
-                f'loss.kind = "tet" needs the answer of each step, and {name} gives their mean; accepted with it: '
-                '"cross_entropy", or a network that returns [T, B, K]'
+                f"loss.kind or loss.read need the answer of each step, and {name} gives one for all; accepted with it: "
+                'loss.kind = "cross_entropy" with loss.read = "mean", or a network that returns [T, B, K]'
             )
 
     # ---- calling it

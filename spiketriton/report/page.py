@@ -148,7 +148,7 @@ class Page:
                 tested += f", 95 %: {100 * low:.1f}-{100 * high:.1f}"
             active = "active" if main.kind == "ann" else "spike in a step"
             facts = [(scored(score), tested)]
-            facts += [(f"{main.time_steps}", "time steps")]
+            facts += [(f"{main.time_steps}", f"time steps, read: {main.read}")]
             if not main.uncounted:
                 energy = f"energy of one {main.what} (operations)"
                 facts += [(f"{main.energy_uj[at]:.3g} µJ", energy)]

@@ -26,8 +26,15 @@ def rehearsed(recipe: Recipe, data: Data, device: torch.device) -> tuple[int, fl
         raise UserError(
             f"{what}: its loss is {_shown(loss)}; accepted: a scalar with a gradient, the mean over images"
         )
-    with failing(f"{what}, measure of answers {[*shape]},", type(task).measure), torch.no_grad():
-        sums = task.summed(answers.mean(0), targets)
+    with (
+        failing(f"{what}, measure of answers {[*answers.shape]},", type(task).measure),
+        torch.no_grad(),
+    ):
+        sums = task.summed(answers, targets)
+    if recipe.time_steps > 1 and not task.whole:  # as `evaluate` measures
+        fewer = f"{what}, measure of the first {recipe.time_steps - 1} steps, which whole = True leaves out,"
+        with failing(fewer, type(task).measure), torch.no_grad():
+            task.summed(answers[:-1], targets)
     if sums.ndim > 1:
         raise UserError(
             f"{what}: its measure gives {_shown(sums)}; accepted: a number, or some in one dimension"

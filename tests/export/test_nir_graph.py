@@ -9,6 +9,7 @@ from spiketriton.export.exports import compare
 from spiketriton.export.nir_graph import to_nir
 from spiketriton.export.nir_replay import replay
 from spiketriton.models import Network, build_model
+from spiketriton.plugins.tasks import Reading
 from spiketriton.system.errors import UserError
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
@@ -82,6 +83,9 @@ def test_what_nir_lacks_is_in_the_metadata(tmp_path):
     assert metadata["time_steps"] == T
     assert metadata["spike_at"] == ">="
     assert metadata["v_init"] == "v_reset"
+    assert metadata["read_out"] == "mean over time of the output"
+    last = to_nir(build(), (2, SIZE, SIZE), reading=Reading("last"))
+    assert last.metadata["read_out"] == "last time step of the output"
     assert to_nir(build(), (2, SIZE, SIZE)).metadata["dt"] == 1
 
 

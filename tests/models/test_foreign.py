@@ -154,7 +154,8 @@ def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
         ("OneStep", ["model.arguments.depth=7"], "OneStep(num_classes=10, in_channels=1, depth=7)"),
         ("Recurrent", ["model.arguments.T=2"], "accepted: time_steps = 2"),
         ("Recurrent", ["model.input=time_first"], "answers to no images of this recipe. Of [T, B"),
-        ("Recurrent", ["loss.kind=tet"], 'loss.kind = "tet" needs the answer of each step'),
+        ("Recurrent", ["loss.kind=tet"], "loss.kind or loss.read need the answer of each step"),
+        ("Recurrent", ["loss.read=last"], "loss.kind or loss.read need the answer of each step"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(name, overrides, words):

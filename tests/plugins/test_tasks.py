@@ -48,8 +48,8 @@ class Means(Task):
     def loss(self, currents, targets):
         return (currents.mean(0) - targets).square().mean()
 
-    def measure(self, answers, targets):
-        return (answers - targets).square().mean(1).sum()
+    def measure(self, currents, targets):
+        return (self.reading(currents) - targets).square().mean(1).sum()
 
     def chance(self, targets):
         return float((targets - targets.mean(0)).square().mean())
@@ -167,7 +167,7 @@ def test_ranks_count_together(trained):
         ({"dense": True}, r"accepted: floats \[48, 2, 8, 8\]"),
         ({"loss": lambda self, c, t: (c.mean(0) - t).square()}, r"its loss is a tensor \[2, 2\]; accepted: a scalar"),
         ({"loss": lambda self, c, t: c.nothing}, "loss of answers .*, failed: AttributeError"),
-        ({"measure": lambda self, a, t: (a - t).square()}, r"its measure gives a tensor \[2, 2\]; accepted: a number"),
+        ({"measure": lambda self, c, t: (c[-1] - t).square()}, r"measure gives a tensor \[2, 2\]; accepted: a number"),
         ({"chance": lambda self, t: "none"}, "and 'none'; accepted: a float, and a float or None"),
     ],
 )  # fmt: skip

@@ -39,7 +39,7 @@ def test_facts_are_those_at_t_and_of_the_last_row(folder):
     facts = page(folder, evaluation()).facts()
     for shown in (
         "<b>75.00 %</b><span>accuracy on 1,000 test images, 95 %: 65.0-85.0</span>",
-        "<b>3</b><span>time steps</span>",
+        "<b>3</b><span>time steps, read: mean over time</span>",
         "<b>4.6 µJ</b>",
         "<b>32.1 %</b><span>of the neurons spike in a step</span>",
         "<b>1,234</b><span>images/s</span>",

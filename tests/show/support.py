@@ -79,6 +79,7 @@ def evaluation(**changes: Any) -> Evaluation:
                 synaptic_operations=1e6,
             ),
         ],
+        "read": "mean over time",
         "mean_rate": 0.321,
         "synaptic_operations": [1e6, 2e6, 3e6, 4e6],
         "neurons": 1000,

@@ -4,19 +4,23 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from spiketriton.plugins.tasks import Reading
 from spiketriton.system.errors import UserError
 from spiketriton.training.teacher import Teacher
 from tests.small_runs import QUICK, last_state, small_trainer
 
 
-def test_the_loss_is_that_of_the_labels_and_the_distance_to_the_teacher():
-    currents, answers = torch.randn(3, 4, 5), torch.randn(1, 4, 5)
-    teacher = Teacher(lambda images: answers, weight=0.3, temperature=2.0)
-    p = (answers[0] / 2).softmax(1)
-    far = (p * (p.log() - F.log_softmax(currents.mean(0) / 2, 1))).sum(1).mean() * 4
+@pytest.mark.parametrize("read", ["mean", "last"])
+def test_the_loss_is_that_of_the_labels_and_the_distance_to_the_teacher(read):
+    currents, answers = torch.randn(3, 4, 5), torch.randn(2, 4, 5)
+    ours, theirs = Reading(read), Reading("last")
+    teacher = Teacher(lambda images: answers, 0.3, 2.0, ours, theirs)
+    p = (answers[1] / 2).softmax(1)
+    read_of = currents.mean(0) if read == "mean" else currents[2]
+    far = (p * (p.log() - F.log_softmax(read_of / 2, 1))).sum(1).mean() * 4
     found = teacher.blended(torch.tensor(1.5), currents, torch.zeros(4, 1))
     torch.testing.assert_close(found, 0.7 * torch.tensor(1.5) + 0.3 * far)
-    same = Teacher(lambda images: currents, weight=1.0, temperature=3.0)
+    same = Teacher(lambda images: currents, 1.0, 3.0, ours, ours)
     far = same.blended(torch.tensor(9.0), currents, torch.zeros(4, 1))
     assert float(far) == pytest.approx(0, abs=1e-6)
 

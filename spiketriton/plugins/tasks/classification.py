@@ -1,15 +1,16 @@
 """Classification, the built-in task: losses on the currents of each time step o[t], labels y, the cross-entropy CE:
 
-    cross_entropy   CE(mean_t o[t], y)
-    tet             (1 - lambda) * mean_t CE(o[t], y) + lambda * mean (o - 1)^2
+    cross_entropy   CE(read o, y), the mean over t or the last step's (`reading.py`)
+    tet             (1 - lambda) * mean_t CE(o[t], y) + lambda * mean (o - 1)^2, whatever is read in a test
 
 TET is Deng et al., "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting" (ICLR 2022,
 arXiv 2202.11946); the target 1.0 is the default `means=1.0` of the authors' `TET_loss`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from spiketriton import plugins
 from spiketriton.config import LossConfig
 from spiketriton.config.names import NONE
 from spiketriton.config.parts import chosen
+from spiketriton.plugins.tasks.reading import Reading
 from spiketriton.plugins.tasks.task import Loss, Task
 from spiketriton.system.errors import UserError
 
@@ -41,6 +43,7 @@ def task_of(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Task:
     from spiketriton.plugins.tasks.own import refuse_unfit
 
     refuse_unfit(cfg, made)
+    made.reading = Reading(cfg.read)
     return made
 
 
@@ -61,6 +64,7 @@ class Classification(Task):
     ) -> None:
         """own: the loss of a plugin."""
         self.cfg, self.class_counts, self.own = cfg, class_counts, own
+        self.reading = Reading(cfg.read)
 
     def target_shape(self, outputs: int, side: int) -> tuple[int, ...]:
         return ()
@@ -78,13 +82,14 @@ class Classification(Task):
         The built-in ones also take labels `[B, K]`, the probabilities of the classes, in which they are linear. Class
         weights multiply an image's cross-entropy; balanced they are N / (K n[k]), n[k] the `class_counts` of the N
         training images. The mean is taken over images, not over weights, so that parts of a batch add up.
-        ValueError: other shapes.
+        A third argument, lengths int64 [B], says how many steps of each sequence are valid; a plugin's loss is called
+        with it where there are lengths. ValueError: other shapes.
         """
         cfg = self.cfg
         fit = CrossEntropy(cfg.label_smoothing, self._weights())
         loss = self.own or chosen("losses", cfg.kind).make(cfg, fit)
 
-        def checked(currents: Tensor, labels: Tensor) -> Tensor:
+        def checked(currents: Tensor, labels: Tensor, lengths: Tensor | None = None) -> Tensor:
             of_images = currents.shape[1:] if labels.is_floating_point() else currents.shape[1:2]
             if currents.dim() != 3 or labels.shape != of_images:
                 raise ValueError(
@@ -93,7 +98,7 @@ class Classification(Task):
                 )
             if currents.dtype in (torch.float16, torch.bfloat16):
                 currents = currents.float()
-            return loss(currents, labels)
+            return loss(currents, labels, *([] if lengths is None else [lengths]))
 
         return checked
 
@@ -115,11 +120,17 @@ class Classification(Task):
             )
         return torch.tensor(given, dtype=torch.float64)
 
-    def measure(self, answers: Tensor, targets: Tensor) -> Tensor:
-        return (answers.argmax(1) == targets).sum()
+    def measure(self, currents: Tensor, targets: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return (self.reading(currents, lengths).argmax(1) == targets).sum()
 
-    def predict(self, answers: Tensor) -> Tensor:
-        return answers.softmax(1)
+    def summed_so_far(
+        self, currents: Tensor, targets: Tensor, lengths: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        for answers in self.reading.so_far(currents, lengths):
+            yield self.summed(answers.unsqueeze(0), targets)
+
+    def predict(self, currents: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return super().predict(currents, lengths).softmax(1)
 
     def groups(self, targets: Tensor) -> Tensor:
         return targets
@@ -148,35 +159,47 @@ class Classification(Task):
 
 @dataclass
 class CrossEntropy:
-    """Cross-entropy of currents [B, K] and labels [B] or [B, K], the mean over images."""
+    """Cross-entropy of currents [B, K] and labels [B] or [B, K], the mean over images, or [B] of each ("none")."""
 
     smoothing: float
     weights: Tensor | None  # of the classes
+    reduction: Literal["mean", "none"] = "mean"
 
     def __call__(self, currents: Tensor, labels: Tensor) -> Tensor:
         if labels.is_floating_point():
             labels = labels.to(currents)
         if self.weights is None:
-            return F.cross_entropy(currents, labels, label_smoothing=self.smoothing)
+            return F.cross_entropy(
+                currents, labels, label_smoothing=self.smoothing, reduction=self.reduction
+            )
         self.weights = self.weights.to(currents.device)  # once: a copy to the device waits for it
         weights = self.weights.to(currents.dtype)
         each = F.cross_entropy(
             currents, labels, weights, label_smoothing=self.smoothing, reduction="none"
         )
-        return each.mean()
+        return each.mean() if self.reduction == "mean" else each
 
 
 @plugins.loss("cross_entropy")
 def _cross_entropy(cfg: LossConfig, fit: CrossEntropy) -> Loss:
-    return lambda currents, labels: fit(currents.mean(0), labels)
+    reading = Reading(cfg.read)
+    return lambda currents, labels, lengths=None: fit(reading(currents, lengths), labels)
 
 
 @plugins.loss("tet")
 def _tet(cfg: LossConfig, fit: CrossEntropy) -> Loss:
-    def loss(currents: Tensor, labels: Tensor) -> Tensor:
-        # every step has as many images, so the mean over steps and images is the mean of the means
+    def loss(currents: Tensor, labels: Tensor, lengths: Tensor | None = None) -> Tensor:
         each_step = labels.expand(currents.shape[0], *labels.shape).flatten(0, 1)
-        pull = (currents - TET_TARGET).square().mean()
-        return (1 - cfg.tet_lambda) * fit(currents.flatten(0, 1), each_step) + cfg.tet_lambda * pull
+        if lengths is None:
+            # every step has as many images, so the mean over steps and images is the mean of the means
+            fitted = fit(currents.flatten(0, 1), each_step)
+            pull = (currents - TET_TARGET).square().mean()
+        else:  # of each sequence the mean over its valid steps, then over sequences
+            mean, each = Reading("mean"), replace(fit, reduction="none")
+            currents = torch.where(mean.steps(currents, lengths), currents, 0)
+            of_steps = each(currents.flatten(0, 1), each_step).view(currents.shape[:2])
+            fitted = mean(of_steps, lengths).mean()
+            pull = mean((currents - TET_TARGET).square(), lengths).mean()
+        return (1 - cfg.tet_lambda) * fitted + cfg.tet_lambda * pull
 
     return loss

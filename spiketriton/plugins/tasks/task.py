@@ -1,14 +1,16 @@
 """A task, and the score of a net at it: whoever shows, compares or judges a net reads these alone."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+from spiketriton.plugins.tasks.reading import Reading
+
+Loss = Callable[..., Tensor]  # of currents [T, B, ...], targets, and of sequences their lengths
 Batch = tuple[Tensor, Tensor]  # images [b, C, H, W] or frames [T, b, C, H, W]; targets [b, ...]
 
 
@@ -66,7 +68,9 @@ class Score:
 class Task:
     """What a net is trained for. `loss` and `measure` are all that a task needs; docs/own_code.md shows one.
 
-    Answers are what the network returns, [T, B, ...] or their mean over time, [B, ...], in float32.
+    Currents are what the network returns, [T, B, ...]; in tests and predictions float32 or wider. What the recipe
+    reads of them, `loss.read`, is `self.reading(currents)`, [B, ...]; a task with a target for each time step reads
+    them itself.
 
     Attributes:
         score: the name of what `measure` measures, which columns of rows carry: letters, digits and "_".
@@ -76,6 +80,8 @@ class Task:
         classifies: whether there is one class for each image: labels [B], and logits [B, K].
         targets: their dtype, torch.int64 (of whole numbers, and of true and false) or torch.float32.
         dense: whether each pixel has a target, [B, S, S] of whole numbers or [B, K, S, S]; answers are [B, K, S, S].
+        whole: whether only a whole window has a score, as with a target for each time step. Otherwise `evaluate` also
+            measures the currents of the first t steps, for every t.
         moves: whether they stay right where an image is shifted, mirrored, turned, cropped and resized. If not, the
             recipe says `data.augment = "none"`, and images are arrays of the size that the network sees.
     """
@@ -83,12 +89,14 @@ class Task:
     score: str
     targets = torch.float32
     dense = False
+    whole = False
     moves = False
     share = False
     of_images = False
     built_in = False
     higher_is_better = True
     classifies = False
+    reading = Reading()
 
     def __init__(self, config: Any = None) -> None:
         """config: the recipe's [loss], with the keys of its own in `options`."""
@@ -109,11 +117,14 @@ class Task:
         return ""
 
     def loss(self, currents: Tensor, targets: Tensor) -> Tensor:
-        """Of answers [T, B, ...]: a scalar, the mean over images."""
+        """Of currents [T, B, ...]: a scalar, the mean over images.
+
+        Of sequences with lengths, this, `measure` and `predict` are called with them too, int64 [B].
+        """
         raise NotImplementedError
 
-    def measure(self, answers: Tensor, targets: Tensor) -> Tensor:
-        """Of answers [B, ...]: a sum over the images, or several of them in one dimension.
+    def measure(self, currents: Tensor, targets: Tensor) -> Tensor:
+        """Of currents [T, B, ...]: a sum over the images, or several of them in one dimension.
 
         They are added up over all batches and ranks, in float64.
         """
@@ -127,9 +138,9 @@ class Task:
         """The score on these targets of answering without a look at the image; None: it is not known."""
         return None
 
-    def predict(self, answers: Tensor) -> Tensor:
-        """What `Run.predict` gives of answers [B, ...]: by default these."""
-        return answers
+    def predict(self, currents: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What `Run.predict` gives of currents [T, B, ...], [B, ...]: by default the answers that the recipe reads."""
+        return self.reading(currents, lengths)
 
     def groups(self, targets: Tensor) -> Tensor:
         """int64 [N]: `data.validation` holds out as large a part of each group; by default all are one."""
@@ -166,6 +177,18 @@ class Task:
             spread=math.sqrt(chance * (1 - chance) / images) if known and chance else 0.0,
         )
 
-    def summed(self, answers: Tensor, targets: Tensor) -> Tensor:
-        """`measure`, as float64 [n]."""
-        return torch.atleast_1d(self.measure(answers, targets)).double()
+    def summed(self, currents: Tensor, targets: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """`measure`, as float64 [n], of currents of any float."""
+        if currents.dtype in (torch.float16, torch.bfloat16):
+            currents = currents.float()
+        more = [] if lengths is None else [lengths]
+        return torch.atleast_1d(self.measure(currents, targets, *more)).double()
+
+    def summed_so_far(
+        self, currents: Tensor, targets: Tensor, lengths: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """`summed` of the first step, the first two, ...; of a task that needs a `whole` window of that alone."""
+        steps = len(currents)
+        for t in range(steps if self.whole else 1, steps + 1):
+            known = None if lengths is None else lengths.clamp(max=t)
+            yield self.summed(currents[:t], targets, known)
