@@ -93,7 +93,7 @@ def steps(
         )
 
     kinds = "ms,ms graph,plain,plain graph,sew,sew graph"
-    ours = "spiketriton,spiketriton algebra,spiketriton graph,ANN twin,convolutions alone"
+    ours = "spiketriton,spiketriton graph,ANN twin,convolutions alone"
     bare = ("-o", "addopts=--import-mode=importlib")  # without pytest-xdist
     gpu = "tests/kernels/backends/test_gpu.py"
     tests = ("-m", "pytest", "-q", *bare, "--slow", "-m", "gpu", gpu)

@@ -28,7 +28,7 @@ from profiling.harness.contenders import OURS, Case, Options, Status  # noqa: E4
 from profiling.harness.peers import PEERS, version  # noqa: E402
 from profiling.render import pictures, report, tables  # noqa: E402
 from profiling.render.compare import compare  # noqa: E402
-from profiling.sections import compiled, kernels, tune  # noqa: E402
+from profiling.sections import compiled, kernels  # noqa: E402
 from profiling.sections.gradients import Monitoring  # noqa: E402
 from profiling.sections.host import HostTime  # noqa: E402
 from profiling.sections.recipes import find_recipe  # noqa: E402
@@ -39,7 +39,6 @@ from spiketriton.system.commandline import Parser  # noqa: E402
 from spiketriton.system.errors import EXIT_ERROR, EXIT_SIGINT, UserError, one_line, run_command  # noqa: E402
 from spiketriton.training import environment  # noqa: E402
 from spiketriton.training.environment import choose_precision, name_of  # noqa: E402
-from spiketriton_kernels.backends import tuning  # noqa: E402
 
 EPILOG = """\
 commands:
@@ -52,7 +51,6 @@ commands:
   data [RECIPE]                the loader alone, in images per second
   compiled [T=4,10] [dtype=..] [layout=..]
                                every kernel lowered for --target, which needs no GPU
-  tune                         which launches of ours are fastest on this GPU, in about three minutes: into tuning.json
   first                        a GPU's first ten minutes (--minutes): is it right, and how fast? with tests and doctor
   all                          all of these, within 10 minutes (--minutes); modes on a GPU only
   compare A.jsonl B.jsonl      what takes another time in B, beyond --threshold; exits with 1 where ours is slower
@@ -76,7 +74,6 @@ COMMANDS = (
     *WITH_RECIPE,
     "host",
     "compiled",
-    "tune",
     "first",
     "all",
     "compare",
@@ -168,8 +165,6 @@ def cases_of(section: str, args: argparse.Namespace, options: Options) -> Sequen
             from profiling.sections import data  # needs torchvision, which a bare machine may lack
 
             return [*each(data.Loading), *([] if words else data.one_core(options))]
-        case "tune":
-            return tune.cases(options)
     return [HostTime()]
 
 
@@ -237,9 +232,6 @@ def measure(args: argparse.Namespace, options: Options) -> int:
         raise UserError(f"--only {args.only!r}: accepted: names of contenders, as the tables have")
     if not code and all(row["status"] == Status.MISSING for row in rivals):
         raise UserError(f"nothing was measured: {rivals[0]['why']}")
-    if not code and args.command == "tune":
-        file = args.out / tuning.FILE.name if options.quick else tuning.FILE
-        session.say(tune.keep(session.rows, options.device, file))
     late = sum(row["status"] == Status.NOT_REACHED for row in session.rows)
     if late:
         session.say(f"{late} cases or contenders were not reached within --minutes, as rows say")
@@ -272,16 +264,7 @@ def main(arguments: list[str]) -> int:
         return EXIT_ERROR if slower else 0
     if args.command == "first":
         return run_first(args)
-    options = options_of(args)
-    if args.command == "tune":
-        _needs_a_gpu(args, options.device.type)
-    return measure(args, options)
-
-
-def _needs_a_gpu(args: argparse.Namespace, device: str) -> None:
-    if device != "cuda" and not args.quick:
-        about = "PyTorch finds no GPU; accepted: a GPU, or --quick for a rehearsal"
-        raise UserError(f"{args.command}: {about}")
+    return measure(args, options_of(args))
 
 
 def run_first(args: argparse.Namespace) -> int:
@@ -292,7 +275,8 @@ def run_first(args: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:  # each step says so, too
         kind, precision = "cuda", "auto"
         print(f"PyTorch counts a GPU and cannot use it: {one_line(error)}")
-    _needs_a_gpu(args, kind)
+    if kind != "cuda" and not args.quick:
+        raise UserError("first: PyTorch finds no GPU; accepted: a GPU, or --quick for a rehearsal")
     make_writable(args.out)
     if find_spec("rich") is None:
         print("the package rich is missing: tables are in Markdown, doctor and trainings left out")

@@ -31,7 +31,7 @@ def test_a_test_that_asks_for_a_device_puts_its_tensors_there():
 def test_under_a_claimed_gpu_kernels_ask_for_cuda_and_the_engine_trains_on_the_cpu():
     chosen = [
         "kernels/calls/test_operators.py::test_without_gradients_nothing_is_kept",  # skipped
-        "training/test_graphs.py::test_on_a_cpu_why_there_is_none_is_said_to_who_asked",
+        "training/gpu/test_graphs.py::test_on_a_cpu_why_there_is_none_is_said_to_who_asked",
     ]
     command = [
         sys.executable,

@@ -73,18 +73,3 @@ def axis_of(size: Sequence[int], stride: Sequence[int]) -> tuple[int, int]:
     if len(size) < 3 or size[2] == 1:  # a single channel's stride says nothing
         return 1, max(1, math.prod(size[1:]))
     return size[2], stride[2]
-
-
-CHUNK = 16
-"""Time steps whose membranes a Triton program holds in registers; longer windows are checkpointed in chunks."""
-
-NORM_CHUNK = 8
-"""The same for a window of several chunks with batch norm, which also holds what it read."""
-
-
-def chunk_length(T: int, norm: bool) -> int:
-    """Steps per chunk: the window if it fits, else chunks as even as possible."""
-    if T <= CHUNK:
-        return T
-    chunks = -(-T // (NORM_CHUNK if norm else CHUNK))
-    return -(-T // chunks)

@@ -13,7 +13,8 @@ import torch
 from .arguments import PROBE_FIELDS
 from .backends import eager, native, triton_neuron, triton_norm
 from .backends.choice import backend_for
-from .layout import CHUNK, chunk_length, like, step_like
+from .backends.triton_tiles import CHUNK, chunk_length
+from .layout import like, step_like
 from .neuron import Call, Gradients, Inputs, Neuron, Outputs, Running, Upstream, membrane_dtype
 from .surrogate import own_surrogate
 

@@ -83,7 +83,7 @@ _with_current = partial(_with_residual, return_current=True)
 
 
 def _given_statistics(x: torch.Tensor, **options: Any) -> None:
-    """As behind a 1x1 convolution whose norm is computed by algebra (``pointwise``): y has no gradient."""
+    """As behind a frozen convolution: the norm has its statistics, and y no gradient."""
     residual = torch.empty_like(x, requires_grad=True)
     norm = [torch.ones(x.shape[2], requires_grad=learns) for learns in (True, True, False, False)]
     given = dict(training=False, residual=residual, return_current=True)

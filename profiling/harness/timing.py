@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from spiketriton.system.errors import one_line
-from spiketriton.training import graphs
+from spiketriton.training.gpu import graphs
 
 CACHES = 4
 """Rotating buffers span this many times the last-level cache."""

@@ -229,11 +229,6 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "of F.batch_norm + relu": key("of_reference", times),
         "at most": key("allowed", times),
     }),
-    ("tune", "tuned", "{tuned}, within {op}: {case}", {
-        "setting": NAME,
-        "ms (20-80 %)": spread,
-        "time / spiketriton's": faster,
-    }),
     ("compiled", "kernel", "kernels lowered for {target} ({card}), T={T}, {dtype}, {layout}", {
         "kernel": key("kernel", str),
         "regs": key("registers", str),

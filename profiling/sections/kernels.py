@@ -26,7 +26,7 @@ from profiling.harness.timing import Timing, buffers_beyond_cache
 from spiketriton.neurons import SpikingNeuron, of_engine
 from spiketriton.system import machine
 from spiketriton.training.environment import PRECISIONS
-from spiketriton.training.precompile import compiles
+from spiketriton.training.gpu.precompile import compiles
 from spiketriton_kernels import (
     Surrogate,
     multistep_bn_lif,

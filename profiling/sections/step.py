@@ -44,7 +44,6 @@ from profiling.sections.kernels import Reference, relative_error, worst
 from profiling.sections.recipes import RecipeCase
 from spiketriton.config import Recipe, replace
 from spiketriton.models import Network, build_model
-from spiketriton.models.algebra import by_algebra
 from spiketriton.models.blocks import Block
 from spiketriton.models.convolutions import FasterConv2d
 from spiketriton.models.feedforward import Layer
@@ -52,10 +51,10 @@ from spiketriton.neurons import Norm, SpikingNeuron
 from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError
 from spiketriton.training.environment import choose_precision, name_of
-from spiketriton.training.graphs import WARM_UP, CudaGraphs, Steps, obstacle_of
+from spiketriton.training.gpu.graphs import WARM_UP, CudaGraphs, Steps, obstacle_of
+from spiketriton.training.gpu.precompile import precompile
 from spiketriton.training.optim import build_optimizer, tensors_of
 from spiketriton.training.placement import Placement
-from spiketriton.training.precompile import precompile
 
 TWIN = "ANN twin"
 FLOOR = "convolutions alone"
@@ -178,8 +177,7 @@ class Truth:
     def whole_errors(self, step: Step) -> tuple[float, float]:
         """The relative errors of a network's loss and of the norm of its gradient."""
         loss = step.forward(step.bench.first_images)
-        with by_algebra(step.algebra):
-            gradient = norm(torch.autograd.grad(loss, step.parameters))
+        gradient = norm(torch.autograd.grad(loss, step.parameters))
         return abs(loss.item() / self.loss - 1), abs(gradient / self.norm - 1)
 
 
@@ -228,10 +226,9 @@ class Step(Work):
         unequal: str = "",
         norm_of_torch: bool = False,
         place: Placement | None = None,
-        algebra: bool = False,
     ) -> None:
         self.bench, self.checked, self.unequal = bench, checked, unequal
-        self.norm_of_torch, self.algebra = norm_of_torch, algebra
+        self.norm_of_torch = norm_of_torch
         self.place, self.turn = place or bench.place, 0
         self.device = self.place.device
         self.model = self.place.place(model)
@@ -244,12 +241,11 @@ class Step(Work):
     def forward(self, batch: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The loss of a batch, or of the one whose turn it is."""
         images, labels = batch or self.bench.batches[self.turn % BATCHES]
-        with self.place.autocast(), by_algebra(self.algebra):
+        with self.place.autocast():
             return self.loss(self.network(images), labels)
 
     def backward(self) -> None:
-        with by_algebra(self.algebra):  # for blocks that are computed again
-            self.scaler.scale(self.forward()).backward()
+        self.scaler.scale(self.forward()).backward()
 
     def __call__(self) -> None:
         self.backward()
@@ -262,7 +258,7 @@ class Step(Work):
         """A block's output and the gradient by its input, both on the CPU."""
         # a block is given what autocast's convolutions and neurons give
         x = x.to(self.device, self.place.precision)
-        with self.place.autocast(), by_algebra(self.algebra):
+        with self.place.autocast():
             return there_and_back(self.model.get_submodule(name), x, rest, grad)
 
     def compile_ahead(self) -> None:
@@ -298,8 +294,7 @@ class Step(Work):
 
     def once(self) -> None:
         """Forward and backward by launches one by one, whatever a call does; the weights stay."""
-        with by_algebra(self.algebra):
-            self.forward().backward()
+        self.forward().backward()
         self.optimizer.zero_grad(set_to_none=True)
 
     def memory(self) -> Row:
@@ -394,13 +389,6 @@ def spikingjelly_norm(norm: Norm) -> nn.Module:
     return theirs
 
 
-def with_sums(bench: Bench) -> Network:
-    """The network, whose norms behind 1x1 convolutions take no passes. Unavailable: it has none of them."""
-    if bench.recipe.model.block != "ms":
-        raise Unavailable("only MS blocks have norms by algebra")
-    return bench.model()
-
-
 class TrainingStep(RecipeCase):
     """Time and memory of a recipe's step. UserError: the recipe is an ANN's."""
 
@@ -430,7 +418,6 @@ class TrainingStep(RecipeCase):
         neuron = bench.model().spiking_layers()[0][1]
         return [
             contender(OURS, bench.model),
-            contender(f"{OURS} algebra", partial(with_sums, bench), algebra=True),
             contender(f"{OURS} unfused", unfused, norm_of_torch=True),
             contender(f"{OURS} packed", lambda: bench.model("model.memory=packed")),
             contender(TWIN, lambda: bench.model("neuron.kind=relu"), checked=False),

@@ -27,9 +27,7 @@ from spiketriton.system.ranks import Ranks
 from spiketriton.training import environment
 from spiketriton.training.display import Quiet
 from spiketriton.training.session import Session
-from spiketriton_kernels import pointwise
 from spiketriton_kernels.backends import choice, native
-from spiketriton_kernels.neuron import Norm
 
 SUPPORTED = {  # distribution: the oldest and the newest version that were tested
     "torch": ((2, 11), (2, 13)),
@@ -64,7 +62,7 @@ class Kernel:
     name: str
     fused: Callable[..., Any]
     definition: Callable[..., Any]
-    leaves: tuple[str, ...] = ()  # of LIKE_X as x, step_gain (T,), CONVOLUTIONS (C, C), else (C,)
+    leaves: tuple[str, ...] = ()  # of LIKE_X as x, step_gain (T,), else (C,)
     constants: dict[str, Any] = field(default_factory=dict)
     kind: str = "lif"
     shape: tuple[int, ...] = SHAPE
@@ -79,33 +77,7 @@ def _fired(x: Tensor) -> Tensor:
     return (x > 1).to(x.dtype)
 
 
-def _by_algebra(x: Tensor, shortcut: Tensor, conv: Tensor, **given: Tensor) -> Any:
-    """Spikes and currents of norm(conv(x)) + norm(shortcut(x)), whose norms take no pass over what they read."""
-    around, into = _norms(given)
-    residual, into = pointwise.as_residual(x, shortcut, around, into)
-    y, into, residual = pointwise.before_neuron(x, conv, into, residual)
-    weight, bias, mean, var = into[:4]
-    return kernels.multistep_bn_lif(
-        y, weight, bias, mean, var, training=False, residual=residual, return_current=True
-    )
-
-
-def _by_passes(x: Tensor, shortcut: Tensor, conv: Tensor, **given: Tensor) -> Any:
-    around, into = _norms(given)
-    current = pointwise.norm_reference(x, conv, into) + pointwise.norm_reference(
-        x, shortcut, around
-    )
-    return kernels.multistep_lif_reference(current), current
-
-
-def _norms(given: dict[str, Tensor]) -> tuple[Norm, Norm]:
-    """A shortcut's, whose statistics nobody follows, and the one in front of the neuron."""
-    affine = given["bn_weight"], given["bn_bias"]
-    return Norm(*affine, None, None), Norm(*affine, given["running_mean"], given["running_var"])
-
-
 LIKE_X = ("residual", "spike_add")
-CONVOLUTIONS = ("conv", "shortcut")
 LIF = kernels.multistep_lif, kernels.multistep_lif_reference
 BN_LIF = kernels.multistep_bn_lif, kernels.multistep_bn_lif_reference
 AFFINE = ("bn_weight", "bn_bias")
@@ -133,14 +105,6 @@ KERNELS = (
     Kernel("batch norm + LIF + SEW's addition", *BN_LIF, (*AFFINE, "spike_add")),
     Kernel("tdBN + TEBN + LIF", *BN_LIF, (*AFFINE, "step_gain"), dict(bn_scale=0.9)),
     Kernel("packed spikes", _packed, _fired),
-    Kernel(
-        "norms behind 1x1 convolutions by algebra",
-        _by_algebra,
-        _by_passes,
-        (*CONVOLUTIONS, *AFFINE),
-        kind="algebra",
-        shape=WIDE,
-    ),
     Kernel("I-LIF", kernels.multistep_ilif, kernels.multistep_ilif_reference, kind="ilif"),
     Kernel("CLIF", kernels.multistep_clif, kernels.multistep_clif_reference, kind="clif"),
     Kernel("ALIF", kernels.multistep_alif, kernels.multistep_alif_reference, kind="alif"),
@@ -149,7 +113,7 @@ KERNELS = (
 
 
 def looked_at(dtype: torch.dtype) -> list[Kernel]:
-    """Kinds other than LIF in float32 only: on a CPU each of them has builds of its own, and algebra no float16."""
+    """Kinds other than LIF in float32 only: on a CPU each of them has builds of its own."""
     return [kernel for kernel in KERNELS if kernel.kind == "lif" or dtype == torch.float32]
 
 
@@ -264,8 +228,6 @@ def _pass(
         T, _, C, *_ = kernel.shape
         if name == "probe":
             return torch.zeros(T, len(kernels.PROBE_FIELDS), device=device)
-        if name in CONVOLUTIONS:
-            return (C**-0.5 * normal(C, C)).to(device, wide)
         size = T if name == "step_gain" else C
         return (0.6 + 0.1 * normal(size).tanh()).to(device, wide)
 

@@ -10,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 
 from spiketriton.models.graph import Builder, Graph, Value
 from spiketriton.models.layers import (
-    FASTER_BY_ALGEBRA,
     Parts,
     fire,
     first_layer,
@@ -191,13 +190,6 @@ class MSBlock(Block):
             spikes = fire(neurons[0], x)
         for conv, norm, neuron in zip(convs[:-1], norms[:-1], neurons[1:], strict=True):
             spikes = norm_neuron(norm, neuron, folded(conv, spikes))
-        if reader is not None and FASTER_BY_ALGEBRA.get(x.device.type):
-            from spiketriton.models.algebra import sum_and_fire
-
-            binary = getattr(neurons[-1], "is_binary", False)
-            ends = convs[-1], norms[-1], spikes, x, self.downsample, reader
-            spikes, summed = sum_and_fire(*ends, binary=binary)
-            return summed, mark_spikes(spikes)
         shortcut = x
         if self.downsample is not None:
             conv, norm = self.downsample

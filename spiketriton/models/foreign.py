@@ -61,7 +61,7 @@ def make_foreign(
 ) -> Network:
     """The network that `model.name = "MODULE:NAME"` names. UserError: it cannot be trained, and why."""
     known: dict[str, int] = dict.fromkeys(_CLASSES, classes)
-    known |= dict.fromkeys(_CHANNELS, channels) | dict.fromkeys(_STEPS, parts.steps)
+    known |= dict.fromkeys(_CHANNELS, channels) | dict.fromkeys(_STEPS, parts.time_steps)
     known |= dict.fromkeys(_SIZES, image_size)
     given = _plain(parts.model.arguments)
     told = {n: known[n] for n in known if n in parameters_of(make) and n not in given}
@@ -155,7 +155,7 @@ class ForeignNetwork(Network):
             self._refuse_states(shape)
         with undisturbed(net):  # buffers are those that it was made with again
             self.reset()
-            images = noise(_batch(parts.steps), shape)
+            images = noise(_batch(parts.time_steps), shape)
             if original is not None and self.swapped.swapped:
                 self._refuse_other_answers(original, images)
             if parts.model.fused:

@@ -13,9 +13,6 @@ from spiketriton.models.convolutions import FasterConv2d
 from spiketriton.models.memory import mark_spikes
 from spiketriton.neurons import Norm, SpikingNeuron, build_neuron
 
-FASTER_BY_ALGEBRA = {"cpu": False, "cuda": False}
-"""Devices on which `models.algebra` is faster: a CPU by measurement (profiling/LOG.md); no GPU has run it."""
-
 
 def folded(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Applies a layer to every time step, [T, B, ...] -> [T, B, ...], by views alone: channels_last stays."""
@@ -101,20 +98,23 @@ def first_layer(
 
 @dataclass(frozen=True)
 class Parts:
-    """What all layers of a network share, by a recipe; makes their neurons, norms and weights."""
+    """What all layers of a network share, by a recipe; makes their neurons, norms and weights.
+
+    Attributes:
+        time_steps: T; 1 in the ANN twin, which has no time, whatever is given.
+    """
 
     model: ModelConfig
     neuron_config: NeuronConfig
     time_steps: int
 
+    def __post_init__(self) -> None:
+        if not self.spiking:
+            object.__setattr__(self, "time_steps", 1)
+
     @property
     def spiking(self) -> bool:
         return self.neuron_config.kind != "relu"
-
-    @property
-    def steps(self) -> int:
-        """T; the ANN twin has no time."""
-        return self.time_steps if self.spiking else 1
 
     @property
     def norm_kind(self) -> str:
@@ -123,7 +123,7 @@ class Parts:
 
     def neuron(self, channels: int | None = None) -> nn.Module:
         """The neuron of `channels` currents, whose number is needed where each of them learns something."""
-        return build_neuron(self.neuron_config, self.steps, channels)
+        return build_neuron(self.neuron_config, self.time_steps, channels)
 
     def norm(self, channels: int, *, before_sum: bool = False) -> nn.Module:
         """The norm of `channels` currents; `before_sum`: its output is one of two terms of a current.
@@ -136,7 +136,7 @@ class Parts:
         norm = Norm(
             channels,
             scale=self.neuron_config.v_threshold if kind == "tdbn" else 1.0,
-            steps=self.steps if kind == "tebn" else 0,
+            steps=self.time_steps if kind == "tebn" else 0,
             fused=self.model.fused,
             each_step=kind == "step_bn",
         )

@@ -36,7 +36,7 @@ class Network(nn.Module):
     def __init__(self, parts: Parts, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.time_steps = parts.steps
+        self.time_steps = parts.time_steps
         self.is_spiking = parts.spiking
         self.streaming = False
         self.dropout = parts.model.dropout

@@ -51,7 +51,7 @@ class SpikingNeuron(kernels.SpikingNeuron):
             self.surrogate = replace(self.surrogate, width=state.item())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # weights of before the width was kept with them, and those of other programs
+        # weights of other programs have no width
         state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

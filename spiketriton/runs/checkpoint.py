@@ -150,16 +150,9 @@ def read_checkpoint(path: str | Path) -> State:
         raise DamagedCheckpoint(f"{path} is damaged: {type(error).__name__}") from None
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise DamagedCheckpoint(f"{path} is not a checkpoint of a training run")
-    # before version 0.2 the measured widths of surrogates stood beside the weights, not among them
     try:
-        found = of_plain(dict[str, Any] | None, state.get("calibration"), "calibration") or {}
-        widths = of_plain(dict[str, float], found.get("widths", {}), "calibration.widths")
         facts = of_plain(dict[str, Any] | None, state.get("data"), "data") or {}
         of_plain(list[int], facts.get("class_counts", []), "data.class_counts")
-        if isinstance(weights := state.get("model"), dict):
-            for layer, width in widths.items():
-                kept = torch.tensor(width, dtype=torch.float64)
-                weights.setdefault(f"{layer}._extra_state", kept)
     except ValueError as error:
         raise DamagedCheckpoint(f"{path} is not a checkpoint of a training run: {error}") from None
     return state

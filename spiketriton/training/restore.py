@@ -63,20 +63,22 @@ def _alike(given: Any, own: Any) -> bool:
 
 
 def _compare_weights(given: Any, own: Mapping[str, Any]) -> None:
-    """Older checkpoints lack the widths of surrogates, which are their neurons' extra state."""
+    """A neuron's extra state is its surrogate's width: a number, or [0] where the neuron learns it."""
     weights = {name: value for name, value in own.items() if not name.endswith("_extra_state")}
     _compare(given, weights, "model")
+    if absent := own.keys() - given.keys():
+        raise ValueError(f"model lacks {min(absent)}")
     for name in given:
-        if name not in weights and not str(name).endswith("_extra_state"):
+        if name not in own:
             raise ValueError(f"model.{_short(name)} is not known")
-        if name not in weights and isinstance(own.get(name), Tensor):
+        if name not in weights and isinstance(own[name], Tensor):
             width = given[name]
             if not (isinstance(width, Tensor) and width.numel() <= 1 and bool((width > 0).all())):
                 raise ValueError(f"model.{name} is {_short(width)} where it should be a width")
 
 
 def _compare_optimizer(given: Any, own: Mapping[str, Any]) -> None:
-    """Older checkpoints of step 0, and of parameters that got no gradient, lack state."""
+    """A parameter that has got no gradient yet has no state."""
     _compare(given, {**own, "state": {}}, "optimizer")
     state = {number: own["state"].get(number) for number in given["state"]}
     _compare(given["state"], state, "optimizer.state")

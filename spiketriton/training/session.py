@@ -95,7 +95,7 @@ class Session:
                 display.keep_in(folder.console)
         except BaseException as error:
             if is_out_of_memory(error):
-                from spiketriton.training.memory_limit import too_large
+                from spiketriton.training.gpu.memory_limit import too_large
 
                 raise too_large(error) from None
             raise
@@ -118,7 +118,7 @@ def compile_kernels(trainer: Trainer) -> None:
     launch others than those of one rank, by themselves meanwhile: the other ranks wait.
     """
     if trainer.monitor.layers and compiles(trainer.device):
-        from spiketriton.training.precompile import precompile_for
+        from spiketriton.training.gpu.precompile import precompile_for
 
         precompile_for(trainer)
 

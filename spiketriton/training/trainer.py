@@ -42,7 +42,7 @@ from spiketriton.training.recording import Recorder
 from spiketriton.training.testing import Tester
 
 if TYPE_CHECKING:
-    from spiketriton.training.graphs import Steps
+    from spiketriton.training.gpu.graphs import Steps
     from spiketriton.training.teacher import Teacher
 
 
@@ -70,7 +70,7 @@ class Trainer:
         self.placement = Placement.set_up(cfg)
         self.device = self.placement.device
         if cfg.micro_batch == "auto":
-            from spiketriton.training.memory_limit import settle
+            from spiketriton.training.gpu.memory_limit import settle
 
             data = settle(recipe, data, folder, display.note, ranks)
         self.data = data
@@ -240,7 +240,7 @@ class Trainer:
 
     def steps(self) -> "Steps":
         """How steps run where a graph may hold them."""
-        from spiketriton.training.graphs import CudaGraphs, Steps, obstacle_of
+        from spiketriton.training.gpu.graphs import CudaGraphs, Steps, obstacle_of
 
         cfg, scaled = self.recipe.train, self.update.scaler.is_enabled()
         own = cfg.graph == "auto" and self.recipe.names_code
@@ -421,7 +421,7 @@ class Trainer:
             yield
         except (RuntimeError, MemoryError, OSError) as error:
             if is_out_of_memory(error):
-                from spiketriton.training.memory_limit import explained
+                from spiketriton.training.gpu.memory_limit import explained
 
                 images = self.data.test.batch_size
                 raise explained(error, self.recipe, self.device, images) from None

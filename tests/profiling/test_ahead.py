@@ -7,10 +7,10 @@ import json
 import torch
 from profiling.harness.contenders import OURS, Options
 from profiling.harness.launcher import Driver, without_gpu
-from profiling.sections import kernels, tune
+from profiling.sections import kernels
 from profiling.sections.recipes import find_recipe
 from profiling.sections.step import TWIN, TrainingStep
-from spiketriton.training import precompile
+from spiketriton.training.gpu import precompile
 from tests.child import Compiled, stub_compiler
 
 compiled, when = [], [""]
@@ -34,14 +34,6 @@ with without_gpu(Driver()):
         work.compile_ahead()
         when[0] = "later"
         work()
-    tune.compiles = lambda device: True
-    when[0] = "ahead"
-    raced = tune.cases(options)
-    when[0] = "later"
-    for case in raced:
-        for one in case.contenders(options):
-            work = one.build()
-            work.results(work.arena.to_check)
     for other in (TWIN, "torch.compile"):  # no launches of ours
         {one.name: one for one in cases[0].contenders(options)}[other].build().compile_ahead()
     ours["eager"].build().compile_ahead()
@@ -49,7 +41,7 @@ print(json.dumps(compiled))
 """
 
 
-def test_kernels_of_a_step_of_an_operation_and_of_settings_are_compiled_before_their_check():
+def test_kernels_of_a_step_and_of_an_operation_are_compiled_before_their_check():
     compiled = said_by(PROGRAM)
     assert {when for when, _ in compiled} == {"ahead"}
     names = [name for _, name in compiled]

@@ -41,7 +41,6 @@ def test_a_mistake_ends_the_command_with_2_and_no_traceback(tmp_path):
         (["kernels", "quickstart"], "kernels takes no 'quickstart'"),
         (["kernels", "--minutes", "-1"], "--threads and --minutes: accepted: numbers from 0"),
         (["first", "--device", "cpu"], "accepted: a GPU, or --quick"),
-        (["tune", "--device", "cpu"], "tune: PyTorch finds no GPU; accepted: a GPU, or --quick"),
         (["step", "--cases", "lif*"], "step takes no --cases"),
         (["kernels", "--trace"], "kernels takes no --trace"),
         (["kernels", "--cases", "his"], "accepted: names, * for any text: lif|bn_lif|"),

@@ -27,9 +27,8 @@ from spiketriton.config.names import Events, Images
 from spiketriton.config.shipped import shipped_recipes
 from spiketriton.models import Network
 from spiketriton.models.convolutions import FasterConv2d
-from spiketriton.training.graphs import WARM_UP
-from spiketriton_kernels import pointwise
-from tests.training.test_graphs import Tapes
+from spiketriton.training.gpu.graphs import WARM_UP
+from tests.training.gpu.test_graphs import Tapes
 
 CPU = torch.device("cpu")
 
@@ -147,16 +146,15 @@ def test_who_takes_part(quick):
     }
     checked = [
         OURS,
-        f"{OURS} algebra",
         f"{OURS} unfused",
         f"{OURS} packed",
         f"{OURS} compiled",
         "torch.compile",
     ]
-    assert list(found) == [*checked[:4], TWIN, FLOOR, *checked[4:]]
+    assert list(found) == [*checked[:3], TWIN, FLOOR, *checked[3:]]
     built = {name: one.build() for name, one in found.items()}
     assert [name for name, work in built.items() if work.checked] == checked
-    assert [name for name, work in built.items() if work.network is not work.model] == checked[4:]
+    assert [name for name, work in built.items() if work.network is not work.model] == checked[3:]
     assert not built[TWIN].model.spiking_layers()
     ours = {
         name
@@ -165,33 +163,8 @@ def test_who_takes_part(quick):
     }
     assert ours == {*built} - {FLOOR, "torch.compile"}, "others have torch's convolutions"
     assert built[TWIN].check().keys() == {"status", "loss"}
-    assert [name for name, work in built.items() if work.algebra] == [f"{OURS} algebra"]
-    for name in (f"{OURS} algebra", f"{OURS} unfused", f"{OURS} packed"):
+    for name in (f"{OURS} unfused", f"{OURS} packed"):
         assert built[name].check()["status"] == Status.OK
-
-
-@pytest.mark.parametrize("again", ["false", "true"])
-def test_algebra_is_checked_by_blocks_and_taken_where_they_are_computed_again(
-    quick, monkeypatch, again
-):
-    """A mistake that hardly moves the whole network's loss and norm of its gradient is seen in a block."""
-    changes = [f"model.checkpoint_blocks={again}"]
-    case = TrainingStep(find_recipe("quickstart", changes), quick)
-    step = next(c for c in case.contenders(quick) if c.name == f"{OURS} algebra").build()
-    assert step.check()["status"] == Status.OK
-    taken, right = [], pointwise.as_residual
-    monkeypatch.setattr(
-        pointwise, "as_residual", lambda *given, **more: taken.append(1) or right(*given, **more)
-    )
-    step()
-    assert len(taken) == (4 if again == "true" else 2)
-    step.once()
-    assert len(taken) == (8 if again == "true" else 4)
-    back = pointwise._Back.input
-    monkeypatch.setattr(pointwise._Back, "input", lambda *given: 1.2 * back(*given))
-    verdict = step.check()
-    assert verdict["status"] == Status.WRONG
-    assert verdict["gradient_error"] > 0.05
 
 
 def test_a_peers_network_is_the_same_network(quick):

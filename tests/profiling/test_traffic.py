@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spiketriton.config import ModelConfig, NeuronConfig
-from spiketriton.models import algebra
 from spiketriton.models.blocks import BLOCKS, BlockNetwork
 from spiketriton.models.layers import Parts
 from spiketriton_kernels import PROBE_FIELDS, fire, multistep_bn_lif, multistep_lif, passes
@@ -31,9 +30,6 @@ READS = {
     "native_batch_norm.default": (2,),  # statistics, normalise
     "native_batch_norm_backward.default": (2, 2),  # sums, then the gradient
     "add.Tensor": (1, 1),
-    "mm.default": (1, 1),
-    "addmm.default": (1, 1),
-    "addmm_.default": (1, 1),
 }
 """How often an operation reads its whole inputs, in order; its whole outputs are written once."""
 T, B, WIDTH, SIDE = 4, 2, 16, 8
@@ -49,7 +45,6 @@ class Traffic(TorchDispatchMode):
         with (
             mock.patch.object(passes, "backend_for", return_value="triton"),
             mock.patch.object(fire, "traced", return_value=False),
-            mock.patch.object(algebra, "traced", return_value=False),
             mock.patch.object(triton.JITFunction, "run", run),
             self,
         ):
@@ -90,17 +85,13 @@ class Chain(BlockNetwork):
         self.checkpoint_blocks = False
 
 
-def of_bottleneck(block: str, layout: torch.memory_format = torch.contiguous_format) -> list[float]:
+def of_bottleneck(block: str) -> list[float]:
     """Passes forward and backward of one within a network, in tensors of 4 width channels."""
     shape, smallest = (T, B, 4 * WIDTH, SIDE, SIDE), T * B * WIDTH * SIDE * SIDE
     moved = []
     for count in (2, 3):
         chain = Chain(block, count)
-        x, gradient = (
-            torch.zeros(shape).flatten(0, 1).to(memory_format=layout).unflatten(0, (T, B))
-            for _ in range(2)
-        )
-        x.requires_grad_()
+        x, gradient = torch.zeros(shape, requires_grad=True), torch.zeros(shape)
         forward = Traffic(lambda: chain.through(chain.layers, x), smallest)  # noqa: B023
         backward = Traffic(lambda: forward.result.backward(gradient), smallest)  # noqa: B023
         moved.append((forward.moved, backward.moved))
@@ -122,8 +113,6 @@ def count() -> str:
     found: dict[str, Any] = {block: of_bottleneck(block) for block in ("plain", "sew", "ms")}
     with mock.patch("spiketriton.models.blocks.gives_current", return_value=False):
         found["ms, one by one"] = of_bottleneck("ms")
-    with algebra.by_algebra():
-        found["ms, by algebra"] = of_bottleneck("ms", torch.channels_last)
     norm = [torch.ones(8, requires_grad=i < 2) for i in range(4)]
     probe = torch.zeros(T, len(PROBE_FIELDS), requires_grad=True)
     residual = torch.zeros(T, 2, 8, 4, 4, requires_grad=True)
@@ -146,7 +135,6 @@ def test_an_ms_bottleneck_moves_26_tensors_instead_of_32_and_few_launches_are_sm
         "sew": [8.5, 16.5],
         "ms": [9.5, 16.5],
         "ms, one by one": [12.5, 19.5],
-        "ms, by algebra": [9.0, 14.25],
         "lif": [fire, walk],
         "plif": [fire, [*walk, "join_groups_kernel"]],
         "probe": [fire, [*walk, "join_groups_kernel"]],
@@ -154,5 +142,5 @@ def test_an_ms_bottleneck_moves_26_tensors_instead_of_32_and_few_launches_are_sm
         "bn_lif+residual": [measured, [*walk, *join, "norm_backward_kernel"]],
     }
     page = " ".join((ROOT / "profiling/LOG.md").read_text(encoding="utf-8").split())
-    for words in ("26 with one kernel, 32 one by one, 23.25 by algebra", "27 `plain`", "25 `sew`"):
+    for words in ("26 with one kernel, 32 one by one", "27 `plain`", "25 `sew`"):
         assert words in page

@@ -154,6 +154,18 @@ def test_a_damaged_checkpoint_falls_back_and_the_run_is_still_exact(tmp_path):
     assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
 
 
+def test_a_checkpoint_without_a_surrogates_width_is_damaged(tmp_path):
+    """A width may have been measured: the recipe's in its place would train another network."""
+    small_trainer(tmp_path / "run", *QUICK).fit(until=4)
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    state = checkpoint.read_checkpoint(last)
+    width = min(name for name in state["model"] if name.endswith("_extra_state"))
+    del state["model"][width]
+    checkpoint.Checkpoints(last.parent, print).save_as(last, state)
+    with pytest.raises(UserError, match=f"the checkpoint is damaged: model lacks {width}"):
+        small_trainer(tmp_path / "run", *QUICK, resume=True)
+
+
 def test_a_test_whose_result_was_not_saved_is_made_again_and_has_one_row(
     tmp_path, unbroken, monkeypatch
 ):

@@ -78,7 +78,6 @@ def test_a_run_is_loaded_as_it_was_trained(tmp_path):
 
 
 def test_a_loaded_run_has_the_widths_that_were_measured_for_it(tmp_path):
-    """Also one of before 0.2, whose checkpoint holds them beside the weights."""
     trainer = small_trainer(tmp_path / "run", *QUICK, "train.max_steps=1")
     wanted = {}
     for number, (name, layer) in enumerate(trainer.model.spiking_layers()):
@@ -90,12 +89,6 @@ def test_a_loaded_run_has_the_widths_that_were_measured_for_it(tmp_path):
         layers = load_run(tmp_path / "run").model.spiking_layers()
         return {name: layer.surrogate.width for name, layer in layers}
 
-    assert widths() == wanted
-    last = tmp_path / "run" / "checkpoints" / "last.pt"
-    state = read_checkpoint(last)
-    state["model"] = {k: v for k, v in state["model"].items() if not k.endswith("_extra_state")}
-    state["calibration"] = {"widths": wanted}
-    Checkpoints(last.parent, print).save_as(last, state)
     assert widths() == wanted
 
 

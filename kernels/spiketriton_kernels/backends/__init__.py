@@ -19,7 +19,7 @@ neuron has one (``measures``: of mean and var, which are filled first, with ``ru
 ``current``; then the kind's step, ``definition.charge`` and ``discharge``; then ``spikes = s + spike_add``. ``v_last``
 and ``m_last`` are the states after the last step, ``trace`` is v of every step. ``saved`` [rows, v or v and m, neurons]
 are the states at the start of each chunk but the first, in the memory order of x; only Triton is given it, for windows
-of several chunks (``layout.chunk_length(T, neuron.holds_more)``). Arithmetic is the membrane's, in the definition's
+of several chunks (``triton_tiles.chunk_length``). Arithmetic is the membrane's, in the definition's
 order: spikes and states are its to the bit, but for functions such as a sigmoid.
 
 v[-1] is v_init, or ``neuron.v_start``; m[-1] is m_init, or 0.

@@ -58,14 +58,13 @@ def compiling(pool: Executor) -> Iterator[None]:
 
 
 def launch(
-    kernel: Any, programs: tuple[int, ...], x: torch.Tensor, /, *args: Any, maxnreg: int | None = None,
-    warps: int | None = None, **named: Any,
+    kernel: Any, programs: tuple[int, ...], x: torch.Tensor, /, *args: Any, maxnreg: int | None = None, **named: Any,
 ) -> None:  # fmt: skip
-    """Run so many programs of a kernel on the device of x, of ``WARPS`` unless it is said.
+    """Run so many programs of a kernel, each of ``WARPS``, on the device of x.
 
     Multiply-adds are never contracted: forward and replay must round alike.
     """
-    named["num_warps"] = warps = warps or WARPS
+    named["num_warps"] = WARPS
     named["enable_fp_fusion"] = False
     if maxnreg is not None:
         named["maxnreg"] = maxnreg
@@ -85,7 +84,6 @@ def launch(
             id(kernel),
             device,
             maxnreg,
-            warps,
             triton.knobs.compilation.instrumentation_mode,
             *chosen,
         )
@@ -216,12 +214,6 @@ def repeat(
             there.append(record(there))
         for run, grid, function, metadata, taken in plan.launches:
             run(*grid, stream, function, metadata, *_NO_HOOKS, *taken(there))
-
-
-def forget() -> None:
-    """What is repeated at once is asked for anew: something has changed that launches depend on."""
-    _plans.clear()
-    _met.clear()
 
 
 def _noting(work: Callable[..., None], arguments: Any, alike: Any, given: Any) -> None:

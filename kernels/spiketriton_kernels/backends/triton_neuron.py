@@ -18,7 +18,6 @@ import torch
 
 from ..arguments import PROBE_FIELDS
 from ..kinds import Printed, printed
-from ..layout import chunk_length
 from ..neuron import NORM, Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..steps.printed import EXPONENTIAL
 from ..surrogate import own_surrogate
@@ -30,6 +29,7 @@ from .triton_tiles import (
     WALKS,
     Tiling,
     Window,
+    chunk_length,
     grouped,
     join_groups,
     processors,
@@ -37,7 +37,6 @@ from .triton_tiles import (
     vector_width,
 )
 from .triton_walk import Learnt, Partial, Written, walk_kernel
-from .tuning import Tuning, tuned
 
 AMD = torch.version.hip is not None  # a wave of 64 takes half as many elements a thread
 SHARED = 40 * 1024  # bytes of a program's next tile: an RTX 4090 then runs two, an H100 five
@@ -195,14 +194,12 @@ def _forward(
     if measures:
         mean, var, *_ = neuron.norm
         channel_statistics(x, mean, var, running)
-    own = tuned("norm fire" if neuron.has_norm else "fire", x)
-    tiles = tiling(x, neuron.per_channel, own.width or vector_width(x), warps=own.warps)
+    tiles = tiling(x, neuron.per_channel, vector_width(x))
     given, compiled = _compiled(neuron, back=False)
-    ahead = own.ahead or (2 if neuron.has_norm else 1)
-    window = Window(T, chunk_length(T, neuron.holds_more), ahead)
+    window = Window(T, chunk_length(T, neuron.holds_more), 2 if neuron.has_norm else 1)
     launch(
         fire_kernel, (tiles.row_tiles * tiles.lanes,), x, inputs, Norm(*neuron.norm), out, given,
-        WINDOW=window, warps=own.warps, **tiles.geometry, **compiled, **_own(neuron, back=False),
+        WINDOW=window, **tiles.geometry, **compiled, **_own(neuron, back=False),
     )  # fmt: skip
 
 
@@ -227,18 +224,7 @@ def _backward(*given: Any) -> None:
     norm_backward(out.dx, walk.inputs.x, walk.neuron, out.sums, count, out.dy)
 
 
-def _name(walk: Walk) -> str:
-    """Of ``tuning.KERNELS``."""
-    if not walk.neuron.has_norm:
-        return "walk"
-    if walk.upstream.current is not None:
-        return "walk current"
-    if walk.out.dx is not None:
-        return "walk dx"
-    return "walk sums" if walk.out.dy is None else "walk dy"
-
-
-def _plan(walk: Walk, tiles: Tiling, own: Tuning) -> tuple[Window, int | None]:
+def _plan(walk: Walk, tiles: Tiling) -> tuple[Window, int | None]:
     """How a walk reads its window, and the most registers of a thread."""
     x, neuron, upstream = walk.inputs.x, walk.neuron, walk.upstream
     T, chunk = x.shape[0], chunk_length(x.shape[0], neuron.holds_more)
@@ -261,22 +247,19 @@ def _plan(walk: Walk, tiles: Tiling, own: Tuning) -> tuple[Window, int | None]:
     stages = 1
     # With a probe, one step in ten, it would double the time that the longest kernel takes to compile.
     loops = walk.out.probe is None and (neuron.has_norm or tiles.row_tiles > 1)
-    if own.stages != 1 and loops and neuron.by_hand and chunk == T and copied <= SHARED and not AMD:
-        stages, ahead = own.stages or 2, 1
-    return Window(T, chunk, own.ahead or ahead, replay_ahead, stages), most
+    if loops and neuron.by_hand and chunk == T and copied <= SHARED and not AMD:
+        stages, ahead = 2, 1
+    return Window(T, chunk, ahead, replay_ahead, stages), most
 
 
 def _walk_back(walk: Walk) -> None:
     """One launch, and one small sum for each kind of partial."""
     x, neuron, out = walk.inputs.x, walk.neuron, walk.out
     T, rows = x.shape[0], neuron.rows
-    own = tuned(_name(walk), x)
-    walks = neuron.by_hand and not AMD
-    tiles = tiling(x, neuron.per_channel, own.width or _walk_width(walk), walks, own.warps)
+    tiles = tiling(x, neuron.per_channel, _walk_width(walk), walks=neuron.by_hand and not AMD)
     # A norm's constants, and sums, are worth fetching and leaving once for many tiles. At T <= 4 up to 9 programs run
     # at once on a processor, beyond that 3 to 6: these are nearly whole waves.
-    programs = own.programs or (2 * WALKS if T <= 4 else WALKS)
-    programs = tiles.programs(programs * processors(x.device))
+    programs = tiles.programs((2 * WALKS if T <= 4 else WALKS) * processors(x.device))
     launched, every_tile = programs * tiles.lanes, tiles.row_tiles * tiles.lanes
     one = neuron.parameter_size == 1  # a program leaves one sum of each, or one per channel
     partial = Partial(
@@ -286,7 +269,7 @@ def _walk_back(walk: Walk) -> None:
         None if out.step_gain is None else grouped(x, every_tile, T),
         None if out.probe is None else grouped(x, every_tile, T * len(PROBE_FIELDS)),
     )  # fmt: skip
-    window, most = _plan(walk, tiles, own)
+    window, most = _plan(walk, tiles)
     given, compiled = _compiled(neuron, back=True)
     shape = own_surrogate(neuron.shape)
     launch(
@@ -296,7 +279,7 @@ def _walk_back(walk: Walk) -> None:
         given, float(walk.elements), programs=programs, **tiles.geometry, **compiled,
         WINDOW=window, LEARNT=Learnt(rows, not one), **_own(neuron, back=True),
         OWN_SLOPE=None if shape is None else shape.slope, OWN_AREA=None if shape is None else shape.primitive,
-        maxnreg=most, warps=own.warps,
+        maxnreg=most,
     )  # fmt: skip
     if partial.sums is not None and out.sums is not None:
         tiles.join(partial.sums, out.sums)

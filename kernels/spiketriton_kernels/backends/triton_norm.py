@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..layout import chunk_length
 from ..neuron import Neuron, Running
 from ..triton_import import tl, triton
 from .triton_launch import launch
@@ -22,6 +21,7 @@ from .triton_tiles import (
     Size,
     Window,
     blocks,
+    chunk_length,
     over_owned,
     own_tile,
     part_place,
@@ -34,7 +34,6 @@ from .triton_tiles import (
     time_step,
     vector_width,
 )
-from .tuning import tuned
 
 AMD = torch.version.hip is not None
 STAGES = 4  # of the statistics' loop: three tiles are under way while one is summed
@@ -235,12 +234,11 @@ def norm_backward_kernel(
 
 def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     """Fill dy, which may be dx itself, with dL/dy of batch norm from dL/dx and the channel sums."""
-    own, T = tuned("norm backward", y), y.shape[0]
-    tiles = tiling(y, True, own.width or vector_width(y), warps=own.warps)
+    T, tiles = y.shape[0], tiling(y, True, vector_width(y))
     launch(
         norm_backward_kernel, (tiles.row_tiles * tiles.lanes,), y,
         dx, y, Norm(*neuron.norm), sums, dy, float(neuron.eps), float(neuron.bn_scale), float(count),
-        WINDOW=Window(T, chunk_length(T, False), own.ahead or 3), warps=own.warps, **tiles.geometry,
+        WINDOW=Window(T, chunk_length(T, False), ahead=3), **tiles.geometry,
     )  # fmt: skip
 
 
@@ -249,13 +247,12 @@ def channel_statistics(
 ) -> None:
     """Fill mean and biased variance of each channel of y [T, B, C, ...]; running statistics move towards them."""
     running_mean, running_var, momentum = (None, None, 0.0) if running is None else running
-    own = tuned("statistics", y)
-    tiles = tiling(y, True, own.width or vector_width(y), warps=own.warps).over_time(y.shape[0])
-    programs = tiles.programs((own.programs or MEASURING) * processors(y.device))
+    tiles = tiling(y, True, vector_width(y)).over_time(y.shape[0])
+    programs = tiles.programs(MEASURING * processors(y.device))
     partial = tiles.partial(y, 3, programs)
     launch(
         statistics_kernel, (programs * tiles.lanes,), y, y, partial, programs=programs,
-        STAGES=own.stages or STAGES, warps=own.warps, maxnreg=None if AMD else REGISTERS, **tiles.geometry,
+        STAGES=STAGES, maxnreg=None if AMD else REGISTERS, **tiles.geometry,
     )  # fmt: skip
     launch(
         join_statistics_kernel, (-(-tiles.C // JOIN_CHANNELS),), y,

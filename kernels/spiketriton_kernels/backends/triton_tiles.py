@@ -31,6 +31,10 @@ from .triton_launch import WARPS, launch, scratch
 
 PROCESSORS = 132  # an H100's: where a launch is interpreted, or lowered for a GPU that is not here
 WALKS = 12  # programs on a processor, of walks that work on many tiles each
+CHUNK = 16  # time steps whose membranes a program holds in registers; of longer windows each chunk's first are kept
+NORM_CHUNK = (
+    8  # the same for a window of several chunks with batch norm, which also holds what it read
+)
 JOIN_PARTS, JOIN_CHANNELS = 128, 8  # of one tile; 8 float32 fill a sector of memory
 JOIN_ROW = 4096
 GROUP = tl.constexpr(32)  # of neighbouring partial sums: a cache line
@@ -383,6 +387,14 @@ def join_groups(
     )  # fmt: skip
 
 
+def chunk_length(T: int, norm: bool) -> int:
+    """Steps per chunk: the window if it fits, else chunks as even as possible."""
+    if T <= CHUNK:
+        return T
+    chunks = -(-T // (NORM_CHUNK if norm else CHUNK))
+    return -(-T // chunks)
+
+
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU."""
     return _of_gpu(device.index) if device.type == "cuda" else PROCESSORS
@@ -397,14 +409,12 @@ def _power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def tiling(
-    x: torch.Tensor, per_channel: bool, vector: int, walks: bool = False, warps: int | None = None
-) -> Tiling:
+def tiling(x: torch.Tensor, per_channel: bool, vector: int, walks: bool = False) -> Tiling:
     """Cut a time step of x [T, B, C, ...] so that a thread owns ``vector`` neighbouring elements.
 
     walks: into rows also without channels, where they come out even, so that a program may go through several tiles.
     """
-    block, neurons = 32 * (warps or WARPS) * vector, x[0].numel()
+    block, neurons = 32 * WARPS * vector, x[0].numel()
     if not per_channel:
         return _whole(neurons, block, walks and neurons % block == 0)
     channels, inner = channel_axis(x)

@@ -169,14 +169,6 @@ class SpikingNeuron(Stepping):
         self._began: Any = None  # the states before the last call
         self.probe = None
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "input_gain" in cls.__dict__:  # until 0.1 calls asked it
-            raise TypeError(
-                f"{cls.__name__} has input_gain(), which nothing calls; accepted: "
-                'neuron_arguments() with that gain, super().neuron_arguments() | {"gain": ...}'
-            )
-
     def neuron_arguments(self) -> dict[str, Any]:
         """The neuron's constants by name: floats, or tensors [] or [C], which get gradients."""
         return {

@@ -5,7 +5,6 @@ import torch
 import torch.distributed as dist
 
 from spiketriton_kernels import multistep_bn_lif, multistep_lif, multistep_lif_reference
-from tests.kernels.calls.test_pointwise import Unit, error
 from tests.kernels.support import as_layout, normal
 
 pytestmark = pytest.mark.gpu
@@ -56,16 +55,6 @@ def test_more_elements_than_32_bits_can_count():
     assert torch.equal(spikes[:, -1000:], tail)
 
 
-def test_norms_by_algebra_are_those_of_the_definition():
-    """In bf16: products in parts, summed in float32, behind a stride, too."""
-    unit = Unit((4, 4, 64, 256, 128, (14, 14), 2), "normed", device="cuda")
-    unit.neuron = unit.neuron._replace(reset="none")
-    exact = unit.results("define", torch.float64)
-    found, usual = (unit.results(way, torch.bfloat16) for way in ("algebra", "fused"))
-    for name in set(exact) - {"spikes"}:
-        assert error(found[name], exact[name]) <= 1.25 * error(usual[name], exact[name]) + 1e-6
-
-
 def test_statistics_over_ranks_are_those_of_the_one_rank_that_there_is(tmp_path):
     """By NCCL: the walk for sums, and the one from sums that have travelled."""
     y, residual, upstream = (
@@ -87,4 +76,4 @@ def test_statistics_over_ranks_are_those_of_the_one_rank_that_there_is(tmp_path)
     finally:
         dist.destroy_process_group()
     for one, other in zip(over_ranks, expected, strict=True):
-        assert error(one, other.double()) <= 2e-3
+        assert (one.double() - other).norm() <= 2e-3 * other.double().norm()

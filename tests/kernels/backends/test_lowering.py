@@ -164,7 +164,7 @@ OTHERS = (
     "bn_lif+current backward, probe", "learnt by channel backward", "own step behind a norm backward",
 )  # fmt: skip
 MAPPED = cases(OTHERS, windows=[4])
-"""What a call may ask for besides: behind algebra, over ranks, with states, gains, probes and what learns."""
+"""What a call may ask for besides: given statistics, ranks, with states, gains, probes and what learns."""
 SELDOM = [
     *cases([case for case, _ in BARS if case.startswith(("ilif", "cuba"))]),
     *cases(["own step backward", "alif backward"], ["sm_80"]),

@@ -92,7 +92,6 @@ VARIED = dict(
     scale=[0.5, 2],
     rules=[("soft", 1), ("hard", 1)],
     maxnreg=[None, 255],
-    warps=[None, 8],
 )
 CASES = [
     {kind: values[i % len(values)] for kind, values in VARIED.items()} | {name: value}
@@ -108,9 +107,8 @@ def test_the_kernel_is_tritons_choice_whatever_the_arguments(kernel):
     x = torch.zeros(1)
     for case in CASES + CASES[::-1]:
         given, named = arguments(**case)
-        options = dict(num_warps=case["warps"] or 4, enable_fp_fusion=False)
-        given_too = {name: value for name, value in named.items() if name != "warps"}
-        options |= {name: value for name, value in given_too.items() if value is not None}
+        options = dict(num_warps=4, enable_fp_fusion=False)
+        options |= {name: value for name, value in named.items() if value is not None}
         expected = kernel[(3,)](*given, **options)
         expected.launched.clear()
         for _ in range(2):

@@ -274,10 +274,6 @@ def test_a_checkpoint_repeats_the_last_call_and_no_earlier_one():
         (lambda: nn.PLIF(init_tau=math.inf), ["init_tau inf"]),
         (lambda: nn.PLIF(init_tau=1.0), ["init_tau 1.0", "above 1"]),
         (lambda: nn.PLIF(per_channel=0), ["per_channel 0"]),
-        (
-            lambda: type("Mine", (nn.LIF,), {"input_gain": lambda _: torch.ones(())}),
-            ["Mine has input_gain()", "neuron_arguments()", '{"gain": ...}'],
-        ),
         (lambda: nn.IF()(torch.zeros(3)), ["IF", "(3,)", "[T, B, ...]"]),
         (lambda: nn.IF(step_mode="s")(torch.tensor(1.0)), ["IF", "()", "[B, ...]"]),
         (

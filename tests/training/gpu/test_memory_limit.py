@@ -15,8 +15,8 @@ from spiketriton.plugins.tasks import Classification
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import EXIT_USER, UserError
 from spiketriton.system.ranks import Ranks
-from spiketriton.training import memory_limit
-from spiketriton.training.memory_limit import OutOfMemory, explained, settle
+from spiketriton.training.gpu import memory_limit
+from spiketriton.training.gpu.memory_limit import OutOfMemory, explained, settle
 from spiketriton.training.meters import is_out_of_memory
 from spiketriton.training.randomness import random_state, seed_everything
 from tests.processes import done

@@ -28,7 +28,7 @@ from spiketriton.system.errors import UserError
 from spiketriton.system.ranks import Ranks
 from spiketriton.training import environment
 from spiketriton.training.ema import MovingAverage
-from spiketriton.training.graphs import obstacle_of
+from spiketriton.training.gpu.graphs import obstacle_of
 from spiketriton.training.meters import is_out_of_memory, peak_memory_mib
 from spiketriton.training.optim import build_optimizer
 from spiketriton.training.placement import Placement

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spiketriton.training import graphs
-from spiketriton.training.graphs import Steps, obstacle_of, rates_in_tensors
+from spiketriton.training.gpu import graphs
+from spiketriton.training.gpu.graphs import Steps, obstacle_of, rates_in_tensors
 from spiketriton.training.trainer import Trainer
 from tests.small_runs import QUICK, assert_equal, small_trainer, untimed
 

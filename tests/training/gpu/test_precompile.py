@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from spiketriton.system.ranks import Ranks
-from spiketriton.training import precompile, session
+from spiketriton.training import session
+from spiketriton.training.gpu import precompile
 from tests.conftest import need_native
 from tests.processes import said_by, start_ranks
 
@@ -20,8 +21,8 @@ import copy, json, sys
 from pathlib import Path
 import torch
 from profiling.harness.launcher import Driver, without_gpu
-from spiketriton.training import precompile, session
-from spiketriton.training import precompile
+from spiketriton.training import session
+from spiketriton.training.gpu import precompile
 from spiketriton.training.randomness import random_state
 from spiketriton_kernels import passes
 from spiketriton_kernels.backends import native, triton_neuron, triton_norm
