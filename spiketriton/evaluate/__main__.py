@@ -1,11 +1,11 @@
-"""spiketriton evaluate RUN [--steps 1,2,4] [--against RUN ...] [--json]
+"""spiketriton evaluate RUN [--steps 1,2,4] [--against RUN ...] [--binary] [--json]
 
 Accuracy, spikes, operations and energy of a run.
 """
 
 import argparse
+import dataclasses
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="time steps to show, also beyond T",
     )
     parser.add_argument("--against", nargs="+", default=[], metavar="RUN", help="runs to compare")
+    parser.add_argument(
+        "--binary",
+        action="store_true",
+        help="run a network of I-LIF with spikes of 0 and 1 too, over T x D steps, and compare every answer",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--out", metavar="DIR", help="output folder (RUN/evaluation)")
     parser.add_argument(
@@ -58,6 +63,7 @@ def main(arguments: list[str]) -> None:
     for path in (args.run, *args.against):
         refuse_unusable(path, args.overrides)
     with importing():
+        from spiketriton.evaluate.binary import binary, levels_of
         from spiketriton.evaluate.evaluation import evaluate
         from spiketriton.evaluate.pictures import draw_evaluations
         from spiketriton.evaluate.tables import show
@@ -74,17 +80,22 @@ def main(arguments: list[str]) -> None:
         for path in [args.run, *args.against]
     ]
     refuse_other_tests(runs)
+    if args.binary:
+        levels_of(runs[0])
     folder = output_folder(args.out or own)
     steps = max(args.steps, default=0)
     evaluations = [evaluate(run, steps, args.batch_size or 0) for run in runs]
+    if args.binary:
+        found = binary(runs[0], args.batch_size or 0)
+        evaluations[0] = dataclasses.replace(evaluations[0], binary=found)
     written = [folder / "evaluation.json"]
     replace_file(written[0], evaluations[0].to_json())
     if args.against:
         written.append(folder / "comparison.json")
-        write_json(written[1], [asdict(one) for one in evaluations], indent=1)
+        write_json(written[1], [dataclasses.asdict(one) for one in evaluations], indent=1)
     written += draw_evaluations(folder, evaluations)
     if args.json:
-        print(json_text([asdict(one) for one in evaluations], indent=1), end="")
+        print(json_text([dataclasses.asdict(one) for one in evaluations], indent=1), end="")
         return
     console = console_of()
     show(console, evaluations, args.steps)

@@ -60,6 +60,17 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Binary:
+    """The answers of an I-LIF network with binary spikes to the test images, in float32; see `evaluate.binary`."""
+
+    steps: int  # T x D
+    equal: int  # images whose class is that of the network with whole numbers of spikes, in float32, too
+    accuracy: float
+    images: int
+    rate: float  # spikes of a neuron and binary step
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What was measured of one run; lists by time step begin with the first step."""
 
@@ -102,6 +113,7 @@ class Evaluation:
     score: str = "accuracy"  # what `values` are, see `tasks.Score`
     share: bool = True
     higher_is_better: bool = True
+    binary: Binary | None = None  # with --binary
 
     @property
     def what(self) -> str:

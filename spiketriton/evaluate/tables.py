@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from spiketriton.evaluate.energy import BREAK_EVEN_RATES, ann_energy_pj
-from spiketriton.evaluate.results import Evaluation, Layer
+from spiketriton.evaluate.results import Binary, Evaluation, Layer
 from spiketriton.show.screen import Table, say, show_table
 from spiketriton.show.words import in_words, scored
 
@@ -49,6 +49,8 @@ def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> N
         console.print()
     for one in evaluations:
         say(console, verdict(one, evaluations))
+    if first.binary is not None:
+        say(console, with_binary_spikes(first.binary))
 
 
 def steps_table(evaluations: Sequence[Evaluation], asked: Sequence[int] = ()) -> Table:
@@ -160,6 +162,14 @@ def replayed(found: "Comparison") -> list[str]:
         away = f"{found.margin:.1e} of the threshold away from it"
         lines.append(f"first difference: {place}, {away}")
     return lines
+
+
+def with_binary_spikes(one: Binary) -> str:
+    return (
+        f"With spikes of 0 and 1 over {one.steps} time steps, {one.equal:,} of {one.images:,} answers are the same "
+        f"and the accuracy is {100 * one.accuracy:.2f} %, both in fp32. A neuron then spikes {100 * one.rate:.1f} "
+        "times in 100 steps."
+    )
 
 
 def _rate(one: Evaluation) -> str:

@@ -62,6 +62,7 @@ CALLS: dict[str, tuple[list[str], str]] = {
     "diagnose json": (["lif", "--json", "--out", "d"], "d/diagnosis.json"),
     "evaluate json": (["lif", *TRAINED, "--json", "--batch-size", "8", *BESIDE, "e"], "e/evaluation.json"),
     "evaluate steps": (["lif", "--steps", "1,3", "--images", "8"], "lif/evaluation/rates.png"),
+    "evaluate binary": (["ilif", "--binary"], "ilif/evaluation/confusion.png"),
     "convert calibrated": (["ann", *TRAINED, *CALIBRATED, "--run-dir", "c"], "c/recipe.toml"),
     "convert channels": (["ann", "--per-channel", "--percentile", "99", "--run-dir", "c"], "c/recipe.toml"),
     "export nir": (["lif", "--to", "nir", "--images", "1", "--dt", "1"], "lif/small.nir"),
@@ -130,10 +131,10 @@ def end(pid: int, at: Path) -> Ended:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A spiking run and an ANN, of a few steps."""
+    """Two spiking runs and an ANN, of a few steps."""
     root = tmp_path_factory.mktemp("made")
     (root / "small.toml").write_text(SMALL.replace("batch_size = 16", "batch_size = 8"))
-    for name, kind in (("lif", "lif"), ("ann", "relu")):
+    for name, kind in (("lif", "lif"), ("ann", "relu"), ("ilif", "ilif")):
         few = [*FEW, *NET, f"neuron.kind={kind}", "train.batch_size=8", "train.max_steps=2"]
         trainer = small_trainer(root / name, *few)
         trainer.fit()
