@@ -1,6 +1,6 @@
 #!/bin/sh
 # Draws the pictures of docs/img that come from runs: sh docs/pictures.sh (some three minutes on two cores).
-# docs/recording.py (a minute), docs/first_steps.py (half a minute), docs/schematics.py, docs/mean_field.py and docs/gradient_flow.py draw the others.
+# docs/recording.py (a minute), docs/first_steps.py (half a minute), docs/schematics.py and the studies draw the others.
 set -e
 cd "$(dirname "$0")/.."
 out=${1:-$(mktemp -d)}

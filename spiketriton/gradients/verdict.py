@@ -7,9 +7,9 @@ learning    What training has shown, once it can be known (`tells_from`). A net 
             learns; one that is at chance is never healthy; "healthy" is one that learns, by a test, and has no
             obstacle. Before the first test no more is said than whether the loss falls.
 
-An obstacle is named only where the rows of docs/data/gradient_flow.csv say that it predicts: `LIMITS`, which
-`python docs/gradient_flow.py --judge` counts again. Elsewhere the number is shown without a word. Everything here is
-a record; `show.verdict` has the words.
+An obstacle is named only where the rows of studies/gradient_flow/rows.csv say that it predicts: `LIMITS`, which
+`python studies/gradient_flow/run.py --judge` counts again. Elsewhere the number is shown without a word. Everything
+here is a record; `show.verdict` has the words.
 """
 
 import math

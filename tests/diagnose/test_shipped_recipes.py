@@ -73,6 +73,6 @@ def test_a_network_with_its_own_sizes_that_learns_has_no_obstacle(name):
     ("kind", "block"), [("lif", "plain"), ("ilif", "sew"), ("lif", "ms"), ("ilif", "plain")]
 )
 def test_the_default_start_of_a_deep_net_has_no_obstacle(kind, block):
-    """ResNet-56 of 8 channels, which ends at 53 to 66 % in docs/data/gradient_flow.csv."""
+    """ResNet-56 of 8 channels, which ends at 53 to 66 % in studies/gradient_flow/rows.csv."""
     deep = (f"neuron.kind={kind}", f"model.block={block}", "model.name=resnet56", "model.width=8")
     assert obstacles("quickstart", *deep, "data.image_size=16") == ()

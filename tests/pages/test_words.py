@@ -1,13 +1,10 @@
 """The pages that a newcomer reads: sentences that can be read once, within a length in all."""
 
 import re
-import runpy
 from pathlib import Path
 
 import pytest
-from gradient_flow_tables import one
 
-from spiketriton.gradients.verdict import LIMITS
 from spiketriton_kernels import Surrogate
 
 ROOT = Path(__file__).parents[2]
@@ -90,36 +87,10 @@ def test_the_front_page_has_the_numbers_of_the_recipes():
         header = (ROOT / "recipes" / f"{name}.toml").read_text("utf-8")
         measured = re.search(r"Measured: ([\d.]+) %.*?(\d+) (second|minute)s", header, re.DOTALL)
         assert measured, name
-        assert accuracy == one(float(measured[1])), name
+        assert accuracy == f"{float(measured[1]) + 1e-9:.1f}", name  # halves up, as by hand
         assert (measured[2], measured[3][0]) == (time, unit[0]), name
     events = (ROOT / "docs" / "events.md").read_text("utf-8")
     assert f"| {dict(row[:2] for row in rows)['digits_dvs']} ± " in events
-
-
-def test_what_predicts_learning_is_what_its_script_finds_in_its_rows(capsys):
-    script = runpy.run_path(str(ROOT / "docs" / "gradient_flow.py"))
-    script["judge"]()
-    printed = capsys.readouterr().out
-    found = dict(line.rsplit(": ", 1) for line in printed.splitlines())
-    page = (ROOT / "docs" / "gradient_flow.md").read_text("utf-8")
-    cases = ("fitted, above 20%", "out of sample, above 20%", "out of sample, above 40%")
-    for sign, words in (
-        ("none", "nothing (the base rate)"),
-        ("loss", "loss of steps 51 to 100 below 0.95 ln K"),
-    ):
-        cells = " | ".join(found[f"{case}: {sign}"] for case in cases)
-        assert f"| {words} | {cells} |" in page
-    for limit, known in (
-        ("chain", LIMITS.chain), ("plain", LIMITS.plain), ("growth", LIMITS.growth)
-    ):  # fmt: skip
-        learn = found[limit].removesuffix(" learn")
-        assert f" | {known.trainings} | {learn} |" in page
-        assert learn.startswith(f"{known.learnt} of {known.trainings} (")
-    followed = r"in tenth 3 .*: (\d+ of \d+ .*) learn; above it: (.*)\nin tenth 5 .*: (.*) learn;"
-    told = re.search(followed, printed)
-    assert told
-    prose = " ".join(page.split())
-    assert all(share in prose for share in told.groups())
 
 
 def words_by_hand(page: str) -> int:

@@ -1,6 +1,6 @@
 """Two claims of arXiv 2006.04436, before training: a table and a picture of docs/gradient_flow.md.
 
-    python docs/paper_claims.py --root data       # CIFAR-10's images are in data/cifar10; five minutes of a core
+    python studies/paper_claims/run.py --root data       # CIFAR-10's images are in data/cifar10; five minutes of a core
 
 (b) the surrogate's width decides how the gradient changes through depth; (c) the way of the gradient through the
 membrane, from step to step, makes it explode. Measured: plain ResNet-56 of 8 channels from the usual start, on 64
@@ -30,12 +30,13 @@ from spiketriton.system.errors import UserError
 from spiketriton.training.probing import Prober
 
 HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs"
 ROWS, PAGE, PICTURE = (
-    HERE / "data" / "paper_claims.csv",
-    HERE / "gradient_flow.md",
-    HERE / "img" / "paper_claims.png",
+    HERE / "rows.csv",
+    DOCS / "gradient_flow.md",
+    DOCS / "img" / "paper_claims.png",
 )
-BEGIN, END = "<!-- made by docs/paper_claims.py: begin -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- made by studies/paper_claims/run.py: begin -->\n", "<!-- end -->\n"
 IMAGES, SEEDS = 64, (0, 1, 2)
 NET = (
     "data.name=cifar10",
@@ -72,7 +73,7 @@ def measure(changes: tuple[str, ...], seed: int, root: str) -> dict[str, str]:
     """The gradient by block, whose last layers are compared, and by time step."""
     start = () if "model.norm=none" in changes else USUAL
     given = (*NET, *start, *changes, f"seed={seed}", f"data.root={root}")
-    recipe = load_recipe(HERE / "gradient_flow_cells.toml", given)
+    recipe = load_recipe(HERE / "net.toml", given)
     data = build_data(recipe)
     x, y = next(data.train.from_step(0))
     batch = [(x[:IMAGES], y[:IMAGES])]

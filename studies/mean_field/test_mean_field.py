@@ -1,8 +1,6 @@
 """The mean field against a closed form, against what was measured, and against a wide random net."""
 
 import math
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +8,7 @@ import torch
 from spiketriton.config import NeuronConfig, SurrogateConfig
 from spiketriton.neurons import Norm, build_neuron
 from spiketriton.training.probing import overlap_of
-
-SCRIPT = Path(__file__).parents[2] / "docs" / "mean_field.py"
-MeanField = runpy.run_path(str(SCRIPT))["MeanField"]
+from studies.mean_field.run import MeanField
 
 
 def neuron(kind="lif", shape="fast_sigmoid", width=1.0, **options):

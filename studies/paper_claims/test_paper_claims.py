@@ -1,7 +1,6 @@
 """What docs/gradient_flow.md says of the paper's claims before training, and the neuron that it is measured with."""
 
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -9,17 +8,17 @@ import torch
 
 from spiketriton_kernels import Surrogate, use_backend
 from spiketriton_kernels.nn import LIF
+from studies.paper_claims import cut, run
 
 DOCS = Path(__file__).parents[2] / "docs"
-SCRIPT = runpy.run_path(str(DOCS / "paper_claims.py"))
-ROWS = SCRIPT["read"]()
+ROWS = run.read()
 PAGE = DOCS / "gradient_flow.md"
 
 
 def test_the_table_and_the_sentences_are_those_of_the_rows():
     text = PAGE.read_text("utf-8")
-    assert SCRIPT["page"](text, ROWS) == text
-    cells = dict(re.findall(r"^\| ([^|]+) \| ([^|]*) \|", SCRIPT["table"](ROWS), re.M))
+    assert run.page(text, ROWS) == text
+    cells = dict(re.findall(r"^\| ([^|]+) \| ([^|]*) \|", run.table(ROWS), re.M))
     items = re.findall(r"^\* \*\*\([bc]\)(?:.|\n  )*", text, re.M)
     assert len(items) == 2
     widths, time = (" ".join(item.split()) for item in items)
@@ -31,16 +30,14 @@ def test_the_table_and_the_sentences_are_those_of_the_rows():
 
 
 def test_each_cell_has_its_seeds():
-    kept = {
-        name: [row["seed"] for row in ROWS if row["cell"] == name] for name, _ in SCRIPT["CELLS"]
-    }
-    assert set(map(tuple, kept.values())) == {tuple(map(str, SCRIPT["SEEDS"]))}
-    assert len(ROWS) == len(kept) * len(SCRIPT["SEEDS"])
+    kept = {name: [row["seed"] for row in ROWS if row["cell"] == name] for name, _ in run.CELLS}
+    assert set(map(tuple, kept.values())) == {tuple(map(str, run.SEEDS))}
+    assert len(ROWS) == len(kept) * len(run.SEEDS)
 
 
 @use_backend("torch")  # nothing has to compile
 def test_the_cut_neuron_fires_as_lif_and_passes_no_gradient_to_earlier_steps():
-    made = runpy.run_path(str(DOCS / "cut.py"))["Cut"](2.0, Surrogate("atan", width=1.0))
+    made = cut.Cut(2.0, Surrogate("atan", width=1.0))
     x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     spikes = made(x)
     torch.testing.assert_close(spikes, LIF(tau=2.0, decay_input=False)(x))
@@ -59,4 +56,4 @@ def test_the_cut_neuron_fires_as_lif_and_passes_no_gradient_to_earlier_steps():
     ],
 )
 def test_growth_is_the_first_value_by_the_last(texts, said):
-    assert SCRIPT["growth"](texts) == said
+    assert run.growth(texts) == said

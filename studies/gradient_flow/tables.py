@@ -1,8 +1,8 @@
 """The tables of docs/gradient_flow.md and its log, and the numbers of the page's sentences, from the rows.
 
-    python docs/gradient_flow_tables.py        # writes the tables; names every number of a sentence that the rows deny
+    python studies/gradient_flow/tables.py     # writes the tables; names every number of a sentence that the rows deny
 
-A cell is a training, or several seeds of it, found in docs/data/gradient_flow.csv by its settings. Sentences are
+A cell is a training, or several seeds of it, found in rows.csv by its settings. Sentences are
 written by hand; `facts` makes the words in them that hold numbers, which must stand in the page as they are.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ROWS = HERE / "data" / "gradient_flow.csv"
-PAGES = (HERE / "gradient_flow.md", HERE / "data" / "gradient_flow_log.md")
-DEFAULTS = {  # of gradient_flow_cells.toml, and what "auto" stands for there
+ROWS = HERE / "rows.csv"
+PAGES = (HERE.parents[1] / "docs" / "gradient_flow.md", HERE / "log.md")
+DEFAULTS = {  # of cells.toml, and what "auto" stands for there
     "model.name": "resnet20",
     "train.max_steps": "600",
     "train.lr": "0.002",

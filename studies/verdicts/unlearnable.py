@@ -1,4 +1,4 @@
-"""Data sets of docs/verdicts.py from which nothing can be learnt."""
+"""Data sets of run.py from which nothing can be learnt."""
 
 from dataclasses import replace
 

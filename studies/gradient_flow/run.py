@@ -1,12 +1,12 @@
-"""Trains the cells of docs/data/gradient_flow.csv again: every number of docs/gradient_flow.md.
+"""Trains the cells of rows.csv again: every number of docs/gradient_flow.md.
 
-    python docs/gradient_flow.py --group race connected clinic --out again.csv    # hours of one core
-    python docs/gradient_flow.py --group full --settings "model.block=sew" --out new.csv    # other rows
-    python docs/gradient_flow.py --draw                  # the page's pictures, from the file as it is
-    python docs/gradient_flow.py --judge                 # the table of what predicts learning
-    python docs/gradient_flow_tables.py                  # the page's other tables, and its sentences' numbers
+    python studies/gradient_flow/run.py --group race connected clinic --out again.csv    # hours of one core
+    python studies/gradient_flow/run.py --group full --settings "model.block=sew" --out new.csv    # other rows
+    python studies/gradient_flow/run.py --draw     # the pictures, from the rows as they are
+    python studies/gradient_flow/run.py --judge    # the table of what predicts learning
+    python studies/gradient_flow/tables.py         # the page's other tables, and its sentences' numbers
 
-A row's settings are docs/gradient_flow_cells.toml with some keys changed; `net=linear` and
+A row's settings are cells.toml with some keys changed; `net=linear` and
 `net=hidden` stand for a linear classifier and a net with one hidden layer of 128, `width=learnt` for
 surrogate widths that are parameters, one a layer, `heads=linear` for a classifier behind each stage. Rows that the new
 file already has are kept, so that it continues where it was stopped. Settings are compared on 2,000
@@ -27,12 +27,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from gradient_flow_tables import Rows, on_cifar
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
-from verdicts import share
 
 from spiketriton.config import DataConfig, Recipe, load_recipe, parts
+from spiketriton.evaluate.evaluation import wilson
 from spiketriton.gradients.verdict import LIMITS, last_layers
 from spiketriton.models import build_model
 from spiketriton.models.blocks import Block
@@ -42,9 +41,10 @@ from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from spiketriton.system import machine
 from spiketriton.training.optim import build_optimizer, build_schedule
 from spiketriton.training.probing import Prober
+from studies.gradient_flow.tables import ROWS, Rows, on_cifar
 
 HERE = Path(__file__).parent
-ROWS = HERE / "data" / "gradient_flow.csv"
+PICTURE = HERE.parents[1] / "docs" / "img" / "deep_nets.png"
 GROUPS = (
     "race",
     "rate",
@@ -115,7 +115,7 @@ def train(cell: str) -> dict[str, Any]:
     words = dict(word.split("=", 1) for word in cell.split())
     kind, learns_width = words.pop("net", ""), words.pop("width", "") == "learnt"
     has_heads = words.pop("heads", "") == "linear"
-    recipe = load_recipe(HERE / "gradient_flow_cells.toml", [f"{k}={v}" for k, v in words.items()])
+    recipe = load_recipe(HERE / "cells.toml", [f"{k}={v}" for k, v in words.items()])
     cfg, loss = recipe.train, build_loss(recipe.loss)
     (x, y), validation, test = load(recipe)
     torch.manual_seed(recipe.seed)
@@ -273,6 +273,14 @@ def key_of(row: dict[str, str], key: str, default: str = "") -> str:
     return words.get(key, default)
 
 
+def share(hits: int, of: int) -> str:
+    """`40 of 41 (87-100 %)`, with Wilson's interval of 95 %."""
+    if not of:
+        return ""
+    low, high = (round(100 * value) for value in wilson(hits, of))
+    return f"{hits} of {of} ({low}-{high} %)"
+
+
 def learnt(row: dict[str, str], above: float = 0.2) -> bool:
     """Whether a training ended above twice chance, or above another accuracy of the held-out images."""
     return float(row["validation"] or 0) > above
@@ -361,7 +369,7 @@ def draw() -> None:
         gains.set_ylabel("weight of the last norm (started at 0)")
         gains.set_title("How far blocks opened", loc="left")
         gains.legend()
-        figure.savefig(HERE / "img" / "deep_nets.png", dpi=150)
+        figure.savefig(PICTURE, dpi=150)
 
 
 def setting_of(row: dict[str, str]) -> tuple[str, str]:
@@ -406,7 +414,7 @@ def regret() -> None:
         title = f"After changes for I-LIF and SEW the default loses at most {most:.1f} points"
         title += f"; a dot for each of {len(nets)} nets"
         figure.suptitle(title, x=0.01, ha="left")
-        figure.savefig(HERE / "img" / "regret.png", dpi=150)
+        figure.savefig(HERE / "regret.png", dpi=150)
 
 
 def draw_opening() -> None:
@@ -426,7 +434,7 @@ def draw_opening() -> None:
         pair[0].set_ylim(bottom=0)
         pair[1].legend(title="of training")
         figure.suptitle("Every block opens early in the training", x=0.01, ha="left")
-        figure.savefig(HERE / "img" / "opening.png", dpi=150)
+        figure.savefig(HERE / "opening.png", dpi=150)
 
 
 LONG = tuple(

@@ -1,4 +1,4 @@
-"""The neuron `cut` of docs/paper_claims.py: LIF whose gradient does not pass from one time step to the one before."""
+"""The neuron `cut` of run.py: LIF whose gradient does not pass from one time step to the one before."""
 
 import torch
 

@@ -1,8 +1,8 @@
 """What layers of spiking neurons do before training, predicted without data and without weights, beside what they do.
 
-    python docs/mean_field.py
+    python studies/mean_field/run.py
 
-draws docs/img/mean_field.png: gain by width and similarity by depth. Measured: fully connected nets of 20 layers (gain)
+draws mean_field.png: gain by width and similarity by depth. Measured: fully connected nets of 20 layers (gain)
 and of 12 (similarity) on Fashion-MNIST, T = 10, before training. Predicted:
 
 In a wide layer a current is a sum of many spikes times random weights: Gaussian. All that the layers
@@ -43,7 +43,7 @@ from spiketriton.training.probing import NOISE
 WIDTHS = (0.1, 0.2, 0.417, 1.0, 2.0, 4.0, 10.0)
 CURVE = np.geomspace(0.1, 10, 13)
 GAIN_DEPTH, DEPTH = 20, 12
-PICTURE = Path(__file__).parent / "img" / "mean_field.png"
+PICTURE = Path(__file__).with_name("mean_field.png")
 
 CHANNELS = 8_000
 
@@ -142,7 +142,7 @@ def _draw(covariance: Tensor, generator: torch.Generator, count: int = CHANNELS)
 
 def recipe(kind: str, depth: int) -> Recipe:
     changes = [f"neuron.kind={kind}", f"model.depth={depth}", "model.start=kaiming"]
-    return load_recipe(Path(__file__).parent / "gradient_flow.toml", changes)
+    return load_recipe(Path(__file__).with_name("net.toml"), changes)
 
 
 def predicted(kind: str, width: float) -> MeanField:

@@ -1,7 +1,6 @@
-"""docs/data/verdicts.csv: what was said of nets drawn before any of them was trained, and the table of it."""
+"""rows.csv: what was said of nets drawn before any of them was trained, and the table of it."""
 
 import re
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +13,21 @@ from spiketriton.evaluate.evaluation import wilson
 from spiketriton.gradients.verdict import Word
 from spiketriton.training.guard import Diverged
 from spiketriton.training.trainer import Trainer
+from studies.verdicts import run, unlearnable
 from tests.small_runs import QUICK
 
-DOCS = Path(__file__).parents[2] / "docs"
-SCRIPT = runpy.run_path(str(DOCS / "verdicts.py"))
-ROWS = SCRIPT["read"]()
+HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs"
+ROWS = run.read()
 ANSWERED = [row for row in ROWS if row["commit"]]
 TRAINED = [row for row in ANSWERED if not row["run"].startswith("refused")]
 
 
 def test_the_table_is_that_of_the_rows():
-    text = (DOCS / "data" / "gradient_flow_log.md").read_text("utf-8")
-    assert SCRIPT["page"](text, ROWS) == text
+    text = (HERE / "log.md").read_text("utf-8")
+    assert run.page(text, ROWS) == text
     other = [row | {"test": "0.9"} for row in ROWS]
-    assert SCRIPT["page"](text, other) != text
+    assert run.page(text, other) != text
 
 
 def test_what_is_said_is_counted():
@@ -35,7 +35,7 @@ def test_what_is_said_is_counted():
         said = {"before": before, "run": run, "said": said}
         return {"draw": "1", "group": group, "test": test, "commit": "0", **said}
 
-    made = SCRIPT["table"](
+    made = run.table(
         [
             row("drawn", "no obstacle found", "healthy: it learns", "0.3", "100 the loss falls"),
             row("recipe", "no obstacle found", "too early to tell", "0.19"),
@@ -79,7 +79,7 @@ def test_what_is_said_of_the_second_draw_is_counted():
             **asked,
         }
 
-    made = SCRIPT["table_again"](
+    made = run.table_again(
         [
             row("fifty", "0.3", "100 at chance; 200 healthy"),
             row("fifty", "0.3", "100 at chance", run="at chance so far: silent forward"),
@@ -116,12 +116,12 @@ def test_a_net_that_diverges_is_answered(tmp_path, monkeypatch, saved):
         train_step(self)
 
     monkeypatch.setattr(Trainer, "train_step", diverge)
-    row = SCRIPT["row_of"](
+    row = run.row_of(
         "drawn",
         "quickstart",
         " ".join([*QUICK, "data.image_size=8 data.test_images=16 train.log_every=1"]),
     )
-    found = SCRIPT["train"](row, tmp_path / "run", "data")
+    found = run.train(row, tmp_path / "run", "data")
     assert found["said"] == "1 too early to tell"
     assert (found["test"], found["told"]) == ("", "")
     assert found["run"] == ("too early to tell" if saved else "diverged: the loss is nan at step 3")
@@ -129,8 +129,8 @@ def test_a_net_that_diverges_is_answered(tmp_path, monkeypatch, saved):
 
 def test_a_row_was_registered_before_it_was_trained():
     made = [{key: row[key] for key in ("draw", "group", "recipe", "settings")} for row in ROWS[59:]]
-    sought = [SCRIPT["row_of"](*net) for net in SCRIPT["SOUGHT"]]
-    assert made == [*sought, *SCRIPT["drawn_again"]()]
+    sought = [run.row_of(*net) for net in run.SOUGHT]
+    assert made == [*sought, *run.drawn_again()]
     assert {row["group"] for row in ROWS[:59]} == {"recipe", "drawn", "chance"}
     for row in ANSWERED:
         assert re.fullmatch("[0-9a-f]{9}", row["registered"])
@@ -142,7 +142,7 @@ def test_a_row_was_registered_before_it_was_trained():
 def test_a_row_is_trained_by_the_recipe_that_it_was_drawn_with():
     """Some recipes have changed since, and the limit that SGD had in every net."""
     limited = [
-        load_recipe(SCRIPT["recipe_of"](row), SCRIPT["words_of"](row, "data")).clipping
+        load_recipe(run.recipe_of(row), run.words_of(row, "data")).clipping
         for row in ROWS
         if row["recipe"] == "cifar100_r18"
         or all(
@@ -164,14 +164,14 @@ def test_nothing_was_said_before_it_can_be_known_nothing_at_chance_was_healthy()
         if row["group"] == "chance":
             assert not row["run"].startswith((Word.HEALTHY, Word.LEARNING))
             assert Word.HEALTHY not in row["said"]
-        elif SCRIPT["learnt"](row):
+        elif run.learnt(row):
             assert not row["run"].startswith(Word.CHANCE)
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The data sets of docs/unlearnable.py, of 50 images instead of CIFAR-10's."""
-    made = runpy.run_path(str(DOCS / "unlearnable.py"))
+    """The data sets of unlearnable.py, of 50 images instead of CIFAR-10's."""
+    made = unlearnable
     images, labels = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1), np.arange(50) % 10
     split = ArraySplit(images, labels)
     source = Source(
@@ -183,20 +183,22 @@ def tiny(monkeypatch):
         statistics=((0.5,), (0.2,)),
         move="crop",
     )
-    monkeypatch.setitem(made["shuffled"].__globals__, "cifar10", lambda config: source)
+    monkeypatch.setattr(unlearnable, "cifar10", lambda config: source)
     return made, source
 
 
 def test_what_cannot_be_learnt(tiny):
     made, source = tiny
     config = DataConfig(name="digits")
-    shuffled, dark = made["shuffled"](config), made["dark"](config)
+    shuffled, dark = made.shuffled(config), made.dark(config)
     assert shuffled.test is source.test
     assert not np.array_equal(shuffled.train.labels, source.train.labels)
     assert sorted(shuffled.train.labels) == sorted(source.train.labels)
     assert dark.statistics == ((0.5,), (2e5,))
     assert dark.train is source.train
-    other, grey, one = (made[name](config) for name in ("other_test", "constant", "one_class"))
+    other, grey, one = (
+        getattr(made, name)(config) for name in ("other_test", "constant", "one_class")
+    )
     assert other.train is source.train
     assert not np.array_equal(other.test.labels, source.test.labels)
     assert sorted(other.test.labels) == sorted(source.test.labels)
@@ -208,7 +210,7 @@ def test_what_cannot_be_learnt(tiny):
 
 def test_the_page_counts_as_the_rows_do():
     """docs/gradient_flow.md: nets that were called healthy, and those that learnt."""
-    first = SCRIPT["trained_of"](ROWS, "1")
+    first = run.trained_of(ROWS, "1")
     nets = [row for row in first if row["group"] in ("recipe", "drawn")]
     healthy = [row for row in nets if row["run"].startswith((Word.HEALTHY, Word.LEARNING))]
     learnt = [row for row in nets if float(row["test"]) > 0.2]
@@ -217,9 +219,9 @@ def test_the_page_counts_as_the_rows_do():
     page = (DOCS / "gradient_flow.md").read_text("utf-8")
     told = f"Of {len(nets)}, {len(healthy)} were called healthy, and learnt; of {len(learnt)} that learnt"
     assert told in page
-    second = [row for row in SCRIPT["trained_of"](ROWS, "2") if row["group"] != "chance"]
-    found = [row for row in second if SCRIPT["learnt"](row)]
-    assert not any(map(SCRIPT["named"], found))
+    second = [row for row in run.trained_of(ROWS, "2") if row["group"] != "chance"]
+    found = [row for row in second if run.learnt(row)]
+    assert not any(map(run.named, found))
     told = f"{len(second)} nets of a second draw, for the present limits, {len(found)} learnt, and had no obstacle"
     assert told in page
     low, high = (round(100 * value) for value in wilson(len(healthy), len(healthy)))

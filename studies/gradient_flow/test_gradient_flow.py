@@ -2,53 +2,53 @@
 
 import csv
 import re
-import runpy
 from pathlib import Path
 
 import pytest
 import torch
 
 from spiketriton.config import load_recipe
+from spiketriton.gradients.verdict import LIMITS
+from studies.gradient_flow import run, tables
 
-DOCS = Path(__file__).parents[2] / "docs"
-TABLES = runpy.run_path(str(DOCS / "gradient_flow_tables.py"))
-ROWS = TABLES["Rows"]()
-PAGE = DOCS / "gradient_flow.md"
+HERE = Path(__file__).parent
+ROWS = tables.Rows()
+PAGE = HERE.parents[1] / "docs" / "gradient_flow.md"
 
 
 def changed(settings, validation):
     """The rows, one of them with another accuracy."""
-    rows = TABLES["Rows"]()
-    key = TABLES["key"](settings)
+    rows = tables.Rows()
+    key = tables.key(settings)
     rows.by_key[key] = rows.by_key[key] | {"validation": validation}
     return rows
 
 
-@pytest.mark.parametrize("path", TABLES["PAGES"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", tables.PAGES, ids=lambda path: path.stem)
 def test_the_tables_are_those_of_the_rows(path):
-    text, found = path.read_text("utf-8"), TABLES["tables"](ROWS)
-    assert TABLES["page"](text, found) == text
+    text, found = path.read_text("utf-8"), tables.tables(ROWS)
+    assert tables.page(text, found) == text
     named = re.findall(r"<!-- (\w+): begin -->", text)
     assert named
     assert set(named) <= set(found)
-    other = TABLES["tables"](changed("data.image_size=16 model.name=resnet56 train.lr=6e-3", "0.1"))
-    assert TABLES["page"](text, other) != text
+    other = tables.tables(changed("data.image_size=16 model.name=resnet56 train.lr=6e-3", "0.1"))
+    assert tables.page(text, other) != text
 
 
 def test_every_table_stands_on_a_page():
-    pages = "".join(path.read_text("utf-8") for path in TABLES["PAGES"])
-    assert all(f"<!-- {name}: begin -->" in pages for name in TABLES["tables"](ROWS))
+    pages = "".join(path.read_text("utf-8") for path in tables.PAGES)
+    assert all(f"<!-- {name}: begin -->" in pages for name in tables.tables(ROWS))
 
 
 def test_the_numbers_of_the_sentences_are_those_of_the_rows():
     text = PAGE.read_text("utf-8")
-    assert TABLES["missing"](text, ROWS) == []
+    assert tables.missing(text, ROWS) == []
     seed = "data.image_size=16 model.name=resnet56 model.block=ms train.lr=6e-3 seed=2"
-    assert TABLES["missing"](text, changed(seed, "0.9"))
+    assert tables.missing(text, changed(seed, "0.9"))
 
 
 def test_the_page_names_the_keys_that_are_clear_of_zero():
-    clear = [row[0] for row in TABLES["worth"](ROWS) if row[4] and float(row[4].split()[0]) > 0]
+    clear = [row[0] for row in tables.worth(ROWS) if row[4] and float(row[4].split()[0]) > 0]
     assert clear == [
         "plain blocks: start, bias and shortcut's gradient together",
         "plain blocks: straight-through shortcut",
@@ -62,9 +62,9 @@ def test_the_page_names_the_keys_that_are_clear_of_zero():
 
 
 def test_a_pair_differs_in_its_change_alone():
-    rows = TABLES["Rows"]()
+    rows = tables.Rows()
     rows.by_key = {
-        TABLES["key"](settings): {"validation": validation}
+        tables.key(settings): {"validation": validation}
         for settings, validation in (
             ("model.block=ms", "0.5"),
             ("model.block=ms model.residual_gain=1", "0.4"),
@@ -85,7 +85,7 @@ def test_a_pair_differs_in_its_change_alone():
         )
     }
     found = [
-        TABLES["pairs"](rows, nets, ("model.residual_gain=1",)) for nets in ("ms", "sew", "plain")
+        tables.pairs(rows, nets, ("model.residual_gain=1",)) for nets in ("ms", "sew", "plain")
     ]
     assert found == [
         [pytest.approx(10)],
@@ -93,16 +93,16 @@ def test_a_pair_differs_in_its_change_alone():
         [],
     ]  # of SEW blocks 1 is the default
     limit = ("train.clip_grad_norm=1",)
-    assert TABLES["pairs"](rows, "plain, 0.3", limit) == [pytest.approx(40)]
-    assert TABLES["pairs"](rows, "free, 0.3", limit) == [pytest.approx(-10)]
+    assert tables.pairs(rows, "plain, 0.3", limit) == [pytest.approx(40)]
+    assert tables.pairs(rows, "free, 0.3", limit) == [pytest.approx(-10)]
     bias = ("model.residual_bias=0",)
-    assert TABLES["pairs"](rows, "out of reach", bias) == [pytest.approx(30)]
-    assert TABLES["pairs"](rows, "plain", bias) == []
-    assert TABLES["pairs"](rows, "chain", limit) == []
+    assert tables.pairs(rows, "out of reach", bias) == [pytest.approx(30)]
+    assert tables.pairs(rows, "plain", bias) == []
+    assert tables.pairs(rows, "chain", limit) == []
 
 
 def test_settings_are_found_however_they_are_written():
-    key = TABLES["key"]
+    key = tables.key
     assert key("train.lr=6e-3 seed=0 time_steps=4") == key("train.lr=0.006")
     assert key("train.lr=6e-3") != key("train.lr=6e-3 seed=1")
     assert key("model.residual_gain=0") == key("")  # zero is the default, but not of I-LIF
@@ -120,9 +120,8 @@ def test_a_row_has_its_seed_and_what_published_it():
 
 
 def test_a_row_that_is_trained_again_says_what_trained_it(tmp_path, monkeypatch):
-    script = runpy.run_path(str(DOCS / "gradient_flow.py"))
-    monkeypatch.setitem(script["again"].__globals__, "train", lambda settings: {"validation": 0.5})
-    script["again"](["cured"], tmp_path / "again.csv")
+    monkeypatch.setattr(run, "train", lambda settings: {"validation": 0.5})
+    run.again(["cured"], tmp_path / "again.csv")
     with (tmp_path / "again.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["seed"] for row in rows][:2] == ["100", "104"]
@@ -132,13 +131,10 @@ def test_a_row_that_is_trained_again_says_what_trained_it(tmp_path, monkeypatch)
 
 
 def test_settings_become_rows_of_a_group_once(tmp_path, monkeypatch):
-    script = runpy.run_path(str(DOCS / "gradient_flow.py"))
     trained = []
-    monkeypatch.setitem(
-        script["again"].__globals__, "train", lambda words: trained.append(words) or {}
-    )
+    monkeypatch.setattr(run, "train", lambda words: trained.append(words) or {})
     for settings in (["seed=3"], ["seed=3", "train.lr=1e-2"]):  # goes on where it was stopped
-        script["again"](["full"], tmp_path / "new.csv", settings)
+        run.again(["full"], tmp_path / "new.csv", settings)
     assert trained == ["seed=3", "train.lr=1e-2"]
     with (tmp_path / "new.csv").open(newline="", encoding="utf-8") as file:
         rows = [(row["group"], row["settings"], row["seed"]) for row in csv.DictReader(file)]
@@ -146,10 +142,9 @@ def test_settings_become_rows_of_a_group_once(tmp_path, monkeypatch):
 
 
 def test_heads_read_the_end_of_every_stage_but_the_last():
-    script = runpy.run_path(str(DOCS / "gradient_flow.py"))
-    recipe = load_recipe(DOCS / "gradient_flow_cells.toml", ["time_steps=2"])
-    net = script["network"]("", recipe, 3, 16)
-    heads = script["Heads"](net)
+    recipe = load_recipe(HERE / "cells.toml", ["time_steps=2"])
+    net = run.network("", recipe, 3, 16)
+    heads = run.Heads(net)
     before = set(net.state_dict())
     for _ in range(2):  # those of the last batch alone
         net(torch.rand(2, 3, 16, 16))
@@ -160,3 +155,28 @@ def test_heads_read_the_end_of_every_stage_but_the_last():
     sum(logits.sum() for logits in heads.logits).backward()
     assert net.conv1.weight.grad.abs().sum() > 0
     assert net.fc.weight.grad is None
+
+
+def test_what_predicts_learning_is_what_its_script_finds_in_its_rows(capsys):
+    run.judge()
+    printed = capsys.readouterr().out
+    found = dict(line.rsplit(": ", 1) for line in printed.splitlines())
+    page = PAGE.read_text("utf-8")
+    cases = ("fitted, above 20%", "out of sample, above 20%", "out of sample, above 40%")
+    for sign, words in (
+        ("none", "nothing (the base rate)"),
+        ("loss", "loss of steps 51 to 100 below 0.95 ln K"),
+    ):
+        cells = " | ".join(found[f"{case}: {sign}"] for case in cases)
+        assert f"| {words} | {cells} |" in page
+    for limit, known in (
+        ("chain", LIMITS.chain), ("plain", LIMITS.plain), ("growth", LIMITS.growth)
+    ):  # fmt: skip
+        learn = found[limit].removesuffix(" learn")
+        assert f" | {known.trainings} | {learn} |" in page
+        assert learn.startswith(f"{known.learnt} of {known.trainings} (")
+    followed = r"in tenth 3 .*: (\d+ of \d+ .*) learn; above it: (.*)\nin tenth 5 .*: (.*) learn;"
+    told = re.search(followed, printed)
+    assert told
+    prose = " ".join(page.split())
+    assert all(share in prose for share in told.groups())

@@ -1,10 +1,10 @@
-"""What the instrument says of nets that were drawn before any of them was trained: docs/data/verdicts.csv.
+"""What the instrument says of nets that were drawn before any of them was trained: rows.csv.
 
-    python docs/verdicts.py --draw                       # the settings that are not there: before anything is trained
-    python docs/verdicts.py --train RUNS --root data     # trains the rows without an answer, in a run folder each
-    python docs/verdicts.py --again RUNS --root data     # asks again about the runs that are there
-    python docs/verdicts.py --table                      # the table of docs/data/gradient_flow_log.md
-    python docs/verdicts.py --untrained --root data      # the score of nets that were never trained
+    python studies/verdicts/run.py --draw                    # settings that are not there: before any training
+    python studies/verdicts/run.py --train RUNS --root data  # trains the rows without an answer, in a run folder each
+    python studies/verdicts/run.py --again RUNS --root data  # asks again about the runs that are there
+    python studies/verdicts/run.py --table                   # the tables of log.md
+    python studies/verdicts/run.py --untrained --root data   # the score of nets that were never trained
 
 Groups: `recipe`, shipped recipes of spiking nets for still images, narrow; `drawn`, nets of random parts (in the
 second draw `fifty` layers, `residual`, `chain` and `deep`, where the verdict has limits); `chance`, nets that cannot
@@ -49,8 +49,8 @@ from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.session import Session
 
 HERE = Path(__file__).resolve().parent
-ROWS, PAGE = HERE / "data" / "verdicts.csv", HERE / "data" / "gradient_flow_log.md"
-BEGIN, END = "<!-- made by docs/verdicts.py: begin -->\n", "<!-- end -->\n"
+ROWS, PAGE = HERE / "rows.csv", HERE / "log.md"
+BEGIN, END = "<!-- made by studies/verdicts/run.py: begin -->\n", "<!-- end -->\n"
 COLUMNS = (
     *("draw", "group", "recipe", "settings", "before", "python", "said", "told", "run", "python_run"),
     *("loss", "test", "guessing", "registered", "commit", "machine", "hours"),
@@ -70,7 +70,7 @@ COMMON = (
     *("train.accumulate=1", "train.micro_batch=0"),
 )
 CIFAR, IMAGENETTE = "data.name=cifar10", "data.name=imagenette data.image_size=64"
-CELLS = "gradient_flow_cells"
+CELLS = "cells"
 SIZES = {  # of networks whose sizes are arguments
     "cifar10_qkformer": "model.arguments.embed_dims=64",
     "cifar10_sdt": "model.arguments.embed_dims=64 model.arguments.depths=1",
@@ -79,7 +79,9 @@ SIZES = {  # of networks whose sizes are arguments
 USUAL = "model.residual_gain=1 model.residual_bias=0 model.shortcut_gradient=surrogate"
 TINY = f"{CIFAR} data.image_size=16 model.width=8"
 STILL = "train.max_steps=200 train.batch_size=32 train.schedule=constant train.warmup=0"
-UNLEARNABLE = f"plugins.modules=['{Path('docs') / 'unlearnable.py'}'] data.image_size=16 {STILL}"
+UNLEARNABLE = (
+    f"plugins.modules=['{Path('studies/verdicts') / 'unlearnable.py'}'] data.image_size=16 {STILL}"
+)
 CHANCE = (
     ("quickstart", f"{CIFAR} {STILL} model.width=8 train.lr=1e-7"),
     ("cifar10_r20", f"{TINY} {STILL} train.lr=1e-7 seed=1"),
@@ -130,7 +132,7 @@ SOUGHT = (  # a gradient that grows in nets of which no row tells; a loss that i
 )  # fmt: skip
 
 MANY = "data.image_size=16 train.batch_size=32 data.train_images=3200 train.epochs=4"
-BROKEN = f"plugins.modules=['{Path('docs') / 'unlearnable.py'}'] {MANY}"
+BROKEN = f"plugins.modules=['{Path('studies/verdicts') / 'unlearnable.py'}'] {MANY}"
 CHANCE_AGAIN = (  # four tests each
     ("cifar10_speedrun", f"data.name=shuffled_cifar10 {BROKEN} model.width=4"),
     ("cifar10_r19_tet", f"data.name=shuffled_cifar10 {BROKEN} model.width=4 loss.label_smoothing=0.3"),
