@@ -17,7 +17,7 @@ from torch import Tensor
 from spiketriton.models.convolutions import SIZES, Columns, Rows, sizes_here
 from spiketriton.system import machine
 from spiketriton.training.environment import PRECISIONS, keep_freed_memory
-from spiketriton_kernels import sparse
+from spiketriton_kernels.convolutions import sparse
 
 LAST = torch.channels_last
 

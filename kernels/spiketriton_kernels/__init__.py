@@ -10,9 +10,9 @@ two ways into autograd; surrogate.py has the slopes, nn/ the modules, steps/ neu
 from .arguments import PROBE_FIELDS
 from .backends.choice import backend_for, use_backend
 from .bn_lif import multistep_bn_lif, multistep_bn_lif_reference
+from .convolutions.packed import pack_spikes, unpack_spikes
 from .lif import multistep_lif, multistep_lif_reference
 from .neuron import States
-from .packed import pack_spikes, unpack_spikes
 from .states import (
     multistep_alif,
     multistep_alif_reference,

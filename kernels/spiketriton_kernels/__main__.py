@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from . import sparse
 from .backends import native
 from .cache import cache_folder
+from .convolutions import library
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -42,8 +42,9 @@ def main(words: list[str] | None = None) -> int:
             pool.submit(native.load, getattr(torch, dtype), kind): f"{kind} {dtype}"
             for dtype, kind in wanted
         }
-        if not given.kinds and "float32" in given.dtype:
-            running[pool.submit(sparse.load)] = "convolutions float32"
+        for name, dtype in library.NAMES.items():
+            if not given.kinds and str(dtype).removeprefix("torch.") in given.dtype:
+                running[pool.submit(library.load, name)] = f"convolutions {name}"
         for number, done in enumerate(running, 1):
             found, took = done.result(), time.perf_counter() - started
             if isinstance(found, native.CompilerError):

@@ -11,7 +11,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from spiketriton_kernels import packed, passes
+from spiketriton_kernels import passes
+from spiketriton_kernels.convolutions import packed
 
 
 class Driver:

@@ -1,6 +1,7 @@
 """Convolutions that on a CPU take less time than its library's, which is made for large maps of values other than 0.
 
-On small maps they are matrix products (`Rows`, `Columns`), behind neurons they multiply spikes alone (`sparse`).
+In bfloat16 a matrix unit (AMX) computes them (`tiles`). Elsewhere, on small maps they are matrix products (`Rows`,
+`Columns`), and behind neurons they multiply spikes alone (`sparse`).
 docs/data/convolutions.md has the measurements behind `SIZES` and `sparse.SHARES`. On a GPU nothing changes.
 """
 
@@ -13,11 +14,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, pad
 
 from spiketriton.system import machine
-from spiketriton_kernels import sparse
+from spiketriton_kernels.convolutions import sparse, tiles
 from spiketriton_kernels.fire import traced
 
 Ways = tuple[Any, Any, Any]
-"""What computes an output and the gradients by input and weights: `Rows`, `Columns`, `sparse`; None: the library."""
+"""What computes an output and the gradients by input and weights: a module or class below; None: the library."""
+_BY_TILES: Ways = (tiles, tiles, tiles)
 
 
 class Sizes(NamedTuple):
@@ -33,18 +35,14 @@ class Sizes(NamedTuple):
     rows: bool
 
 
-# by dtype, and by the first instructions that a processor has: medians of one thread of AMD EPYCs, and of an Intel Xeon
+# by dtype, and by the first instructions that a processor has: medians of one thread of AMD EPYCs
 SIZES = {
     torch.float32: {"avx2": Sizes(
         [(3, 1, 4, 128, 8), (1, 2, 16, 256, 64)],
         [(3, 1, 4, 128, 8), (3, 1, 16, 256, 16), (3, 1, 49, 512, 32), (1, 1, 4, 256, 64), (1, 2, 16, 256, 64)],
         rows=True,
     )},
-    torch.bfloat16: {"amx_bf16": Sizes(
-        [(3, 1, 16, 512, 32), (3, 2, 4, 256, 32), (1, 1, 4, 512, 32)],
-        [(3, 1, 16, 256, 32), (3, 1, 49, 512, 32), (1, 1, 4, 512, 32)],
-        rows=False,
-    ), "avx512_bf16": Sizes(
+    torch.bfloat16: {"avx512_bf16": Sizes(
         [(3, 1, 4, 128, 8), (3, 1, 16, 512, 64), (3, 2, 4, 256, 32), (1, 1, 16, 256, 32), (1, 2, 16, 256, 32)],
         [
             *((3, 1, 4, 128, 8), (3, 1, 16, 512, 16), (3, 1, 16, 256, 32), (3, 2, 16, 256, 32)),
@@ -72,8 +70,13 @@ class FasterConv2d(nn.Conv2d):
             return super().forward(x)
         half = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if half else x.dtype
+        if not self._is_plain():
+            return super().forward(x)
+        stride, kernel = self.stride[0], self.kernel_size[0]
+        if tiles.serves(dtype, self.in_channels, self.out_channels, kernel, stride):
+            return self._by(_BY_TILES, x.to(dtype), self.weight.float())
         sizes = sizes_here(dtype)
-        if sizes is None or not self._is_plain():
+        if sizes is None:
             return super().forward(x)
         ways = output, by_input, by_weight = self._by_products(x, sizes)
         near = (self.kernel_size, self.stride, dtype) == ((3, 3), (1, 1), torch.float32)
@@ -81,9 +84,11 @@ class FasterConv2d(nn.Conv2d):
             ways = output or sparse, by_input, by_weight or sparse
         if not any(ways):
             return super().forward(x)
-        given, weight = x.to(dtype), self.weight.to(dtype)
-        y: Tensor = _Convolution.apply(given, weight, self.stride[0], self.padding[0], ways)
-        return y if self.bias is None else y + self.bias.to(dtype)[:, None, None]
+        return self._by(ways, x.to(dtype), self.weight.to(dtype))
+
+    def _by(self, ways: Ways, x: Tensor, weight: Tensor) -> Tensor:
+        y: Tensor = _Convolution.apply(x, weight, self.stride[0], self.padding[0], ways)
+        return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
 
     def _is_plain(self) -> bool:
         kernel, stride = self.kernel_size[0], self.stride[0]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from spiketriton.models import convolutions, memory
 from spiketriton.models.convolutions import FasterConv2d, Sizes
 from spiketriton.models.layers import StridedPointwise
+from spiketriton_kernels.convolutions import tiles
 from tests.conftest import need_native
 from tests.models.support import build
 
@@ -34,6 +35,12 @@ def there_and_back(conv: nn.Conv2d, x: Tensor) -> list[Tensor]:
     out = conv(given)
     weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
     return [out, *torch.autograd.grad((out * weights).sum(), [given, *conv.parameters()])]
+
+
+@pytest.fixture
+def no_tiles(monkeypatch):
+    """A processor without AMX."""
+    monkeypatch.setattr("spiketriton_kernels.convolutions.tiles.available", lambda: False)
 
 
 def pair(*sizes: int, dtype: torch.dtype = torch.float64, **options) -> tuple[nn.Conv2d, nn.Conv2d]:
@@ -92,12 +99,6 @@ def test_forward_and_backward_are_chosen_by_themselves(always, monkeypatch, pixe
         ("avx2", (256, 256, 3, 1), 64, 4, (False, True)),
         ("avx2", (512, 512, 3, 1), 64, 7, (False, True)),
         ("avx2", (128, 128, 3, 1), 64, 8, (False, False)),
-        ("amx_bf16", (512, 512, 3, 1), 64, 4, (True, True)),  # the last stage of CIFAR's ResNet-18
-        ("amx_bf16", (256, 256, 3, 1), 64, 4, (False, True)),
-        ("amx_bf16", (256, 512, 3, 2), 64, 4, (True, True)),
-        ("amx_bf16", (512, 2048, 1, 1), 64, 2, (True, True)),
-        ("amx_bf16", (512, 512, 3, 1), 32, 7, (False, True)),
-        ("amx_bf16", (128, 128, 3, 1), 64, 2, (False, False)),
         ("avx512_bf16", (512, 512, 3, 1), 32, 2, (True, True)),  # ResNet-50's last stage
         ("avx512_bf16", (256, 512, 3, 2), 32, 4, (True, True)),
         ("avx512_bf16", (256, 256, 3, 2), 32, 8, (False, True)),
@@ -147,9 +148,6 @@ def test_only_processors_that_were_measured(monkeypatch):
     ):
         monkeypatch.setattr("spiketriton.system.machine.cpu_flags", lambda flags=flags: flags)
         assert {dtype for dtype in (F32, BF16) if convolutions.sizes_here(dtype)} == there
-    of_both = convolutions.SIZES[BF16]
-    monkeypatch.setattr("spiketriton.system.machine.cpu_flags", lambda: {"avx512_bf16", "amx_bf16"})
-    assert convolutions.sizes_here(BF16) is of_both["amx_bf16"]
     monkeypatch.setattr("spiketriton.system.machine.cpu_flags", set)
     ours, theirs = pair(128, 128, 3, padding=1, bias=False, dtype=F32)
     x = torch.randn(8, 128, 1, 1)
@@ -162,7 +160,7 @@ def test_only_processors_that_were_measured(monkeypatch):
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2)])
 @pytest.mark.parametrize("rows", [True, False], ids=["rows", "columns"])
-def test_in_bf16_the_error_is_at_most_twice_that_of_torch(always, rows, kernel, stride):
+def test_in_bf16_the_error_is_at_most_twice_that_of_torch(always, no_tiles, rows, kernel, stride):
     """Against float64, of the same rounded images and weights."""
     always(BF16, rows)
     ours, theirs = pair(32, 48, kernel, stride, kernel // 2, bias=False, dtype=F32)
@@ -177,6 +175,31 @@ def test_in_bf16_the_error_is_at_most_twice_that_of_torch(always, rows, kernel, 
     for mine, theirs_, true in zip(*found, truth, strict=True):
         ours_off, theirs_off = ((it.double() - true).norm() for it in (mine, theirs_))
         assert ours_off <= 2 * theirs_off + 1e-6 * true.norm()
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_matrix_unit_computes_in_bf16(kernel, stride, layout):
+    """Of float32 weights the gradient is float32, never rounded; against float64, of the same rounded values."""
+    if not tiles.available():
+        pytest.skip("needs AMX and a compiler")
+    options = {"stride": stride, "padding": kernel // 2, "bias": True}
+    ours, theirs = pair(32, 48, kernel, dtype=F32, **options)
+    ours.to(memory_format=layout)
+    exact = nn.Conv2d(32, 48, kernel, **options)
+    exact.load_state_dict({"weight": ours.weight.bfloat16(), "bias": ours.bias.detach()})
+    x = torch.randn(16, 32, 9, 7).bfloat16().contiguous(memory_format=layout)
+    truth = there_and_back(exact.double(), x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [there_and_back(conv, x) for conv in (ours, theirs)]
+        assert "Convolution" in str(ours(x).grad_fn.next_functions)
+    for mine, theirs_, true in zip(*found, truth, strict=True):
+        assert mine.dtype == theirs_.dtype
+        ours_off, theirs_off = ((it.double() - true).norm() for it in (mine, theirs_))
+        assert ours_off <= 2 * theirs_off + 1e-6 * true.norm()
+    of_bf16, _ = pair(16, 16, 3, dtype=BF16, padding=1, bias=False)
+    x = torch.randn(2, 16, 4, 4).bfloat16()
+    assert [t.dtype for t in there_and_back(of_bf16, x)] == [BF16] * 3
 
 
 def test_spikes_are_kept_as_bits(always):
@@ -285,7 +308,7 @@ def test_where_spikes_alone_are_not_measured(an_avx2_processor, monkeypatch):
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     assert type(ours(x).grad_fn) is library
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
-    monkeypatch.setattr("spiketriton_kernels.sparse.available", lambda: False)
+    monkeypatch.setattr("spiketriton_kernels.convolutions.sparse.available", lambda: False)
     assert type(ours(x).grad_fn) is library
 
 

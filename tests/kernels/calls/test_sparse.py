@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spiketriton_kernels import sparse
 from spiketriton_kernels.backends import native
+from spiketriton_kernels.convolutions import library, sparse
 from tests.conftest import need_native
 
 SIZES = [(1, 1, 8), (3, 5, 24), (8, 8, 16), (13, 16, 40)]
@@ -77,10 +77,10 @@ def test_what_is_not_finite_reaches_what_sees_it():
 
 def test_without_a_compiler_there_is_none(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    sparse.load.cache_clear()
+    library.load.cache_clear()
     try:
         assert not sparse.available()
         with pytest.raises(native.CompilerError, match="no-such-compiler"):
             sparse.output(torch.zeros(1, 4, 4, 8), torch.zeros(8, 3, 3, 8))
     finally:
-        sparse.load.cache_clear()
+        library.load.cache_clear()

@@ -7,36 +7,16 @@ infinite or NaN has no effect where the input is 0.
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
 import struct
 
 import torch
 from torch import Tensor
 
-from .backends import native
-from .cache import cache_folder
+from ..backends import native
+from .library import load, loaded
 
 LANES = 8
-_SOURCE = native._SOURCE.with_name("sparse.cpp")
-_FLAGS = ["-ffp-contract=fast"]
 _SIZES = struct.Struct("@6q")
-
-
-@functools.cache
-def load() -> ctypes.CDLL | native.CompilerError:
-    try:
-        compiler = native._compiler()
-        flags = repr((native._FLAGS, native._EXTRAS, _FLAGS))
-        made_of = _SOURCE.read_text("utf-8"), native._version(compiler), native._machine(), flags
-        key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
-        target = cache_folder() / f"convolutions-float32-{key}.so"
-        path = native._compiled(
-            target, compiler, torch.float32, "convolutions 3x3", _FLAGS, _SOURCE
-        )
-        return ctypes.CDLL(str(path))
-    except (native.CompilerError, OSError) as error:
-        return native.CompilerError(str(error))
 
 
 SHARES = ((128, 0.5), (64, 0.45), (32, 0.35), (16, 0.15))
@@ -61,7 +41,7 @@ def pays(x: Tensor, written: int) -> bool:
 
 def available() -> bool:
     """Whether there is a compiler for it."""
-    return not isinstance(load(), native.CompilerError)
+    return not isinstance(load("sparse"), native.CompilerError)
 
 
 def output(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
@@ -85,10 +65,7 @@ def _packed(weight: Tensor) -> Tensor:
 
 
 def _call(function: str, x: Tensor, written: int, *tensors: Tensor) -> None:
-    library = load()
-    if isinstance(library, native.CompilerError):
-        raise library
     images, height, width, read = x.shape
     sizes = _SIZES.pack(images, read, height, width, written, torch.get_num_threads())
     places = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, *tensors)]
-    getattr(library, function)(sizes, *places)
+    getattr(loaded("sparse"), function)(sizes, *places)

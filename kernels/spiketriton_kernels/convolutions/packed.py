@@ -10,12 +10,12 @@ import math
 
 import torch
 
-from .arguments import DTYPES
-from .backends import native
-from .backends.choice import backend_for
-from .backends.triton_launch import launch
-from .layout import gapless
-from .triton_import import tl, triton
+from ..arguments import DTYPES
+from ..backends import native
+from ..backends.choice import backend_for
+from ..backends.triton_launch import launch
+from ..layout import gapless
+from ..triton_import import tl, triton
 
 _BLOCK = 512  # bytes a program writes
 

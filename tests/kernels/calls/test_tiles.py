@@ -1,0 +1,118 @@
+"""Convolutions in bfloat16 by tiles: torch's convolution in float64, of the same rounded values, up to rounding."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from spiketriton_kernels.convolutions import tiles
+
+SIZES = [  # images, channels read and written, height and width, kernel, stride
+    *((3, 16, 16, 32, 32, 3, 1), (2, 32, 32, 32, 32, 3, 1), (5, 16, 32, 9, 7, 3, 2)),
+    *((64, 64, 64, 8, 8, 3, 1), (3, 32, 64, 16, 16, 3, 2), (7, 48, 80, 5, 3, 3, 1)),
+    *((70, 64, 64, 1, 1, 3, 1), (5, 32, 16, 4, 4, 3, 2), (6, 16, 48, 8, 8, 1, 1)),
+    *((3, 64, 128, 8, 8, 1, 2), (3, 64, 32, 5, 5, 1, 2), (40, 128, 64, 2, 2, 3, 1)),
+    *((9, 256, 256, 4, 4, 3, 1), (200, 32, 32, 16, 16, 3, 1), (2, 16, 16, 64, 64, 3, 1)),
+    *((1, 16, 16, 33, 31, 3, 2), (33, 64, 256, 1, 1, 3, 2), (9, 16, 48, 28, 28, 3, 1)),
+    *((11, 48, 16, 14, 14, 3, 1), (70, 512, 512, 2, 2, 3, 1), (6, 64, 64, 7, 7, 3, 1)),
+    *((4, 96, 160, 12, 17, 3, 1), (1, 16, 16, 1, 1, 1, 1), (2, 16, 32, 40, 3, 3, 1)),
+]
+
+
+@pytest.fixture(autouse=True)
+def unit():
+    if not tiles.available():
+        pytest.skip("needs AMX and a compiler")
+
+
+def drawn(*size: int) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(sum(size))).bfloat16()
+
+
+def case(images: int, read: int, written: int, height: int, width: int, kernel: int, stride: int):
+    x = drawn(images, height, width, read)
+    weight = (drawn(written, kernel, kernel, read) / read**0.5).bfloat16().float()
+    dy = drawn(images, -(-height // stride), -(-width // stride), written)
+    return x, weight, dy
+
+
+def computed(x: Tensor, weight: Tensor, dy: Tensor, stride: int) -> list[Tensor]:
+    size = torch.Size([x.shape[i] for i in (0, 3, 1, 2)])
+    of_weight = torch.Size([weight.shape[i] for i in (0, 3, 1, 2)])
+    return [
+        tiles.output(x, weight, stride),
+        tiles.by_input(dy, weight, stride, size),
+        tiles.by_weight(dy, x, stride, of_weight),
+    ]
+
+
+def defined(x: Tensor, weight: Tensor, dy: Tensor, stride: int) -> list[Tensor]:
+    x, weight, dy = (t.double().permute(0, 3, 1, 2).requires_grad_() for t in (x, weight, dy))
+    y = torch.nn.functional.conv2d(x, weight, None, stride, weight.shape[2] // 2)
+    found = y, *torch.autograd.grad(y, [x, weight], dy)
+    return [t.detach().permute(0, 2, 3, 1) for t in found]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_output_and_gradients(size):
+    given, stride = case(*size), size[-1]
+    found, truth = computed(*given, stride), defined(*given, stride)
+    for mine, true in zip(found[:2], truth[:2], strict=True):  # rounded to bfloat16 once
+        torch.testing.assert_close(mine.double(), true, rtol=2**-8, atol=1e-4)
+    assert found[2].dtype == torch.float32
+    error = (found[2].double() - truth[2]).norm() / truth[2].norm()
+    assert error < 3e-6
+
+
+@pytest.mark.parametrize("size", SIZES[:16], ids=str)
+def test_what_is_not_finite_reaches_what_sees_it_and_nothing_else(size):
+    stride = size[-1]
+    for place in range(3):
+        given = case(*size)
+        flat = given[place].view(-1)
+        draws = torch.randperm(len(flat), generator=torch.Generator().manual_seed(place))
+        if place == 1:  # one weight, of one channel read by one written
+            flat[draws[0]] = torch.nan
+        else:
+            flat[draws[:2]] = torch.tensor([torch.nan, torch.inf], dtype=flat.dtype)
+            flat[-1] = flat[0] = torch.inf  # in corners
+        *found, by_weight = (t.isfinite() for t in computed(*given, stride))
+        *truth, truly = (t.isfinite() for t in defined(*given, stride))
+        if place == 1:  # zeros around a map are multiplied, too
+            assert not any((mine & ~true).any() for mine, true in zip(found, truth, strict=True))
+        else:
+            assert all(map(torch.equal, found, truth))
+        # a border is multiplied: all weights of a pair of channels share it
+        assert torch.equal(by_weight.all(1).all(1), truly.all(1).all(1))
+
+
+@pytest.mark.parametrize("size", [SIZES[0], SIZES[4], SIZES[12], SIZES[9]], ids=str)
+def test_the_same_bits_by_any_number_of_threads(size):
+    given, before, found = case(*size), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(computed(*given, size[-1]))
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(map(torch.equal, others, found[0]))
+
+
+def test_no_images():
+    given = case(0, 16, 32, 4, 4, 3, 1)
+    y, dx, dw = computed(*given, 1)
+    assert y.shape == (0, 4, 4, 32)
+    assert dx.shape == (0, 4, 4, 16)
+    assert not dw.any()
+
+
+def test_what_it_serves():
+    assert tiles.serves(torch.bfloat16, 16, 48, 3, 2)
+    for other in [
+        (torch.float32, 16, 16, 3, 1),
+        (torch.bfloat16, 8, 16, 3, 1),
+        (torch.bfloat16, 16, 24, 1, 1),
+    ]:
+        assert not tiles.serves(*other)
+    assert not tiles.serves(torch.bfloat16, 16, 16, 5, 1)
+    assert not tiles.serves(torch.bfloat16, 16, 16, 3, 3)
