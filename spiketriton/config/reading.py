@@ -7,7 +7,9 @@ import contextlib
 import copyreg
 import dataclasses
 import difflib
+import functools
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from spiketriton.config.recipe import (
     no_effect,
     own_part,
 )
+from spiketriton.config.removed import REMOVED, taken_out
 from spiketriton.config.shipped import find_recipe
 from spiketriton.config.words import quoted, short, shown
 from spiketriton.system.errors import UnknownKey, UserError
@@ -183,6 +186,8 @@ def _parse(
         end = f"at the end, line {len(text.splitlines())}"
         reason = str(error).replace("at end of document", end)
         raise UserError(f"invalid TOML: {reason}") from None
+    if of_run and (dropped := tuple(taken_out(document))):
+        _say_once(folder, dropped)
     given, modules = _table(document, "plugins"), []
     if "modules" in given:
         modules = [_absolute(entry, folder) for entry in KEYS[PLUGINS].check(given["modules"])]
@@ -201,6 +206,12 @@ def _parse(
         if name in table:
             KEYS[dotted].check(table[name])
     return dict(_flatten(document, ""))
+
+
+@functools.cache  # a command may read a recipe several times
+def _say_once(folder: Path, dropped: tuple[str, ...]) -> None:
+    keys = ", ".join(dropped)
+    print(f"{folder}: left out, for this version does so always: {keys}", file=sys.stderr)
 
 
 def _table(document: dict[str, Any], name: str) -> dict[str, Any]:
@@ -236,6 +247,11 @@ def _flatten(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
         if dotted in KEYS:
             yield dotted, _check(dotted, value)
         elif dotted not in TABLES:
+            if dotted in REMOVED:
+                raise UnknownKey(
+                    f"{dotted} = {shown(value)}: this key is gone, and only {shown(REMOVED[dotted])} is what "
+                    "training does now"
+                )
             raise UnknownKey(_unknown(dotted, is_table=isinstance(value, Mapping)))
         elif isinstance(value, Mapping):
             yield from _flatten(value, dotted)

@@ -179,6 +179,8 @@ class RunFolder:
             known = not isinstance(error, UnknownKey)
             hint = "; plugins.modules=... gives its new place" * ("plugins.modules" in str(error))
             hint += self._version_in_words(known)
+            if not known and NEWER not in hint:
+                hint += f"; train.init_from={self.path} begins a new run with its weights"
             raise UserError(f"{self.recipe}: {error}{hint}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{self.recipe} is damaged: not UTF-8 at byte {error.start}") from None
@@ -202,7 +204,7 @@ class RunFolder:
         if not isinstance(theirs, str) or (theirs == __version__ and known):
             return ""
         at = f", commit {one_line(commit[:10])}" if isinstance(commit, str) else ""
-        newer = ": install the newer one" if _numbers(theirs) > _numbers(__version__) else ""
+        newer = NEWER if _numbers(theirs) > _numbers(__version__) else ""
         return f"; the run was trained with spiketriton {one_line(theirs)[:20]}{at}, and this is {__version__}{newer}"
 
     def keep_network(self, recipe: Recipe) -> Recipe:
@@ -269,6 +271,9 @@ class Onlooker(RunFolder):
 
     def discard_if_unused(self) -> None:
         pass
+
+
+NEWER = ": install the newer one"
 
 
 def is_weights(path: str | Path) -> bool:

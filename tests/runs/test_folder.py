@@ -55,7 +55,10 @@ def test_a_damaged_recipe_is_named(tmp_path):
     with pytest.raises(UserError, match=r"recipe\.toml is damaged: not UTF-8 at byte 8"):
         folder.load_recipe()
     folder.recipe.write_text("sed = 0")
-    for version, words in (("0.1.0", ""), ("9.0.1", ": install the newer one")):
+    for version, words in (
+        ("0.1.0", "; train.init_from=.*/run begins a new run with its weights"),
+        ("9.0.1", ": install the newer one"),
+    ):
         folder.environment.write_text(json.dumps([{"spiketriton": version, "commit": "1a2b3c"}]))
         said = rf"recipe\.toml: .*sed.*with spiketriton {version}, commit 1a2b3c, and this is [\d.]+{words}$"
         with pytest.raises(UserError, match=said):
