@@ -35,11 +35,11 @@ from spiketriton_kernels import (
     multistep_ilif,
     multistep_lif,
     pack_spikes,
-    packed,
     unpack_spikes,
 )
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.backends import triton_neuron, triton_norm
+from spiketriton_kernels.convolutions import packed
 from spiketriton_kernels.neuron import Norm
 
 TARGETS = {
