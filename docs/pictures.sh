@@ -14,4 +14,4 @@ spiketriton evaluate "$out/LIF" --steps 1,2,4,8,16,32,64 --against "$out/IF" "$o
 cp "$out/diagnosis.png" docs/img/diagnosis.png
 for name in curves gradients; do cp "$out/LIF/$name.png" "docs/img/quickstart_$name.png"; done
 for name in accuracy energy; do cp "$out/LIF/evaluation/$name.png" "docs/img/quickstart_$name.png"; done
-python docs/evaluation_tables.py "$out/LIF"
+python studies/evaluation/run.py "$out/LIF"

@@ -2,7 +2,7 @@
 
 In bfloat16 a matrix unit (AMX) computes them (`tiles`). Elsewhere, on small maps they are matrix products (`Rows`,
 `Columns`), and behind neurons they multiply spikes alone (`sparse`).
-docs/data/convolutions.md has the measurements behind `SIZES` and `sparse.SHARES`. On a GPU nothing changes.
+studies/convolutions has the measurements behind `SIZES` and `sparse.SHARES`. On a GPU nothing changes.
 """
 
 from collections.abc import Iterator, Sequence

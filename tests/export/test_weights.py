@@ -68,9 +68,7 @@ TABLE = dict(ROW.findall((RELEASED / "README.md").read_text("utf-8")))
 
 
 def test_every_released_file_has_a_row_of_its_own():
-    files = {path.stem: path.stat().st_size for path in RELEASED.glob("*.safetensors")}
-    assert files.keys() == TABLE.keys()
-    assert max(files.values()) < 10e6
+    assert {path.stem for path in RELEASED.glob("*.safetensors")} == TABLE.keys()
 
 
 @pytest.mark.parametrize("name", TABLE)

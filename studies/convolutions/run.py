@@ -1,0 +1,145 @@
+"""Convolutions by oneDNN and in our ways, ms on one thread.
+
+    python studies/convolutions/run.py [fp32|bf16]      # on small maps, as matrix products: rows-fp32.md, rows-bf16.md
+    python studies/convolutions/run.py spikes           # of spikes alone: the first table of log.md
+
+Both take turns; medians of processor time.
+"""
+
+import statistics
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spiketriton.models.convolutions import SIZES, Columns, Rows, sizes_here
+from spiketriton.system import machine
+from spiketriton.training.environment import PRECISIONS, keep_freed_memory
+from spiketriton_kernels.convolutions import sparse
+
+LAST = torch.channels_last
+
+# images, channels read and written, side of the map, kernel, stride
+CASES = [
+    *(
+        (64, 128, 128, 1, 3, 1),
+        (64, 512, 512, 1, 3, 1),
+        (64, 64, 64, 2, 3, 1),
+        (64, 128, 128, 2, 3, 1),
+    ),
+    *(
+        (64, 256, 256, 2, 3, 1),
+        (64, 512, 512, 2, 3, 1),
+        (8, 512, 512, 2, 3, 1),
+        (1, 512, 512, 2, 3, 1),
+    ),
+    *(
+        (64, 256, 512, 4, 3, 2),
+        (64, 256, 256, 3, 3, 1),
+        (16, 256, 256, 4, 3, 1),
+        (64, 256, 256, 4, 3, 1),
+    ),
+    *(
+        (16, 512, 512, 4, 3, 1),
+        (64, 512, 512, 4, 3, 1),
+        (64, 128, 128, 8, 3, 1),
+        (32, 512, 512, 7, 3, 1),
+    ),
+    *(
+        (64, 256, 512, 4, 1, 2),
+        (64, 512, 1024, 8, 1, 2),
+        (64, 512, 2048, 2, 1, 1),
+        (64, 256, 1024, 4, 1, 1),
+    ),
+]
+SPIKES = [  # images, channels read and written, side of the map
+    *((256, 16, 16, 28), (256, 32, 32, 14), (256, 64, 64, 7), (64, 32, 128, 16)),
+    *((64, 128, 128, 16), (64, 128, 128, 8), (64, 256, 256, 4)),
+]
+PERCENTS = (15, 30, 50)
+ROUNDS = 11
+
+
+def measure(
+    x: Tensor, weight: Tensor, stride: int, way: Any, *passes: str
+) -> list[tuple[float, float]]:
+    """ms of oneDNN and of a way, of each of these passes."""
+    edge = weight.shape[2] // 2
+    dy = torch.randn_like(torch.conv2d(x, weight, None, stride, edge))
+    x_, weight_, dy_ = (tensor.permute(0, 2, 3, 1) for tensor in (x, weight, dy))
+    options = (None, *([n, n] for n in (stride, edge, 1)), False, [0, 0], 1)
+
+    def backward(mask: list[bool]) -> None:
+        torch.ops.aten.convolution_backward(dy, x, weight, *options, mask)
+
+    both = {
+        "output": (
+            lambda: torch.conv2d(x, weight, None, stride, edge),
+            lambda: way.output(x_, weight_, stride),
+        ),
+        "by_input": (
+            lambda: backward([True, False, False]),
+            lambda: way.by_input(dy_, weight_, stride, x.shape),
+        ),
+        "by_weight": (
+            lambda: backward([False, True, False]),
+            lambda: way.by_weight(dy_, x_, stride, weight.shape),
+        ),
+    }
+    calls = [call for name in passes for call in both[name]]
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(ROUNDS):
+        for call, kept in zip(calls, times, strict=True):
+            before = time.process_time()
+            call()
+            kept.append(1e3 * (time.process_time() - before))
+    found = [statistics.median(kept[1:]) for kept in times]
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def on_small_maps(dtype: torch.dtype) -> None:
+    sizes = sizes_here(dtype) or next(iter(SIZES[dtype].values()))
+    print("| images | convolution | forward | by input | by weights |")
+    print("| ---: | --- | ---: | ---: | ---: |")
+    for images, read, written, side, kernel, stride in CASES:
+        x, weight = tensors(images, read, written, side, kernel)
+        way = Rows if sizes.rows and kernel > 1 else Columns
+        passes = ("output", "by_input", "by_weight")
+        found = measure(x.to(dtype), weight.to(dtype), stride, way, *passes)
+        cells = " | ".join(f"{theirs:.2f} / {ours:.2f}" for theirs, ours in found)
+        name = f"{kernel}x{kernel}, {read} to {written}, {side}x{side} pixels"
+        print(f"| {images} | {name}{', stride 2' if stride == 2 else ''} | {cells} |", flush=True)
+
+
+def of_spikes() -> None:
+    heads = [f"{name}, {n} %" for n in PERCENTS for name in ("forward", "by weights")]
+    print(f"| images | convolution | {' | '.join(heads)} |")
+    print("| ---: | --- |" + " ---: |" * len(heads))
+    for images, read, written, side in SPIKES:
+        cells = []
+        for n in PERCENTS:
+            x, weight = tensors(images, read, written, side, 3)
+            fires = (torch.rand_like(x) < n / 100).float()
+            found = measure(fires, weight, 1, sparse, "output", "by_weight")
+            cells += [f"{theirs:.2f} / {ours:.2f}" for theirs, ours in found]
+        name = f"3x3, {read} to {written}, {side}x{side} pixels"
+        print(f"| {images} | {name} | {' | '.join(cells)} |", flush=True)
+
+
+def tensors(images: int, read: int, written: int, side: int, kernel: int) -> tuple[Tensor, Tensor]:
+    x, weight = torch.randn(images, read, side, side), torch.randn(written, read, kernel, kernel)
+    return x.contiguous(memory_format=LAST), weight.contiguous(memory_format=LAST)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    asked = sys.argv[1] if len(sys.argv) > 1 else "fp32"
+    print(f"{machine.cpu_name()}, torch {torch.__version__}, {asked}: ms of oneDNN / ours\n")
+    of_spikes() if asked == "spikes" else on_small_maps(PRECISIONS[asked])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The sizes at which networks leave oneDNN are those at which the rows say that this is faster."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from spiketriton.models.convolutions import SIZES, FasterConv2d
+
+HERE = Path(__file__).parent
+ROW = re.compile(
+    r"^\| (\d+) \| (\d)x\d, (\d+) to (\d+), (\d+)x\d+ pixels(, stride 2)? \| (.*) \|$", re.MULTILINE
+)
+SERVED = {"fp32": (torch.float32, "avx2", 34), "bf16": (torch.bfloat16, "avx512_bf16", 39)}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_what_is_served_is_faster_in_the_rows(name):
+    dtype, instructions, passes = SERVED[name]
+    rows = ROW.findall((HERE / f"rows-{name}.md").read_text("utf-8"))
+    assert len(rows) == 20
+    served = 0
+    for images, kernel, read, written, side, strided, cells in rows:
+        sizes = int(read), int(written), int(kernel), 1 + bool(strided)
+        conv = FasterConv2d(*sizes, padding=int(kernel) // 2)
+        x = torch.empty(int(images), int(read), int(side), int(side), device="meta")
+        ways = conv._by_products(x, SIZES[dtype][instructions])
+        for way, cell in zip(ways, cells.split(" | "), strict=True):
+            by_library, by_products = map(float, cell.split(" / "))
+            served += way is not None
+            assert way is None or by_products <= by_library, (images, sizes, side, cell)
+    assert served == passes
