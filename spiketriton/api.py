@@ -38,7 +38,7 @@ from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import Learned, Verdict, judge
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
-from spiketriton.plugins.tasks import task_of
+from spiketriton.plugins.tasks import answers, task_of
 from spiketriton.runs.request import Request
 from spiketriton.runs.rows import Row, replace_file
 from spiketriton.show.verdict import line, sentences
@@ -351,25 +351,30 @@ class Run:
 
         Of another task what its `predict` makes of the currents [T, B, ...].
 
-        Images are prepared as the recipe prepares its test images: resized, cropped, normalised.
+        Images are prepared as the recipe prepares its test images: resized, cropped, normalised; sequences are
+        normalised and padded, recordings of event cameras binned.
 
         Args:
             images: float [B, C, H, W] in 0..1 or uint8 [B, C, H, W]; or a list of PIL images and
-                paths of image files; or one of these.
+                paths of image files; or one of these. Of a run on sequences numbers [B, T, C], or a list of [T, C] and
+                paths of .npy files (of spoken digits also .wav). Of a run on recordings uint8 counts
+                [B, T, 2, S, S], or a list of paths of recordings.
             batch_size: images at once; 0: the recipe's batch size.
 
         Raises:
-            UserError: other shapes, dtypes or values; a file that is no image.
+            UserError: other shapes, dtypes or values; a file that is none of these.
         """
         if batch_size < 0:
             raise UserError(f"batch_size = {batch_size}: accepted: 1 or more, 0: the recipe's")
-        test = given_images(images, self.facts, batch_size or self.recipe.train.batch_size)
+        size = batch_size or self.recipe.train.batch_size
+        test = given_images(images, self.facts, size, self.recipe.data)
         found, task = [], task_of(self.recipe.loss)
         with self._one, in_eval_mode(self.model):
-            for batch, _ in test:
+            for batch, _, *lengths in test:
+                known = [self._run.to_device(one) for one in lengths]
                 with self._run.autocast():
-                    currents = self.model(self._run.to_device(batch))
-                found.append(task.predict(currents.float()).cpu())
+                    currents = answers(self.model, self._run.to_device(batch), known)
+                found.append(task.predict(currents.float(), *known).cpu())
         return torch.cat(found)
 
     def evaluate(self, steps: int | None = None) -> Evaluation:

@@ -1,6 +1,6 @@
-"""spiketriton predict RUN [key=value ...] IMAGE ... [--top N] [--json]
+"""spiketriton predict RUN [key=value ...] FILE ... [--top N] [--json]
 
-Classes of image files, by a run.
+Classes of image files, recordings and sequences, by a run.
 """
 
 import argparse
@@ -29,8 +29,11 @@ examples:
   spiketriton predict runs/flowers holidays/
   spiketriton predict runs/flowers plugins.modules=moved/my_net.py rose.jpg
 
-Of a folder, all image files in it and below are answered. A file that cannot be read is named, the others are
-answered, and the exit code is 2.
+A run on sequences answers .npy files of [T, C], and of spoken digits .wav files; one on recordings of event cameras
+answers recordings in any format that it could be trained on.
+
+Of a folder, all files in it and below that the run can answer are answered. A file that cannot be read is named, the
+others are answered, and the exit code is 2.
 
 Images are prepared as the recipe prepares its test images: resized, cropped, normalised. The numbers are
 probabilities: the softmax of the logits that loss.read names: their mean over time or the last.
@@ -44,8 +47,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "images",
         nargs="+",
-        metavar="IMAGE",
-        help="image files, folders of them, or a key=value that moves the run",
+        metavar="FILE",
+        help="images, recordings or sequences, folders of them, or a key=value that moves the run",
     )
     count = number(1, 10**6)
     parser.add_argument(
@@ -60,7 +63,7 @@ def main(arguments: list[str]) -> None:
     args = parse(arguments)
     keys = [word for word in args.images if _KEY.match(word) and not Path(word).exists()]
     if len(keys) == len(args.images):
-        raise UserError("no image is given; accepted: image files, or folders of them")
+        raise UserError("no file is given; accepted: files, or folders of them")
     refuse_unusable(args.run, keys)
     with importing():
         from spiketriton.api import Run
@@ -70,7 +73,7 @@ def main(arguments: list[str]) -> None:
     run = Run(load_run(args.run, *keys, checkpoint=args.checkpoint))
     top = min(args.top, len(run.classes))
     classifies = task_of(run.recipe.loss).classifies
-    paths = [path for given in args.images if given not in keys for path in _files(given)]
+    paths = [path for given in args.images if given not in keys for path in _files(given, run)]
     broken = 0
     for path, row in _answers(run, paths):
         if isinstance(row, UserError):
@@ -105,15 +108,18 @@ def _answer(path: str, row: "Tensor", names: Sequence[str], as_json: bool) -> st
     return f"{path}: {', '.join(f'{name} {value:.4g}' for name, value in named.items())}"
 
 
-def _files(given: str) -> list[str]:
-    """The image files of a folder, and below; or the one that is given. UserError: a folder has none."""
-    from spiketriton.data.photographs import IMAGE_ENDINGS
+def _files(given: str, run: "Run") -> list[str]:
+    """The files of a folder, and below, that a run can answer; or the one that is given. UserError: there are none."""
+    from spiketriton.data.given import endings
 
     if not Path(given).is_dir():
         return [given]
-    found = (path for path in Path(given).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    wanted = endings(run.facts)
+    found = (path for path in Path(given).rglob("*") if path.suffix.lower() in wanted)
     if not (files := sorted(str(path) for path in found if path.is_file())):
-        raise UserError(f"{given} holds no image file; accepted: files, or folders with some")
+        raise UserError(
+            f"{given} holds no {run.facts.what} file; accepted: files, or folders with some"
+        )
     return files
 
 

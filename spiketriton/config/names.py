@@ -7,7 +7,7 @@ ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]  # either stem
 SmallResNet = Literal[
     "resnet8", "resnet19", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"
 ]
-PlainNet = Literal["plain", "mlp"]  # of any depth, without skip connections
+PlainNet = Literal["plain", "mlp", "sequence"]  # of any depth, without skip connections
 VGG = Literal["vggsnn", "vgg8", "vgg11", "vgg16", "csnn"]  # without skip connections, too
 PooledNet = Literal[VGG, "net7b"]
 CHAINS = get_args(PlainNet)
@@ -31,12 +31,22 @@ Images = Literal[
     "cluttered_fashion_mnist",
     "imagefolder",
     "digits",
+    "mnist",
     "synthetic",
 ]
 Events = Literal[
     "dvs_gesture", "cifar10_dvs", "n_mnist", "n_caltech101", "eventfolder", "digits_dvs"
 ]
 EVENTS = get_args(Events)
+Sequences = Literal["spoken_digits", "shd", "ssc"]
+SEQUENCES = get_args(Sequences)
+UNROLLED = ("rows", "columns", "pixels", "permuted")  # how images become sequences
+TIME_KEYS = (
+    "shift",
+    "stretch",
+    "mask_steps",
+    "mask_channels",
+)  # of [data.augmentation], of sequences alone
 
 PHOTOGRAPHS = ("imagenette", "imagefolder")  # of any size, so that crops of them are resized
 ARRAYS = tuple(name for name in get_args(Images) if name not in PHOTOGRAPHS)

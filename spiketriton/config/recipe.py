@@ -31,6 +31,7 @@ from spiketriton.config.names import (
     NONE,
     PARALLEL,
     RATES,
+    SEQUENCES,
     SKIPLESS,
     WITHOUT_BLOCKS,
     Block,
@@ -42,6 +43,7 @@ from spiketriton.config.names import (
     PlainNet,
     PooledNet,
     ResNet,
+    Sequences,
     SmallResNet,
 )
 from spiketriton.config.words import number, short, shown, whole
@@ -72,6 +74,9 @@ FRACTION = Range(0, 1, open="low")
 RATE = Range(0, 1e3)
 TAU = Range(1, 1e6)
 PIXELS = Range(0, 65_536)
+
+TIMED = (*EVENTS, *SEQUENCES)
+NO_SEQUENCES = (*get_args(Images), *EVENTS)
 
 
 Conditions = Mapping[str, Container[Any]]
@@ -166,15 +171,13 @@ class AugmentationConfig(Table):
     """mirror half of the recordings"""
     roll: int | Literal["auto"] = key("auto", numbers=PIXELS, only={"data.name": EVENTS})
     """shift by up to this many pixels; what leaves at one side enters at the other"""
-    cutout: int | Literal["auto"] = key("auto", numbers=PIXELS)
+    cutout: int | Literal["auto"] = key("auto", numbers=PIXELS, unless={"data.name": SEQUENCES})
     """side in pixels of a square without events, or of the mean colour in images, where `auto` is 0"""
-    erasing: float | Literal["auto"] = key(
-        "auto", numbers=Range(0, 1), unless={"data.name": EVENTS}
-    )
+    erasing: float | Literal["auto"] = key("auto", numbers=Range(0, 1), unless={"data.name": TIMED})
     """probability of random erasing in images: a box of any size, shape and place in the mean colour; `auto`: 0.25 if
     data.augment is `strong`, else 0"""
     policy: Literal["auto", "none", "autoaugment", "randaugment"] = key(
-        "auto", unless={"data.name": EVENTS}
+        "auto", unless={"data.name": TIMED}
     )
     """operations on images after cropping and flipping: AutoAugment's policy for CIFAR-10, RandAugment, or none;
     `auto`: TrivialAugmentWide if data.augment is `strong`, else none"""
@@ -189,11 +192,28 @@ class AugmentationConfig(Table):
     crop_scale: tuple[float, ...] = key(
         (0.35, 1.0),
         numbers=FRACTION,
-        unless={"data.name": (*ARRAYS, *EVENTS), "data.augment": ("none",)},
+        unless={"data.name": (*ARRAYS, *TIMED), "data.augment": ("none",)},
     )
     """smallest and largest fraction of a photograph's area that a random crop takes"""
     delete: int = key(0, numbers=Range(0, 65_535), only={"data.name": EVENTS})
     """random temporal delete: train on time_steps minus this many frames, drawn for each recording, and test on all"""
+    shift: int | Literal["auto"] = key("auto", numbers=PIXELS, unless={"data.name": NO_SEQUENCES})
+    """sequences begin up to this many steps later or earlier; `auto`: time_steps / 16, or 0 if data.augment is
+    `none`"""
+    stretch: float | Literal["auto"] = key(
+        "auto", numbers=SHARE, unless={"data.name": NO_SEQUENCES}
+    )
+    """sequences take up to this fraction more or less time; `auto`: 0.1, or 0 if data.augment is `none`"""
+    mask_steps: int | Literal["auto"] = key(
+        "auto", numbers=PIXELS, unless={"data.name": NO_SEQUENCES}
+    )
+    """up to this many steps of a sequence in a row are set to the mean; `auto`: time_steps / 8 if data.augment is
+    `strong`, else 0"""
+    mask_channels: int | Literal["auto"] = key(
+        "auto", numbers=PIXELS, unless={"data.name": NO_SEQUENCES}
+    )
+    """up to this many channels of a sequence in a row are set to the mean; `auto`: an eighth of them if data.augment is
+    `strong`, else 0"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -216,27 +236,34 @@ class TableOfPart(Table):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(TableOfPart):
-    """The images, or the recordings of event cameras."""
+    """The images, the sequences, or the recordings of event cameras."""
 
     path: ClassVar[str] = "data"
 
-    name: Literal[Images, Events] = key(...)
-    """data set; `tiny_imagenet`: 200 classes at 64x64; `synthetic`: random images for benchmarks; the last six are
-    recordings of event cameras"""
+    name: Literal[Images, Events, Sequences] = key(...)
+    """data set; `tiny_imagenet`: 200 classes at 64x64; `synthetic`: random images for benchmarks; `dvs_gesture` to
+    `digits_dvs` are recordings of event cameras, the last three are sequences"""
     root: str = key("data")
     """folder of the data sets; `digits` and `synthetic` need none"""
     variant: Literal["full", "320px", "160px"] = key("320px", only={"data.name": ("imagenette",)})
     """archive of Imagenette: full size, or a shorter side of 320 or 160 pixels"""
-    image_size: int = key(0, numbers=COUNT_OR_ZERO)
+    image_size: int = key(0, numbers=COUNT_OR_ZERO, unless={"data.name": SEQUENCES})
     """side in pixels of the images that the network sees; 0: the data set's, or that of an `imagefolder`'s images
     where all have one size below 224"""
+    sequence: Literal["none", "rows", "columns", "pixels", "permuted"] = key(
+        "none", unless={"data.name": TIMED}
+    )
+    """show images as sequences, [T, B, C]: a row or a column of pixels, of all colours, at each step (from the top, or
+    from the left), or one pixel, row by row or in an order drawn by sequence_seed; time_steps is their number"""
+    sequence_seed: int = key(0, numbers=Range(0, 2**63 - 1), only={"data.sequence": ("permuted",)})
+    """seed of the order of `permuted`, one for all images"""
     augment: Literal["none", "standard", "strong"] = key("standard")
     """random changes of the training images: none, small shifts or crops, or more"""
     download: bool = key(True)
     """download missing data; false: missing data is an error"""
     workers: int | Literal["auto"] = key("auto", numbers=Range(0, 1024))
     """processes that load images; 0: the training process loads them"""
-    broken: Literal["stop", "skip"] = key("stop", unless={"data.name": (*ARRAYS, *EVENTS)})
+    broken: Literal["stop", "skip"] = key("stop", unless={"data.name": (*ARRAYS, *TIMED)})
     """image files that cannot be read: the first one that is met ends the run and is named, or all are looked for
     before training, named and left out"""
     train_images: int = key(0, numbers=COUNT_OR_ZERO)
@@ -248,9 +275,11 @@ class DataConfig(TableOfPart):
     folder of an `imagefolder` or `eventfolder` that holds them; 0: none"""
     classes: int = key(10, numbers=Range(2, 1_000_000), only={"data.name": ("synthetic",)})
     """number of classes of `synthetic`"""
-    split: Literal["official", "first100", "random90"] = key("official", only={"data.name": EVENTS})
+    split: Literal["official", "first100", "random90"] | str = key(
+        "official", only={"data.name": (*EVENTS, "spoken_digits")}
+    )
     """which recordings are tested on: those that the data set names, numbers 0 to 99 of each class, or a tenth of
-    each class by split_seed"""
+    each class by split_seed; of `spoken_digits` `official`, or `speaker:NAME`, all of one speaker"""
     split_seed: int = key(
         0, numbers=Range(0, 2**63 - 1), only={"data.name": EVENTS, "data.split": ("random90",)}
     )
@@ -272,7 +301,7 @@ class DataConfig(TableOfPart):
     @property
     def split_words(self) -> str:
         """Which recordings are tested on, for every table and title; "" for images."""
-        if self.name not in EVENTS:
+        if self.name not in (*EVENTS, "spoken_digits"):
             return ""
         return f"split {self.split}" + (
             f", seed {self.split_seed}" if self.split == "random90" else ""
@@ -291,14 +320,15 @@ class ModelConfig(TableOfPart):
     path: ClassVar[str] = "model"
 
     name: Literal[ResNet, SmallResNet, PlainNet, PooledNet] = key(...)
-    """architecture; `plain` (convolutions), `mlp` (fully connected), `vggsnn`, `vgg8`, `vgg11`, `vgg16` and `csnn` (of
-    PSN) have no skip connections; `resnet19`: tdBN's, with two fully connected layers; `net7b`: seven small blocks,
-    each halving the image; `MODULE:NAME`: any network that a function or class makes, `spikingjelly:NAME` one of
-    SpikingJelly's (docs/own_code.md)"""
+    """architecture; `sequence`: linear layers, of sequences alone; `plain` (convolutions), `mlp` (fully connected),
+    `vggsnn`, `vgg8`, `vgg11`, `vgg16` and `csnn` (of PSN) have no skip connections; `resnet19`: tdBN's, with two fully
+    connected layers; `net7b`: seven small blocks, each halving the image; `MODULE:NAME`: any network that a function or
+    class makes, `spikingjelly:NAME` one of SpikingJelly's (docs/own_code.md)"""
     arguments: Arguments = key(Arguments(), only={"model.name": FOREIGN})  # noqa: RUF009
     """keyword arguments of the function or class that `MODULE:NAME` names"""
     input: Literal["auto", "time_first", "images"] = key("auto", only={"model.name": FOREIGN})
-    """what the network of `MODULE:NAME` takes: [T, B, C, H, W], or [B, C, H, W]; `auto`: found out by a call"""
+    """what the network of `MODULE:NAME` takes: [T, B, C, H, W] (of sequences [T, B, C]), or [B, C, H, W]; `auto`: found
+    out by a call"""
     block: Literal[Block] = key("ms", unless={"model.name": WITHOUT_BLOCKS})
     """residual block: neuron(BN(conv) + shortcut), SEW-ResNet, MS-ResNet, or pre-activation with spikes in the
     shortcut"""
@@ -317,11 +347,11 @@ class ModelConfig(TableOfPart):
     )
     """what the weight of every norm starts at, except where residual_gain says otherwise"""
     depth: int = key(20, numbers=Range(1, 10_000), only={"model.name": CHAINS})
-    """number of layers of `plain` and `mlp` before the classifier"""
+    """number of layers of `plain`, `mlp` and `sequence` before the classifier"""
     width: int = key(0, numbers=PIXELS, unless={"model.name": FOREIGN})
-    """channels of the first stage, or features of `mlp`; 0: the default (64 for resnet18 to resnet101, `vggsnn`,
-    `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 32 for `vgg8`, 128 for resnet19 and `mlp`, 256 for
-    `csnn`)"""
+    """channels of the first stage, or features of `mlp` and `sequence`; 0: the default (64 for resnet18 to resnet101,
+    `vggsnn`, `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 32 for `vgg8`, 128 for resnet19, `mlp` and
+    `sequence`, 256 for `csnn`)"""
     residual_gain: float | Literal["auto"] = key(
         "auto",
         numbers=RATE,
@@ -595,7 +625,8 @@ class Recipe(Table):
     seed: int = key(0, numbers=Range(0, 2**63 - 1))
     """seed of weights, data order and augmentation"""
     time_steps: int = key(4, numbers=Range(1, 65_536))
-    """T, number of steps for which an image is shown, or of frames of a recording"""
+    """T, number of steps for which an image is shown, of frames of a recording, or of a sequence, to which shorter ones
+    are padded"""
     data: DataConfig
     model: ModelConfig
     neuron: NeuronConfig = dataclasses.field(default_factory=NeuronConfig)

@@ -76,6 +76,12 @@ def _of_data(values: Mapping[str, Any]) -> Iterator[str]:
             f"data.augmentation.crop_scale = {shown(scale)}: accepted: two fractions of the area, the "
             "larger one last"
         )
+    spoken = split == "official" or re.fullmatch(r"speaker:\w+", split)
+    if name == "spoken_digits" and not spoken:
+        yield (
+            f'data.split = {shown(split)} with data.name = "spoken_digits"; accepted with it: "official", or '
+            '"speaker:NAME"'
+        )
     folders = name == "imagefolder" or (name, split) == ("eventfolder", "official")
     if isinstance(validation := values["data.validation"], str) and not folders:
         of_split = f" with data.split = {shown(split)}" if name == "eventfolder" else ""

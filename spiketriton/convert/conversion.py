@@ -80,9 +80,10 @@ def convert(run: TrainedRun, options: Options) -> Converted:
     """The run as a spiking network. UserError: it is not an ANN."""
     if run.facts.frames:
         raise UserError(
-            f"{run.folder.path} sees recordings of {run.data.name}, a frame at each step: a converted "
-            "net needs its input to stay the same for many steps; accepted: the ANN of a run on images. "
-            "On recordings, spiking nets are trained (neuron.kind=lif)"
+            f"{run.folder.path} sees {run.facts.what}s of {run.facts.name}, "
+            f"{'other values' if run.facts.sequence else 'a frame'} at each step: a converted net "
+            "needs its input to stay the same for many steps; accepted: the ANN of a run on images. "
+            f"On {run.facts.what}s, spiking nets are trained (neuron.kind=lif)"
         )
     if run.kind != "ann":
         raise UserError(

@@ -1,9 +1,9 @@
-"""Images, or recordings of event cameras, for training and testing: `build_data(recipe)`.
+"""Images, sequences, or recordings of event cameras, for training and testing: `build_data(recipe)`.
 
 Read sources.py (a `Source`, which a data set's own file makes: photographs.py, cifar.py, ...), splits.py (images in
-memory or in files), transforms.py (tensors of them), stream.py (batches as a function of seed and step), prefetch.py
-(their way to a GPU). facts.py is what a run knows of its data, given.py what somebody hands over; checking.py leaves
-broken images out.
+memory or in files), transforms.py (tensors of them), sequences.py (signals, and images that are shown as such),
+stream.py (batches as a function of seed and step), prefetch.py (their way to a GPU). facts.py is what a run knows of
+its data, given.py what somebody hands over; checking.py leaves broken images out.
 """
 
 import math
@@ -18,14 +18,15 @@ import numpy as np
 import torch
 
 from spiketriton.config import DataConfig, Recipe, TrainConfig
-from spiketriton.config.names import Events, Images
+from spiketriton.config.names import TIME_KEYS, UNROLLED, Events, Images, Sequences
 from spiketriton.config.parts import chosen, lies_in
 from spiketriton.config.recipe import KEYS
 from spiketriton.config.words import shown
 from spiketriton.data.counter_rng import mix
 from spiketriton.data.facts import Facts
+from spiketriton.data.sequences import SequenceTransform, TimeMoves, UnrolledTransform
 from spiketriton.data.sources import Recorded, Source
-from spiketriton.data.splits import FileSplit, Split, drawn_of_each
+from spiketriton.data.splits import ArraySplit, FileSplit, Split, drawn_of_each
 from spiketriton.data.stream import (
     Batches,
     Loading,
@@ -49,8 +50,9 @@ _FILES = {  # of data sets that share one; any other's has its name
     "cluttered_fashion_mnist": "data.fashion_mnist",
     "synthetic": "data.digits",
     **dict.fromkeys(get_args(Events), "events.recordings"),
+    **dict.fromkeys(("shd", "ssc"), "data.spikes"),
 }
-for _name in (*get_args(Images), *get_args(Events)):
+for _name in (*get_args(Images), *get_args(Events), *get_args(Sequences)):
     lies_in(f"spiketriton.{_FILES.get(_name, f'data.{_name}')}", "data", [_name])
 
 _VALIDATION = 3  # keeps these draws apart from those of stream.py
@@ -58,7 +60,8 @@ _VALIDATION = 3  # keeps these draws apart from those of stream.py
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A data set ready to train on: images float32 [b, C, S, S], or recordings, time first, [T, b, C, S, S]."""
+    """A data set ready to train on: images float32 [b, C, S, S], or time first, recordings [T, b, C, S, S] and
+    sequences [T, b, C]."""
 
     facts: Facts
     task: Task
@@ -66,7 +69,9 @@ class Data:
     test: TestSet
     validation: TestSet | None = None  # images held out of training, to choose weights by
     skipped: tuple[str, ...] = ()  # image files that are left out, each with why it cannot be read
-    frames: int = 0  # of a training recording, without those that are left out; 0: constant images
+    frames: int = (
+        0  # of a training recording, without those that are left out, or steps; 0: constant images
+    )
     bin_ms: np.ndarray | None = None  # of each test recording, milliseconds; None: not bins of time
     place: Path | None = None  # where the files are, if that is not where data.root says
     note: str = ""  # how the images differ from those that everybody has
@@ -113,8 +118,13 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         )
     source = _source(config, recipe.time_steps)
     task = task_of(recipe.loss)
+    if mixes and (source.move == "sequence" or config.sequence != "none"):
+        raise UserError(
+            "train.mixup and train.cutmix mix images, and these are sequences; accepted: 0"
+        )
     source.refuse_unsound(config.name, task, config.image_size or source.image_size)
     _refuse_idle(config, source)
+    stretched = "" if source.move == "sequence" else _stretched(config, source)
     if not task.moves:
         from spiketriton.data.unmoved import refuse_moves
 
@@ -128,6 +138,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
     training = subset(np.flatnonzero(~held_out), config.train_images)
     _check_counts(config, train.batch_size, source, int((~held_out).sum()), task)
     facts = _facts(config, recipe.time_steps, source, training, task)
+    _refuse_other_steps(facts, recipe.time_steps, source)
     transform = transform_of(facts, _changes(config, source, facts))
     loading, fewer = _loading(config, train, source, facts, part, world_size)
     ours: dict[str, Any] = {"rank": rank, "world_size": world_size, "loading": loading}
@@ -166,7 +177,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         validation=validation,
         skipped=skipped,
         place=source.place,
-        note="; ".join(filter(None, (source.note, fewer))),
+        note="; ".join(filter(None, (source.note, stretched, fewer))),
         frames=facts.frames - config.augmentation.delete if facts.frames else 0,
         bin_ms=source.bin_ms,
     )
@@ -178,7 +189,9 @@ def events_room() -> Any:
 
 
 def _changes(config: DataConfig, source: Source, facts: Facts) -> Any:
-    """Those of training images: `Augmentation`, or `Moves` of recordings."""
+    """Those of training images: `Augmentation`, `Moves` of recordings, or `TimeMoves` of sequences."""
+    if source.move == "sequence":
+        return TimeMoves.of(config, facts.frames, facts.channels)
     if source.move == "events":
         return events_room().Moves.of(config, facts.image_size, mirrors=source.mirrors)
     augmentation = Augmentation.of(config)
@@ -187,11 +200,16 @@ def _changes(config: DataConfig, source: Source, facts: Facts) -> Any:
 
 
 def transform_of(facts: Facts, changes: Any) -> Transform:
-    """What makes the network's tensors of images or recordings; `changes`: `Augmentation` or `Moves`."""
-    if facts.frames:
+    """What makes the network's tensors; `changes`: `Augmentation` of images, `Moves` of recordings, `TimeMoves`."""
+    if facts.move == "sequence":
+        return SequenceTransform(facts.frames, facts.mean, facts.std, changes, facts.padded)
+    if facts.move == "events":
         return events_room().EventTransform(facts.count, changes)
     given = facts.image_size, facts.mean, facts.std, changes
-    return PhotoTransform(*given) if facts.move == "photo" else ArrayTransform(*given, facts.move)
+    images = PhotoTransform(*given) if facts.move == "photo" else ArrayTransform(*given, facts.move)
+    return (
+        UnrolledTransform(images, facts.sequence, facts.sequence_seed) if facts.sequence else images
+    )
 
 
 def _loading(
@@ -231,7 +249,9 @@ def _facts(
     config: DataConfig, steps: int, source: Source, training: np.ndarray, task: Task
 ) -> Facts:
     mean, std = source.statistics
-    events = source.move == "events"
+    events, given = source.move == "events", source.move == "sequence"
+    sequence = "given" if given else "" if config.sequence == "none" else config.sequence
+    splits: Any = (source.train, source.test, source.validation)
     targets = source.train.labels[torch.from_numpy(training)]
     return Facts(
         name=config.name,
@@ -244,9 +264,48 @@ def _facts(
         class_counts=task.count(targets, len(source.classes)),
         synthetic=source.synthetic,
         split=source.split,
-        frames=steps if events else 0,
+        frames=steps if events or sequence else 0,
         count=config.count if events else "",
+        sequence=sequence,
+        sequence_seed=config.sequence_seed if sequence == "permuted" else 0,
+        padded=given and any(s is not None and bool((s.lengths < steps).any()) for s in splits),
     )
+
+
+def _refuse_other_steps(facts: Facts, steps: int, source: Source) -> None:
+    """UserError: `time_steps` is not the number of rows, columns or pixels, or fewer than a sequence has."""
+    if facts.sequence in UNROLLED:
+        side = facts.image_size
+        found = side if facts.sequence in ("rows", "columns") else side**2
+        if steps != found:
+            raise UserError(
+                f'time_steps = {steps}, and data.sequence = "{facts.sequence}" makes {found} steps of {side}x{side} '
+                f"pixels; accepted: time_steps = {found}, or another data.image_size"
+            )
+    elif facts.sequence:
+        splits: Any = (source.train, source.test, source.validation)
+        longest = max(int(split.lengths.max()) for split in splits if split is not None)
+        if longest > steps:
+            raise UserError(
+                f"time_steps = {steps}, and sequences of {facts.name} have up to {longest:,} steps; accepted: "
+                f"time_steps = {longest} or more, to which shorter ones are padded, or sequences of fewer steps"
+            )
+
+
+def _stretched(config: DataConfig, source: Source) -> str:
+    """A note on images in memory that are not square. UserError: nobody has said that they are to be stretched."""
+    for split in (source.train, source.test, source.validation):
+        shape = split.images.shape if type(split) is ArraySplit else ()
+        if len(shape) == 4 and shape[-2] != shape[-1]:
+            high, wide = shape[-2:]
+            if not config.image_size and source.image_size in (high, wide):
+                raise UserError(
+                    f'data.name = "{config.name}": images of {high}x{wide} are not square; accepted: data.image_size, '
+                    "to which they are stretched each way, or a SequenceSplit of [N, T, C], if a side of them is time"
+                )
+            side = config.image_size or source.image_size
+            return f"images of {high}x{wide} stretched to {side}x{side}"
+    return ""
 
 
 def _refuse_idle(config: DataConfig, source: Source) -> None:
@@ -255,8 +314,12 @@ def _refuse_idle(config: DataConfig, source: Source) -> None:
     idle = [] if files else ["broken"]
     if source.move != "photo":
         idle.append("augmentation.crop_scale")
-    if source.move == "events":
-        idle.append("augmentation.erasing")
+    if source.move in ("events", "sequence"):
+        idle += ["augmentation.erasing", "sequence"]
+    if source.move == "sequence":
+        idle += ["image_size", "augmentation.cutout", "augmentation.policy"]
+    else:
+        idle += [f"augmentation.{name}" for name in TIME_KEYS]
     if source.augment is not None and config.augment == "strong":
         raise UserError(
             f'data.augment = "strong" has no effect on the data of data.name = "{config.name}", which bring an '
@@ -267,9 +330,15 @@ def _refuse_idle(config: DataConfig, source: Source) -> None:
         if value != KEYS[f"data.{name}"].default:
             raise UserError(
                 f"data.{name} = {shown(value)} has no effect on the data of data.name = "
-                f'"{config.name}", {"files" if files else "arrays"} that move as "{source.move}"; '
-                "leave it out"
+                f'"{config.name}", {_kind(source)}; leave it out'
             )
+
+
+def _kind(source: Source) -> str:
+    if source.move == "sequence":
+        return "sequences"
+    files = isinstance(source.train, FileSplit)
+    return f'{"files" if files else "arrays"} that move as "{source.move}"'
 
 
 def _micro_batches(train: TrainConfig, world_size: int) -> int:
@@ -294,7 +363,7 @@ def _check_counts(
             f"{config.name} has only one class, {source.classes[0]}; accepted: two or more"
         )
     left = "" if available == len(source.train) else " left beside data.validation"
-    what = "recordings" if source.move == "events" else "images"
+    what = {"events": "recordings", "sequence": "sequences"}.get(source.move, "images")
     for key, wanted, there, where in (
         ("data.train_images", config.train_images, available, left),
         ("data.test_images", config.test_images, len(source.test), ""),

@@ -1,6 +1,7 @@
 """Images that somebody hands over, prepared as the test images of a run are."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,35 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from spiketriton.config import DataConfig
 from spiketriton.data import events_room, transform_of
 from spiketriton.data.facts import Facts
+from spiketriton.data.photographs import IMAGE_ENDINGS
+from spiketriton.data.sequences import TimeMoves, given_sequences
 from spiketriton.data.splits import DecodedPhoto, Photo, as_tensor, in_bytes, in_colour
+from spiketriton.data.spoken_digits import log_mel
 from spiketriton.data.stream import Batches, Loading, TestSet
 from spiketriton.data.transforms import Augmentation
-from spiketriton.system.errors import UserError
+from spiketriton.system.errors import UserError, one_line
 
 
-def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
-    """Images of one's own as batches, prepared as the test images of `facts` are; see `GivenSplit`."""
-    if facts.frames:
-        split, changes = events_room().given_frames(images, facts), events_room().Moves()
+def given_images(images: Any, facts: Facts, batch_size: int, config: DataConfig) -> TestSet:
+    """Images, sequences or recordings of one's own as batches, prepared as the test images of `facts` are.
+
+    Images: see `GivenSplit`. config: that of the run, by which recordings in files are binned.
+    """
+    if facts.move == "sequence":
+        if isinstance(images, str | Path):
+            images = [images]
+        if isinstance(images, list | tuple):
+            images = [
+                _sequence(one, facts) if isinstance(one, str | Path) else one for one in images
+            ]
+        split: Any = given_sequences(images, facts.channels, facts.frames)
+        changes: Any = TimeMoves()
+        facts = replace(facts, padded=facts.padded or bool((split.lengths < facts.frames).any()))
+    elif facts.move == "events":
+        split, changes = events_room().given_frames(images, facts, config), events_room().Moves()
     else:
         split, changes = GivenSplit(images, facts), Augmentation("none")
     return TestSet(
@@ -32,6 +50,33 @@ def given_images(images: Any, facts: Facts, batch_size: int) -> TestSet:
         world_size=1,
         loading=Loading(workers=0, pin_memory=False),
     )
+
+
+def endings(facts: Facts) -> tuple[str, ...]:
+    """Of the files that are answered in a folder, in small letters."""
+    if facts.move == "events":
+        return events_room().ENDINGS
+    if facts.move == "sequence":
+        return (".npy", ".wav") if facts.name == "spoken_digits" else (".npy",)
+    return IMAGE_ENDINGS
+
+
+def _sequence(path: str | Path, facts: Facts) -> Tensor | np.ndarray:
+    """The sequence [T, C] of a file. UserError: it cannot be read, or is no array."""
+    ending = Path(path).suffix.lower()
+    if ending == ".wav" and facts.name == "spoken_digits":
+        return log_mel(Path(path))[: facts.frames]
+    if ending != ".npy":
+        raise UserError(f"{path}: accepted of {facts.name}: {', '.join(endings(facts))}")
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
+    if not isinstance(found, np.ndarray) or found.ndim != 2:
+        raise UserError(
+            f"{path} holds an array {list(found.shape)}; accepted: a sequence [T, {facts.channels}]"
+        )
+    return found
 
 
 class GivenSplit:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from spiketriton.data.transforms import Draws
 
-# float32 [b, C, S, S]; int64 [b], or mixed: float32 [b, K]
-Batch: TypeAlias = tuple[Tensor, Tensor]
+# float32 [b, C, S, S]; int64 [b], or mixed: float32 [b, K]; of sequences of different lengths these, int64 [b]
+Batch: TypeAlias = tuple[Tensor, ...]
 
 
 class Loaded(NamedTuple):

@@ -10,19 +10,20 @@ import numpy as np
 import torch
 
 from spiketriton.config import DataConfig
+from spiketriton.data.sequences import SequenceSplit
 from spiketriton.data.splits import ArraySplit, FileSplit, Split, as_tensor, in_bytes
 from spiketriton.plugins.tasks import Task
 from spiketriton.system.errors import UserError
 
-Move = Literal["photo", "crop", "affine", "events"]
-Held = ArraySplit | FileSplit | Split
+Move = Literal["photo", "crop", "affine", "events", "sequence"]
+Held = ArraySplit | FileSplit | SequenceSplit | Split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A data set: its two splits and what the transforms need to know.
 
-    `channels`, `image_size` and `statistics` that are not given are those of training images in memory.
+    `channels`, `image_size` and `statistics` that are not given are those of training images, or sequences, in memory.
     """
 
     train: Held
@@ -43,6 +44,14 @@ class Source:
     note: str = ""  # how its images differ from those that everybody has, for the run's first lines
 
     def __post_init__(self) -> None:
+        if isinstance(self.train, SequenceSplit):
+            object.__setattr__(self, "move", "sequence")
+            if self.statistics == ((), ()):
+                object.__setattr__(self, "statistics", self.train.statistics())
+            object.__setattr__(self, "channels", self.channels or self.train.channels)
+        if self.move == "sequence":
+            object.__setattr__(self, "image_size", 1)
+            return
         images = self.train.images if type(self.train) is ArraySplit else None
         if images is None or images.ndim != 4 or len(images) == 0:
             return
@@ -78,9 +87,10 @@ class Source:
             split = getattr(self, name)
             if split is not None:
                 yield from self._unsound_images(name, split, task, side)
+        if self.move in ("events", "sequence") and self.augment is not None:
+            what = "recordings of events" if self.move == "events" else "sequences"
+            yield f"augment of {what}; accepted: none, of images alone"
         if self.move == "events":
-            if self.augment is not None:
-                yield "augment of recordings of events; accepted: none, of images alone"
             return
         mean, std = (np.asarray(values, float) for values in self.statistics)
         shaped = mean.shape == std.shape == (self.channels,)
@@ -98,6 +108,9 @@ class Source:
             yield f"{name} holds {count:,} images and {len(labels):,} labels; accepted: as many"
         if why := task.wrong_targets(labels, len(self.classes), side):
             yield f"{name} has {why}"
+        if self.move == "sequence":
+            yield from self._unsound_sequences(name, split)
+            return
         images: Any = split.images if type(split) is ArraySplit else None
         if images is not None and len(images) != count:
             yield f"{name} holds {len(images):,} images and {count:,} labels; accepted: as many"
@@ -114,6 +127,18 @@ class Source:
             in_bytes(images)
         except UserError as error:
             yield f"{name}: {error}"
+
+    def _unsound_sequences(self, name: str, split: Any) -> Iterator[str]:
+        lengths, channels = getattr(split, "lengths", None), getattr(split, "channels", None)
+        if lengths is None or channels is None:
+            yield (
+                f"{name} is a {type(split).__name__}; accepted of sequences: SequenceSplit, or a split with lengths "
+                "[N] and channels, whose read gives [T, C] of each"
+            )
+        elif len(lengths) != len(split):
+            yield f"{name} holds {len(lengths):,} sequences and {len(split):,} labels; accepted: as many"
+        elif channels != self.channels:
+            yield f"{name} holds sequences of {channels} channels; accepted: {self.channels}, as in training"
 
 
 class Recorded(ABC):

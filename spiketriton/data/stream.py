@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from spiketriton.data.counter_rng import mix
+from spiketriton.data.counter_rng import mix, on_device
 from spiketriton.data.prefetch import Batch, Loaded, finished
 from spiketriton.data.splits import Split
 from spiketriton.data.transforms import Transform, seeded_each
@@ -68,8 +68,10 @@ class Batches(Dataset[Loaded | UserError]):
         return Loaded(images, labels, draws, request.pairs)
 
     def finish(self, loaded: Loaded) -> Batch:
-        """What is left to be done on the device of what was loaded."""
+        """What is left to be done on the device of what was loaded: images, labels, and lengths of sequences."""
         images, labels = self.transform.finish(loaded.images, loaded.draws), loaded.labels
+        if "lengths" in loaded.draws:
+            return images, labels, on_device(loaded.draws["lengths"], images.device)
         if self.mixing is None or loaded.pairs is None:
             return images, labels
         return self.mixing.mixed(images, labels, loaded.pairs)
@@ -265,9 +267,10 @@ class TrainStream(_Members):
     def from_step(self, step: int, device: torch.device = CPU) -> Generator[Batch, None, None]:
         """Micro-batches on `device` from global step `step` on, `accumulate` per step, without end.
 
-        Images float32 [b, C, S, S] and labels int64 [b], or of mixed images float32 [b, K], b = batch_size /
-        accumulate / world_size: this rank's contiguous part. Workers live until the iterator is closed. UserError: a
-        broken image.
+        Images float32 [b, C, S, S] (time first, recordings [T, b, C, S, S] and sequences [T, b, C]) and labels int64
+        [b], or of mixed images float32 [b, K], b = batch_size / accumulate / world_size: this rank's contiguous part.
+        Of sequences that are not all of one length also their lengths, int64 [b]. Workers live until the iterator is
+        closed. UserError: a broken image.
         """
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
@@ -307,7 +310,7 @@ class TrainStream(_Members):
 class TestSet(_Members):
     """The test images in a fixed order, unaugmented; each rank sees every world_size-th, perhaps none.
 
-    Iterating gives (images float32 [b, C, S, S], labels int64 [b]); the last batch may be smaller. `batch_size` is
+    Iterating gives batches as `TrainStream` does; the last batch may be smaller. `batch_size` is
     that of this rank.
     """
 

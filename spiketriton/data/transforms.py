@@ -24,7 +24,9 @@ from spiketriton.data.splits import DecodedPhoto, Photo, in_bytes
 from spiketriton.system.errors import UserError
 
 Draws: TypeAlias = Mapping[str, np.ndarray]
-"""What was drawn for each image of a batch, by name; it stays on the host. Empty for test images."""
+"""What was drawn for each image of a batch, by name; it stays on the host. Empty for test images.
+
+Of sequences, `lengths`: int64 [b], of test ones too."""
 
 ERASING_PROBABILITY = 0.25  # of "strong"
 

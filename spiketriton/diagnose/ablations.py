@@ -95,7 +95,7 @@ class Experiment:
 
     @property
     def images(self) -> int:
-        return sum(len(labels) for _, labels in self.batches)
+        return sum(len(batch[1]) for batch in self.batches)
 
     def build(self, *changes: str) -> Network:
         """The net at the subject's weights; those that the ablation has no use for are left out."""

@@ -17,7 +17,7 @@ from spiketriton.data import Data
 from spiketriton.diagnose.cures import Cure, change_neurons
 from spiketriton.gradients.verdict import LIMITS
 from spiketriton.models import Network, build_model
-from spiketriton.plugins.tasks import build_loss, task_of
+from spiketriton.plugins.tasks import answers, build_loss, image_dim, task_of
 from spiketriton.system.errors import UserError
 from spiketriton.training.optim import build_optimizer, build_schedule, clipped_norm
 from spiketriton.training.placement import Placement
@@ -64,9 +64,10 @@ def try_changes(
         model: Network = placement.place(build_model(changed, **data.facts.sizes))
         loss = build_loss(changed.loss, data.facts.class_counts)
         with contextlib.closing(data.train.from_step(0, placement.device)) as stream:
-            shown = ((placement.to_device(x), y) for x, y in stream)
-            batches: Iterator[tuple[Tensor, Any]] = (
-                (x.narrow(-4, 0, min(few, len(y))), y[:few]) for x, y in shown
+            shown = ((placement.to_device(x), *rest) for x, *rest in stream)
+            batches: Iterator[tuple[Any, ...]] = (
+                (x.narrow(image_dim(x), 0, min(few, len(y))), y[:few], *(n[:few] for n in lengths))
+                for x, y, *lengths in shown
             )
             if own is not None:
                 first = next(batches)
@@ -92,8 +93,8 @@ def try_changes(
 
 def loss_after(
     net: nn.Module,
-    batches: Iterable[tuple[Tensor, Any]],
-    loss_of: Callable[[Tensor, Any], Tensor],
+    batches: Iterable[tuple[Any, ...]],
+    loss_of: Callable[..., Tensor],
     steps: int,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
@@ -106,9 +107,9 @@ def loss_after(
     if placement is not None:
         autocast = placement.autocast
     parameters, losses = list(net.parameters()), list[Tensor]()
-    for (x, y), _ in zip(batches, range(steps), strict=False):
+    for (x, y, *lengths), _ in zip(batches, range(steps), strict=False):
         with autocast():
-            loss = loss_of(net(x), y)
+            loss = loss_of(answers(net, x, lengths), y, *lengths)
         losses.append(loss.detach())
         if scaler is None:
             loss.backward()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiketriton.evaluate.results import Binary
+from spiketriton.plugins.tasks import has_time, image_dim
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import TrainedRun, with_bar
 from spiketriton_kernels import virtual_steps
@@ -55,14 +56,15 @@ def binary(run: TrainedRun, batch_size: int = 0) -> Binary:
     unrolled = binary_network(run.model, levels)
     senders = [m for m in unrolled.modules() if isinstance(m, BinarySpikes)]
     equal = right = images_seen = 0
-    for images, targets in with_bar(test, f"{run.folder.path.name}, binary spikes"):
+    for images, targets, *lengths in with_bar(test, f"{run.folder.path.name}, binary spikes"):
         # as many time steps at once as the network itself is given
-        count = images.shape[-4]
+        dim = image_dim(images)
+        count = images.shape[dim]
         for part in torch.arange(count).split(max(1, count // levels)):
-            shown = run.to_device(images.index_select(images.ndim - 4, part))
-            wanted = targets[part].to(run.device)
+            shown = run.to_device(images.index_select(images.ndim + dim, part))
+            wanted, *known = (one[part].to(run.device) for one in (targets, *lengths))
             found, whole = (
-                task.reading(currents).argmax(1)
+                task.reading(currents, *known).argmax(1)
                 for currents in (
                     _currents(run, unrolled, shown, levels),
                     _currents(run, run.model, shown),
@@ -131,12 +133,12 @@ def binary_network(model: nn.Module, levels: int) -> nn.Module:
 
 
 def _currents(run: TrainedRun, model: nn.Module, images: Tensor, levels: int = 1) -> Tensor:
-    """What each of the network's own steps gives, [T, B, K], of constant images or their frames.
+    """What each of the network's own steps gives, [T, B, K], of constant images, or of frames or steps.
 
     levels: binary steps for each, which share the image.
     """
     shown, steps = images / levels, run.time_steps * levels
-    if images.ndim == 5:
+    if has_time(images):
         currents = model(shown.repeat_interleave(levels, 0))
     else:
         currents = model(shown, steps)

@@ -39,6 +39,11 @@ class SpikeCounter:
         self.most: dict[str, int] = {}  # spikes of a neuron in one step
         self.start, self.length = 0, steps
         self.seen: dict[str, int] = {}  # steps of the chunk
+        self.lengths: Tensor | None = (
+            None  # of the sequences that are shown; None: all steps are valid
+        )
+        self.valid = torch.zeros(steps, dtype=torch.int64)  # images for which a step is valid
+        self.unpadded = True
 
     @contextmanager
     def watching(self, model: Network) -> Iterator[None]:
@@ -63,6 +68,16 @@ class SpikeCounter:
     def follow(self, start: int, length: int) -> None:
         """Tells which time steps the model is given next."""
         self.start, self.length, self.seen = start, length, {}
+        if self.lengths is not None:
+            self.unpadded = False
+            steps = torch.arange(start, start + length).unsqueeze(1)
+            self.valid[start : start + length] += (steps < self.lengths.cpu()).sum(1)
+
+    def valid_steps(self, images: int) -> list[float]:
+        """Within t steps, for every t: how many of them are valid, on average over the images."""
+        if self.unpadded:
+            return [float(t) for t in range(1, self.steps + 1)]
+        return [int(n) / images for n in self.valid.cumsum(0)]
 
     def _count(self, name: str, module: nn.Module, _: Any, out: Tensor) -> None:
         """Adds the spikes of some of the chunk's steps: of a neuron [k, B, ...], of a pool [k * B, ...]."""
@@ -72,6 +87,13 @@ class SpikeCounter:
         spikes = out if whole else out.ne(0)
         if name in self.pools:
             spikes = spikes.unflatten(0, (self.length, -1))
+        at = self.seen.get(name, 0)
+        self.seen[name] = at + len(spikes)
+        places = self.start + (at + torch.arange(len(spikes), device=spikes.device)) % self.length
+        shown = torch.full_like(places, spikes.shape[1])
+        if self.lengths is not None:
+            valid = places.unsqueeze(1) < self.lengths
+            spikes, shown = spikes.flatten(2) * valid.unsqueeze(2), valid.sum(1)
         # float sums of a batch are exact, and twice as fast as integer ones
         events = spikes.flatten(2).sum(1, dtype=torch.float32).long()
         if name not in self.spikes:
@@ -79,12 +101,8 @@ class SpikeCounter:
                 counts[name] = events.new_zeros(self.steps)
             self.by_neuron[name] = events.new_zeros(events.shape[1])
             self.most[name] = getattr(module, "levels", 1)
-        at = self.seen.get(name, 0)
-        self.seen[name] = at + len(events)
-        steps = torch.arange(len(events), device=events.device)
-        places = self.start + (at + steps) % self.length
         self.spikes[name].index_add_(0, places, events.sum(1))
-        self.shown[name].index_add_(0, places, torch.full_like(places, spikes.shape[1]))
+        self.shown[name].index_add_(0, places, shown)
         self.by_neuron[name] += (events * (places < self.within)[:, None]).sum(0)
         if self.sources:
             synapses = events * self.fan_out[name].flatten().to(events.device)

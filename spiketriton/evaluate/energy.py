@@ -52,7 +52,7 @@ class Workload:
         return sum(self.layer_macs.values())
 
 
-def workload(nodes: Graph, image: tuple[int, int, int], *, constant: bool = True) -> Workload:
+def workload(nodes: Graph, image: tuple[int, ...], *, constant: bool = True) -> Workload:
     """The workload of a network for images [C, H, W], constant or another one at each step."""
     shapes = shapes_of(nodes, image)
     weights = list(layers(nodes, "weights"))
@@ -78,11 +78,11 @@ def spike_sources(nodes: Graph) -> list[Node]:
 
 
 def energy_pj(
-    work: Workload, synaptic_operations: float, steps: int, *, membrane_macs: int
+    work: Workload, synaptic_operations: float, steps: float, *, membrane_macs: int
 ) -> tuple[float, float]:
     """Energy of one image after `steps` time steps, by operations alone and with data movement.
 
-    membrane_macs: of a neuron in a step; 0: it only adds.
+    steps: of sequences of different lengths their mean. membrane_macs: of a neuron in a step; 0: it only adds.
     """
     updates = work.neurons * steps
     macs = work.macs_once + work.macs_per_step * steps
@@ -92,7 +92,7 @@ def energy_pj(
     return operations, operations + WORD_PJ * words
 
 
-def ann_energy_pj(macs: int) -> tuple[float, float]:
+def ann_energy_pj(macs: float) -> tuple[float, float]:
     """The same for an ANN: each MAC, and the weight and the value that it reads."""
     return MAC_PJ * macs, (MAC_PJ + 2 * WORD_PJ) * macs
 

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from spiketriton.data import TestSet
+from spiketriton.evaluate.baselines import baselines_of
 from spiketriton.evaluate.counters import SpikeCounter
 from spiketriton.evaluate.energy import Workload, ann_energy_pj, energy_pj, workload
 from spiketriton.evaluate.raster import raster_of
 from spiketriton.evaluate.results import Evaluation, Sample
 from spiketriton.models.agreement import AGREEMENT, counted_graph
 from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton.plugins.tasks import has_time, image_dim
 from spiketriton.system import machine
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import TrainedRun, with_bar
@@ -53,15 +55,16 @@ def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> 
     sums, confusion = [torch.zeros(())] * (last - first), torch.zeros(())
     images_per_s = _images_per_s(run, test)
     with counter.watching(model):
-        for images, given in with_bar(test, f"{run.folder.path.name}, {last} time steps"):
-            targets = given.to(run.device)
+        for images, *rest in with_bar(test, f"{run.folder.path.name}, {last} time steps"):
+            targets, *lengths = (one.to(run.device) for one in rest)
             images_seen += len(targets)
+            counter.lengths = lengths[0] if lengths else None
             currents = _window_of(run, images, chunks, counter.follow)
-            for t, found in enumerate(task.summed_so_far(currents, targets)):
+            for t, found in enumerate(task.summed_so_far(currents, targets, *lengths)):
                 sums[t] = sums[t].to(run.device) + found
             if task.classifies:
                 within = run.time_steps if len(currents) == last else len(currents)
-                answers = task.reading(currents[:within])
+                answers = task.reading(currents[:within], *lengths)
                 confusion = confusion.to(run.device) + _confusion(answers, targets)
     scores = [task.scored(one.cpu(), images_seen) for one in sums]
     wide = [(math.nan, math.nan)] * len(scores)
@@ -71,8 +74,9 @@ def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> 
         operations = [math.nan] * last
     else:
         operations = [n / images_seen if spiking else 0.0 for n in counter.operations_within()]
+    valid = counter.valid_steps(images_seen)
     leak = max([_membrane_macs(n, run.time_steps) for _, n in model.spiking_layers()], default=0)
-    energy = _energy(run, work, operations, leak, counted=not uncounted)
+    energy = _energy(run, work, operations, valid, leak, counted=not uncounted)
     on_gpu = run.device.type == "cuda"
     return Evaluation(
         run=str(run.folder.path),
@@ -110,10 +114,13 @@ def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> 
         energy_with_data_uj=[pj * 1e-6 for _, pj in energy],
         images_per_s=images_per_s,
         device=torch.cuda.get_device_name(run.device) if on_gpu else machine.cpu_name(),
-        events=bool(data.facts.frames),
+        events=data.facts.move == "events",
+        sequences=bool(data.facts.sequence),
+        valid_steps=valid,
         ms_per_step=None if data.bin_ms is None else float(data.bin_ms[test.members].mean()),
         samples=_samples(run) if _has_samples(run) else [],
         raster=raster_of(run) if task.classifies else None,
+        baselines=baselines_of(run, test) if last == run.time_steps else [],
     )
 
 
@@ -121,7 +128,8 @@ def _window(run: TrainedRun, steps: int | None) -> int:
     """How many time steps are run. UserError: the network, or its recordings, have not so many."""
     own = run.time_steps
     if run.data.facts.frames and (steps or 0) > own:
-        raise UserError(f"{run.folder.path}: recordings of {own} frames have no step {steps}")
+        what = f"{run.data.facts.what}s of {own} {'steps' if run.data.facts.sequence else 'frames'}"
+        raise UserError(f"{run.folder.path}: {what} have no step {steps}")
     last = max(own, steps or 0) if run.model.is_spiking else own
     if last > own and any(isinstance(n, kernels.PSN) for _, n in run.model.spiking_layers()):
         raise UserError(
@@ -146,14 +154,20 @@ def _counter(run: TrainedRun, test: TestSet, steps: int) -> tuple[SpikeCounter, 
 
 
 def _energy(
-    run: TrainedRun, work: Workload, operations: list[float], leak: int, counted: bool
+    run: TrainedRun,
+    work: Workload,
+    operations: list[float],
+    valid: list[float],
+    leak: int,
+    counted: bool,
 ) -> list[tuple[float, float]]:
     """Of one image within t steps, in pJ: by operations, and with data movement."""
     if not counted:
         return [(math.nan, math.nan)] * len(operations)
     if not run.model.is_spiking:
-        return [ann_energy_pj(work.ann_macs * t) for t in range(1, len(operations) + 1)]
-    return [energy_pj(work, ops, t, membrane_macs=leak) for t, ops in enumerate(operations, 1)]
+        return [ann_energy_pj(work.ann_macs * t) for t in valid]
+    pairs = zip(operations, valid, strict=True)
+    return [energy_pj(work, ops, t, membrane_macs=leak) for ops, t in pairs]
 
 
 def _membrane_macs(neuron: SpikingNeuron, steps: int) -> int:
@@ -182,9 +196,10 @@ def wilson(right: int, images: int) -> tuple[float, float]:
 
 
 def first_images(test: TestSet) -> Tensor:
-    """Two test images, or recordings."""
-    images, _ = next(iter(test))
-    return images.narrow(-4, 0, min(2, images.shape[-4]))
+    """Two test images, recordings or sequences."""
+    images = next(iter(test))[0]
+    dim = image_dim(images)
+    return images.narrow(dim, 0, min(2, images.shape[dim]))
 
 
 def _chunks_of_window(run: TrainedRun, images: Tensor, steps: int) -> Chunks:
@@ -214,13 +229,13 @@ def _window_of(
 def _currents(
     run: TrainedRun, images: Tensor, chunks: Chunks, follow: Follow = lambda *_: None
 ) -> Iterator[Tensor]:
-    """Currents [length, B, K] of each chunk: of constant images, or of their frames. To be read to the end."""
+    """Currents [length, B, K] of each chunk: of constant images, or of frames or steps. To be read to the end."""
     run.model.set_stateful(run.model.is_spiking and len(chunks) > 1)
     try:
         with run.autocast():
             for start, length in chunks:
                 follow(start, length)
-                if images.ndim == 5:
+                if has_time(images):
                     yield run.model(images[start : start + length])
                 else:
                     yield run.model(images, length)
@@ -232,7 +247,7 @@ def _currents(
 def _images_per_s(run: TrainedRun, test: TestSet) -> float:
     """Images that the network answers in a second at T, after a first batch that warms it up."""
     some = itertools.islice(test, 1 + TIMED_BATCHES)
-    batches = [run.to_device(images) for images, _ in some]
+    batches = [run.to_device(images) for images, *_ in some]
     first, *timed = batches * 2 if len(batches) == 1 else batches
     chunks = _chunks_of_window(run, first, run.time_steps)
     _window_of(run, first, chunks)
@@ -242,7 +257,7 @@ def _images_per_s(run: TrainedRun, test: TestSet) -> float:
         for _ in _currents(run, images, chunks):
             pass
     _wait(run.device)
-    return sum(images.shape[-4] for images in timed) / (time.perf_counter() - start)
+    return sum(images.shape[image_dim(images)] for images in timed) / (time.perf_counter() - start)
 
 
 def _confusion(answers: Tensor, targets: Tensor) -> Tensor:
@@ -254,7 +269,7 @@ def _confusion(answers: Tensor, targets: Tensor) -> Tensor:
 
 def _has_samples(run: TrainedRun) -> bool:
     data = run.data
-    return bool(data.facts.frames) and run.model.answers_each_step and data.task.classifies
+    return data.facts.move == "events" and run.model.answers_each_step and data.task.classifies
 
 
 def _samples(run: TrainedRun) -> list[Sample]:

@@ -243,7 +243,12 @@ def sample(one: Evaluation, title: str) -> Figure | None:
     names = list(found.spikes)
     figure = new_figure(11, 2.6 + 0.3 * len(names), title)
     left, right = figure.subplots(1, 2, width_ratios=[1, 2.2])
-    left.imshow(np.array(found.image), cmap="gray", interpolation="nearest")
+    if one.sequences:
+        shown = np.array(found.image)
+        left.imshow(shown, cmap="magma", interpolation="nearest", aspect="auto", origin="lower")
+        left.set_ylabel("channel")
+    else:
+        left.imshow(np.array(found.image), cmap="gray", interpolation="nearest")
     left.grid(False)
     left.set(xticks=[], yticks=[])
     answers = [
@@ -253,7 +258,9 @@ def sample(one: Evaluation, title: str) -> Figure | None:
     most = 8  # lines below the image; of more steps, the first and the last ones
     if len(answers) > most:
         answers = [*answers[: most // 2], "...", *answers[-most // 2 :]]
-    left.set(title=f"A test image of class {found.label}", xlabel="\n".join(answers))
+    if one.sequences:
+        answers = ["time", *answers]
+    left.set(title=f"A test {one.what} of class {found.label}", xlabel="\n".join(answers))
     height = 1
     for place, name in enumerate(names):
         spikes = np.array(found.spikes[name])  # [T, neurons]

@@ -1,4 +1,4 @@
-"""One test image and the spikes that it causes: what a picture of a single answer shows."""
+"""One test image, or sequence, and the spikes that it causes: what a picture of a single answer shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spiketriton.neurons import told_of_spikes
-from spiketriton.plugins.tasks import Reading
+from spiketriton.plugins.tasks import Reading, image_dim
 from spiketriton.training.trained import TrainedRun
 
 SHOWN = 24  # neurons of each layer, at even distances
@@ -26,20 +26,26 @@ class Raster:
     label: str
     answers: list[str]  # after each time step
     shares: list[float]  # softmax of the currents read so far, of that answer, 0 to 1
-    image: list[list[Any]]  # rows from the top of values 0..255: grey, or [red, green, blue]
+    # rows from the top of values 0..255: grey, or [red, green, blue]; of a sequence a row for each channel, over time
+    image: list[list[Any]]
     spikes: dict[str, list[list[int]]]  # layer: [time step, neuron], 0 or 1
 
 
 @torch.inference_mode()
 def raster_of(run: TrainedRun) -> Raster | None:
     """The raster of the first test image; None for an ANN, for recordings, and without answers at each step."""
-    if not run.model.is_spiking or run.data.facts.frames or not run.model.answers_each_step:
+    facts, model = run.data.facts, run.model
+    if not model.is_spiking or facts.move == "events" or not model.answers_each_step:
         return None
-    images, labels = next(iter(run.data.test))
-    images = run.to_device(images[:1])
+    images, labels, *lengths = next(iter(run.data.test))
+    images = run.to_device(images.narrow(image_dim(images), 0, 1))
+    shown = images[0].float().cpu()
+    valid = int(lengths[0][0]) if lengths else run.time_steps
+    if facts.sequence:
+        shown = images[:valid, 0].T[None].float().cpu()
     spikes: dict[str, list[list[int]]] = {}
     with told_of_spikes(run.model.spiking_layers(), partial(_keep, spikes)), run.autocast():
-        currents = run.model(images, run.time_steps)[:, 0].cpu()
+        currents = model(images, run.time_steps)[:valid, 0].cpu()
     answers = [*Reading(run.recipe.loss.read).so_far(currents)]
     share, answer = torch.stack(answers).softmax(1).max(1)
     classes = run.data.classes
@@ -47,8 +53,8 @@ def raster_of(run: TrainedRun) -> Raster | None:
         label=classes[int(labels[0])],
         answers=[classes[int(place)] for place in answer],
         shares=share.tolist(),
-        image=_seen(images[0].float().cpu(), run.data.facts.mean, run.data.facts.std),
-        spikes=spikes,
+        image=_seen(shown, facts.mean, facts.std),
+        spikes={name: rows[:valid] for name, rows in spikes.items()},
     )
 
 

@@ -71,6 +71,14 @@ class Binary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A score on the same test that does not depend on the order in time, and whose it is, in words."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What was measured of one run; lists by time step begin with the first step."""
 
@@ -104,6 +112,13 @@ class Evaluation:
     images_per_s: float  # at T, with nothing counted
     device: str
     events: bool = False  # recordings, a frame at each step, instead of constant images
+    sequences: bool = False  # another value of each channel at each step
+    valid_steps: list[float] = dataclasses.field(
+        default_factory=list
+    )  # within t, on average; empty: all
+    baselines: list[Baseline] = dataclasses.field(
+        default_factory=list
+    )  # what the score is without time
     ms_per_step: float | None = None  # of the recordings; None: bins of no fixed length
     uncounted: str = ""  # why there are no operations and no energy: nan in all lists of them
     available: int = 0  # test images that there are; 0: not recorded
@@ -117,8 +132,8 @@ class Evaluation:
 
     @property
     def what(self) -> str:
-        """What the run is tested on, one of it: an image, or a recording of events."""
-        return "recording" if self.events else "image"
+        """What the run is tested on, one of it: an image, a sequence, or a recording of events."""
+        return "sequence" if self.sequences else "recording" if self.events else "image"
 
     @property
     def tested(self) -> str:
@@ -165,19 +180,23 @@ class Evaluation:
         new = [kind for kind in how[self.kind] if kind.lower() not in known]
         return f"{name} ({', '.join(new)})" if new else name
 
+    def _shown(self, t: int) -> float:
+        """How many of the first t steps are valid, on average: t, but for sequences of different lengths."""
+        return self.valid_steps[t - 1] if self.valid_steps else t
+
     def accumulates(self, t: int) -> float:
         """ACs of one image within t steps: synapses, and the membranes of neurons without leak."""
-        membranes = self.neurons * t * (self.kind != "ann" and not self.leaky)
+        membranes = self.neurons * self._shown(t) * (self.kind != "ann" and not self.leaky)
         return self.synaptic_operations[t - 1] + membranes
 
-    def macs(self, t: int) -> int:
+    def macs(self, t: int) -> float:
         """MACs of one image within t steps: synapses, and the membranes of leaky neurons."""
         membranes = self.neurons * self.leaky * self.membrane_macs
-        return self.macs_once + (self.macs_per_step + membranes) * t
+        return self.macs_once + (self.macs_per_step + membranes) * self._shown(t)
 
-    def twin_macs(self, t: int) -> int:
-        """MACs of the ANN twin, which sees a constant image once and each of t frames."""
-        return self.ann_macs * (t if self.events else 1)
+    def twin_macs(self, t: int) -> float:
+        """MACs of the ANN twin, which sees a constant image once and each of t frames or steps."""
+        return self.ann_macs * (self._shown(t) if self.events or self.sequences else 1)
 
     def to_json(self) -> str:
         return json_text(dataclasses.asdict(self), indent=1)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -47,6 +48,12 @@ def show(console: Console, evaluations: list[Evaluation], asked: list[int]) -> N
         title = f"Layers of {first.label} within T = {first.time_steps}"
         show_table(console, title, layers_table(first))
         console.print()
+    if first.baselines:
+        known = (
+            f"{one.name} {scored(replace(first.at(1), value=one.value))}" for one in first.baselines
+        )
+        own = scored(first.at(first.time_steps))
+        say(console, f"without the order in time: {'; '.join(known)}; {first.label}: {own}")
     for one in evaluations:
         say(console, verdict(one, evaluations))
     if first.binary is not None:

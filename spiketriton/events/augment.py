@@ -15,10 +15,7 @@ from torch.nn.functional import grid_sample
 
 from spiketriton.config import DataConfig
 from spiketriton.data.counter_rng import mix, uniforms
-from spiketriton.data.facts import Facts
-from spiketriton.data.splits import ArraySplit, as_tensor
 from spiketriton.data.transforms import Draws, Transform
-from spiketriton.system.errors import UserError
 
 _DELETE = 2  # keeps these draws of a key apart
 
@@ -100,20 +97,6 @@ class EventTransform(Transform):
             above, before = max(0, top - moves.cutout), max(0, left - moves.cutout)
             frames[:, :, above:top, before:left] = 0
         return frames
-
-
-def given_frames(frames: Any, facts: Facts) -> ArraySplit:
-    """Frames that somebody hands over, with labels of 0: uint8 counts [B, T, 2, S, S]. UserError: others."""
-    side = facts.image_size
-    accepted = f"uint8 counts [B, T, {facts.channels}, {side}, {side}]"
-    if not isinstance(frames, Tensor | np.ndarray):
-        raise UserError(f"frames as a {type(frames).__name__}; accepted: {accepted}")
-    frames = as_tensor(frames)
-    dtype, shape = frames.dtype, tuple(frames.shape)
-    fits = len(shape) == 5 and shape[2:] == (facts.channels, side, side)
-    if dtype != torch.uint8 or not fits or 0 in shape:
-        raise UserError(f"frames of {dtype} {list(shape)}; accepted: {accepted}")
-    return ArraySplit(frames, np.zeros(shape[0], np.int64))
 
 
 def kept_steps(key: np.uint64, steps: int, deleted: int) -> np.ndarray:

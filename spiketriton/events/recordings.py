@@ -151,7 +151,7 @@ def n_mnist(config: DataConfig) -> Recordings:
     return Recordings(
         **_in_folders(Path(inside.root), list(_N_MNIST), tuple("0123456789"), config),
         format="bin",
-        sensor=(34, 34),
+        sensor=sensor_of(config),
         size=34,
         mirrors=False,
     )
@@ -164,7 +164,7 @@ def n_caltech101(config: DataConfig) -> Recordings:
     return Recordings(
         **_partitioned(folder, _class_folders(folder, config), config),
         format="bin",
-        sensor=(180, 240),
+        sensor=sensor_of(config),
         size=48,
         mirrors=True,
     )
@@ -207,8 +207,19 @@ def digits_dvs(config: DataConfig) -> Recordings:
     )
 
 
+_SENSORS: dict[str, Sensor] = {
+    "dvs_gesture": DVS128,
+    "cifar10_dvs": DVS128,
+    "n_mnist": (34, 34),
+    "n_caltech101": (180, 240),
+    "digits_dvs": simulated.SENSOR,
+}
+
+
 def sensor_of(config: DataConfig) -> Sensor:
-    """Height and width of eventfolder's camera. UserError: the recipe does not say it."""
+    """Height and width of the camera. UserError: the recipe does not say that of eventfolder."""
+    if config.name in _SENSORS:
+        return _SENSORS[config.name]
     if config.sensor != "auto":
         width, height = map(int, config.sensor.split("x"))
         return height, width

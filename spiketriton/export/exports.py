@@ -22,7 +22,7 @@ from spiketriton.export.nir_replay import replay
 from spiketriton.models import Network
 from spiketriton.neurons import one_by_one, told_of_spikes
 from spiketriton.neurons.base import normalised
-from spiketriton.plugins.tasks import Reading
+from spiketriton.plugins.tasks import Reading, has_time, image_dim
 from spiketriton.runs.rows import replace_file
 from spiketriton.system.errors import UserError, need, one_line
 from spiketriton.training.trained import TrainedRun
@@ -83,29 +83,30 @@ def export_nir(
 
 
 def sample_images(data: Data, count: int) -> Tensor:
-    """The first `count` test images (or recordings), and as many of noise: [..., 2 * count, C, H, W]."""
+    """The first `count` test images, recordings or sequences, and as many of noise: [..., 2 * count, C, H, W]."""
     found: list[Tensor] = []
-    for images, _ in data.test:
+    for images, *_ in data.test:
         found.append(images)
-        if sum(one.shape[-4] for one in found) >= count:
+        dim = image_dim(images)
+        if sum(one.shape[dim] for one in found) >= count:
             break
-    real = torch.cat(found, dim=-4)
-    real = real.narrow(-4, 0, min(count, real.shape[-4]))
+    real = torch.cat(found, dim)
+    real = real.narrow(dim, 0, min(count, real.shape[dim]))
     noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
-    return torch.cat([real, noise], dim=-4)
+    return torch.cat([real, noise], dim)
 
 
 @torch.no_grad()
 def compare(
     model: Network, graph: Any, images: Tensor, nodes: Mapping[str, str] = MappingProxyType({})
 ) -> Comparison:
-    """Replays a graph on images [B, C, H, W], or frames [T, B, C, H, W], and counts the spikes that differ.
+    """Replays a graph on images [B, C, H, W], frames [T, B, C, H, W] or sequences, and counts the spikes that differ.
 
     nodes: the graph's name of a layer, where it is another one. Both compute in float64, ours by the definition.
     """
     with use_backend("torch"):
         ours = spikes_of(copy.deepcopy(model).cpu().double(), images.cpu().double())
-    steps = len(images) if images.ndim == 5 else model.time_steps
+    steps = len(images) if has_time(images) else model.time_steps
     theirs, membranes = replay(graph, images.cpu().numpy(), steps)
     spikes = compared = different = 0
     found: list[tuple[int, int, Place, float]] = []  # step, layer, ...
@@ -169,7 +170,7 @@ def export_onnx(
     plain = copy.deepcopy(model)
     images = _example(run, batch_size or _TRACED)
     content = io.BytesIO()
-    axes = {"images": {images.ndim - 4: "images"}, "currents": {1: "images"}}
+    axes = {"images": {images.ndim + image_dim(images): "images"}, "currents": {1: "images"}}
     with (
         one_by_one(plain),
         warnings.catch_warnings(),

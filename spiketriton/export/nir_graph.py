@@ -32,7 +32,7 @@ from spiketriton.system.version import __version__
 
 def to_nir(
     model: Network,
-    image: tuple[int, int, int],
+    image: tuple[int, ...],
     dt: float = 1.0,
     *,
     frames: bool = False,
@@ -70,12 +70,17 @@ def to_nir(
         "reset": first.reset_mode,
         "v_init": "v_reset",
         "synapse": "a CubaLIF reads the synaptic current after its step",
-        "input": "a frame of events for each time step"
-        if frames
-        else "the image, at each time step",
+        "input": _INPUTS[len(image), frames],
         "read_out": f"{reading.words} of the output",
     }
     return nir.NIRGraph(translated, edges, metadata=metadata)
+
+
+_INPUTS = {
+    (1, True): "the values of a step of the sequence, normalised, for each time step",
+    (3, True): "a frame of events for each time step",
+    (3, False): "the image, at each time step",
+}
 
 
 def not_in_nir(nodes: Graph) -> Iterator[str]:

@@ -16,7 +16,7 @@ Stacked: TypeAlias = dict[str, np.ndarray]
 
 
 def replay(graph: Any, images: np.ndarray, steps: int) -> tuple[Stacked, Stacked]:
-    """Shows images [B, C, H, W] to a `nir.NIRGraph` at each of `steps` time steps, or frames [steps, B, C, H, W].
+    """Shows images [B, C, H, W] to a `nir.NIRGraph` at each of `steps` time steps, or frames or sequences [steps, ...].
 
     Returns what each node gives at each step, [T, B, ...], and of neurons the membrane before the reset, in float64.
     ValueError: an unknown kind of node, a cycle, or no dt in the metadata.
@@ -28,7 +28,7 @@ def replay(graph: Any, images: np.ndarray, steps: int) -> tuple[Stacked, Stacked
     sources = in_order(graph)
     given: dict[str, list[Tensor]] = {name: [] for name in sources}
     for step in range(steps):
-        shown = torch.from_numpy(images[step] if images.ndim == 5 else images).double()
+        shown = torch.from_numpy(images[step] if images.ndim in (3, 5) else images).double()
         for name, feeding in sources.items():
             arrives = [given[source][-1] for source in feeding] or [shown]
             given[name].append(run[name](sum(arrives[1:], arrives[0])))

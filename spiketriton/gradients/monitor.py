@@ -51,8 +51,8 @@ class GradientMonitor:
     Args:
         model: the network itself, not its compiled form; an ANN is never measured.
         batch: images of a micro-batch, over all ranks.
-        image_shape: (C, H, W) of an image.
-        frames: of a training recording; 0: constant images, for the network's time steps.
+        image_shape: (C, H, W) of an image, or (C,) of a sequence.
+        frames: of a training recording or sequence; 0: constant images, for the network's time steps.
         scale: the present factor of the loss scaler.
         ranks: what is measured is summed over them; each has an equal part of the micro-batch.
         write: called with the step and the Measurement.
@@ -64,7 +64,7 @@ class GradientMonitor:
         model: Network,
         *,
         batch: int,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         scale: Callable[[], float],
         write: Callable[[int, Measurement], None],
         warn: Callable[[str], None] = lambda line: None,
@@ -136,7 +136,7 @@ class GradientMonitor:
 
 @torch.no_grad()
 def elements_per_image(
-    model: Network, image_shape: tuple[int, int, int], device: torch.device
+    model: Network, image_shape: tuple[int, ...], device: torch.device
 ) -> list[int]:
     """Neurons of each spiking layer that fire in a time step, found by showing one image.
 
@@ -150,7 +150,7 @@ def elements_per_image(
         counts[name] += spikes.numel()
 
     with in_eval_mode(model), told_of_spikes(layers, count):
-        model(torch.zeros(1, *image_shape, device=device), time_steps=steps)
+        model(model.blank(image_shape[-1], device), time_steps=steps)
     return [count // steps for count in counts.values()]
 
 

@@ -1,4 +1,4 @@
-"""Networks from recipes: images [B, C, H, W] or frames [T, B, C, H, W] -> currents [T, B, K].
+"""Networks from recipes: images [B, C, H, W], frames [T, B, C, H, W] or sequences [T, B, C] -> currents [T, B, K].
 
 Read network.py, layers.py (norm and neuron in one call), blocks.py, resnet.py; foreign.py is any other network.
 """
@@ -13,6 +13,7 @@ from spiketriton.config.parts import chosen, lies_in
 from spiketriton.models.layers import Parts
 from spiketriton.models.network import Network, trial
 from spiketriton.plugins.tasks import task_of
+from spiketriton.system.errors import UserError
 from spiketriton_kernels.nn import PSN, MaskedPSN
 
 if TYPE_CHECKING:
@@ -22,23 +23,37 @@ __all__ = ["Network", "build_model", "count_parameters", "trial"]
 
 lies_in("spiketriton.models.resnet", "models", BLOCK_NETS)
 lies_in("spiketriton.models.feedforward", "models", (*get_args(PlainNet), *get_args(VGG)))
+lies_in("spiketriton.models.sequence", "models", ["sequence"])
 
 
-def build_model(recipe: Recipe, *, classes: int, channels: int, image_size: int) -> Network:
-    """The network of a recipe for images, or frames, of [..., channels, image_size, image_size].
+def build_model(
+    recipe: Recipe, *, classes: int, channels: int, image_size: int, sequence: bool = False
+) -> Network:
+    """The network of a recipe for images or frames [..., channels, image_size, image_size], or sequences [T, B, C].
 
     Parameters are drawn from torch's global random state. The ANN twin and `model.fused` have the same names and
-    shapes, so that checkpoints fit.
+    shapes, so that checkpoints fit. UserError: it reads images and is to be shown sequences, or the other way round.
     """
-    net = _made(recipe, classes, channels, image_size)
+    net = _made(recipe, classes, channels, image_size, sequence)
     net.made_from = recipe
     return net
 
 
-def _made(recipe: Recipe, classes: int, channels: int, image_size: int) -> Network:
+def _made(recipe: Recipe, classes: int, channels: int, image_size: int, sequence: bool) -> Network:
     part, task = chosen("models", recipe.model.name), task_of(recipe.loss)
     answer = task.answer_shape(classes, image_size)
-    parts = Parts(recipe.model, recipe.neuron, recipe.time_steps)
+    parts = Parts(recipe.model, recipe.neuron, recipe.time_steps, sequence)
+    if part.built_in and sequence != (recipe.model.name == "sequence"):
+        shown, accepted = (
+            "images",
+            'data.sequence = "rows", "columns", "pixels" or "permuted", or data of sequences',
+        )
+        if sequence:
+            shown, accepted = "sequences", 'model.name = "sequence", or a network of your own'
+        raise UserError(
+            f'model.name = "{recipe.model.name}", and data.name = "{recipe.data.name}" shows it {shown}; '
+            f"accepted: {accepted}"
+        )
     sizes = {"classes": classes, "channels": channels, "image_size": image_size}
     if ":" in part.name:
         from spiketriton.models.foreign import make_foreign

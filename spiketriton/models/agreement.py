@@ -10,28 +10,29 @@ from spiketriton.models.graph import Graph, graph_of
 from spiketriton.models.layers import folded
 from spiketriton.models.network import Network
 from spiketriton.neurons import one_by_one
+from spiketriton.plugins.tasks import has_time
 from spiketriton.system.errors import UserError, one_line
 from spiketriton_kernels import use_backend
 
 AGREEMENT = 1e-3  # of the mean current: rounding may flip a spike that meets its threshold
 
 
-def noise(model: Network, image: tuple[int, int, int], frames: bool) -> Tensor:
-    """Two images [2, C, H, W] or recordings [T, 2, C, H, W] to compare a graph with its network by."""
+def noise(model: Network, image: tuple[int, ...], frames: bool) -> Tensor:
+    """Two images [2, C, H, W], recordings [T, 2, C, H, W] or sequences to compare a graph with its network by."""
     generator = torch.Generator().manual_seed(0)
     steps = (model.time_steps,) if frames else ()
     return torch.rand(*steps, 2, *image, generator=generator)
 
 
 def counted_graph(model: Network, images: Tensor) -> Graph:
-    """The graph of a network, if it gives the network's answers to images [B, C, H, W] or [T, B, C, H, W].
+    """The graph of a network, if it gives the network's answers to images [B, C, H, W], [T, B, C, H, W] or [T, B, C].
 
     A subclass may compute something else than its class. In float64, by the neurons' definition. UserError: none does.
     """
     graph_of(model)
     twin = copy.deepcopy(model).cpu().double().eval()
     images = images.cpu().double()
-    steps = len(images) if images.ndim == 5 else twin.time_steps
+    steps = len(images) if has_time(images) else twin.time_steps
     twin.reset()
     with torch.inference_mode(), one_by_one(twin), use_backend("torch"):
         ours = twin(images)
@@ -53,7 +54,7 @@ def _answers(nodes: Graph, images: Tensor, steps: int) -> Tensor:
     values: dict[str, Tensor] = {}
     for node in nodes.values():
         if node.kind == "input":
-            shown = images if images.ndim == 5 else images.expand(steps, *images.shape)
+            shown = images if has_time(images) else images.expand(steps, *images.shape)
             values[node.name] = shown
             continue
         x = functools.reduce(torch.add, (values[name] for name in node.inputs))

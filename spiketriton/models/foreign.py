@@ -35,6 +35,7 @@ from spiketriton.models.layers import Parts, over_time
 from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network, trial, undisturbed
 from spiketriton.neurons import SpikingNeuron, adopt
+from spiketriton.plugins.tasks import has_time
 from spiketriton.system.errors import UserError, one_line
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.nn.draws import seeded
@@ -74,7 +75,7 @@ def make_foreign(
         raise UserError(
             f"{name} made a {type(net).__name__}; accepted: a function or class that makes a torch.nn.Module"
         )
-    shape = (channels, image_size, image_size)
+    shape = (channels,) if parts.sequence else (channels, image_size, image_size)
     return ForeignNetwork(name, net, parts, averages, shape, answer, told)
 
 
@@ -123,7 +124,7 @@ class ForeignNetwork(Network):
         net: nn.Module,
         parts: Parts,
         averages: bool,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         answer: tuple[int, ...],
         told: Mapping[str, int],
     ) -> None:
@@ -171,6 +172,15 @@ class ForeignNetwork(Network):
 
     # ---- calling it
 
+    @property
+    def _image(self) -> str:
+        """What it may be called with, in words."""
+        return "[B, C]" if self.sequence else "[B, C, H, W]"
+
+    @property
+    def _window(self) -> str:
+        return "[T, B, C]" if self.sequence else "[T, B, C, H, W]"
+
     def currents(self, images: Tensor, steps: int) -> Tensor:
         self.reset()
         with self._in_place():
@@ -179,15 +189,15 @@ class ForeignNetwork(Network):
 
     def _called(self, net: nn.Module, takes: str, images: Tensor, steps: int) -> Any:
         if takes == "time_first":
-            whole = images if images.ndim == 5 else over_time(images.unsqueeze(0), steps)
+            whole = images if has_time(images) else over_time(images.unsqueeze(0), steps)
             return net(whole.contiguous())
         if takes == "steps":
-            shown = images if images.ndim == 5 else [images] * steps
+            shown = images if has_time(images) else [images] * steps
             return torch.stack([net(image) for image in shown])
-        if images.ndim == 5:
+        if has_time(images):
             raise UserError(
-                f"{self.name} takes images [B, C, H, W] and loops over time by itself, and recordings of events are "
-                "[T, B, C, H, W]; accepted: a network that takes those, or one step of them"
+                f"{self.name} takes images {self._image} and loops over time by itself, and these data are "
+                f"{self._window}; accepted: a network that takes those, or one step of them"
             )
         if steps != self.time_steps:
             raise UserError(
@@ -231,9 +241,9 @@ class ForeignNetwork(Network):
     def notes(self) -> list[str]:
         """What is said of it at the start of a run."""
         how = {
-            "time_first": "called with [T, B, C, H, W]",
-            "images": "called with [B, C, H, W], loops over time by itself",
-            "steps": "called once for each time step, which takes longer than a call with [T, B, C, H, W]",
+            "time_first": f"called with {self._window}",
+            "images": f"called with {self._image}, loops over time by itself",
+            "steps": f"called once for each time step, which takes longer than a call with {self._window}",
         }[self.takes]
         answer = "" if self.answers_each_step else "; it answers with the mean over time"
         told = "".join(f", {name} = {value}" for name, value in self.told.items())
@@ -276,7 +286,7 @@ class ForeignNetwork(Network):
         with watched(self.net) as calls:
             return self._called(self.net, takes, images, self.time_steps), calls
 
-    def _recognised(self, takes: str, shape: tuple[int, int, int], answer: tuple[int, ...]) -> str:
+    def _recognised(self, takes: str, shape: tuple[int, ...], answer: tuple[int, ...]) -> str:
         """ "time_first", "images" or "steps"; sets what it answers and which neurons are measured."""
         steps, batch = self.time_steps, _batch(self.time_steps)
         images = noise(batch, shape)
@@ -309,7 +319,7 @@ class ForeignNetwork(Network):
             return kind
         if refused:
             raise UserError(f"{self.name} {refused}")
-        shapes = {"time_first": "[T, B, C, H, W]", "images": "[B, C, H, W]"}
+        shapes = {"time_first": self._window, "images": self._image}
         sizes = {"time_first": [steps, batch, *shape], "images": [batch, *shape]}
         words = "; of ".join(f"{shapes[k]} = {sizes[k]}: {why}" for k, why in failed.items())
         kinds = {type(m).__name__ for m in self.net.modules() if isinstance(m, SpikingNeuron)}
@@ -367,9 +377,7 @@ class ForeignNetwork(Network):
             )
         self.idle = [name for key, name in own.items() if key not in reached]
 
-    def _leave_out_other_windows(
-        self, shape: tuple[int, int, int], answer: tuple[int, ...]
-    ) -> None:
+    def _leave_out_other_windows(self, shape: tuple[int, ...], answer: tuple[int, ...]) -> None:
         """A neuron that is shown more time steps of some images than of others has no rows to measure it in."""
         drawn = noise(2, shape)
         self._compare_windows(torch.zeros(1, *shape), "a blank image")
@@ -403,7 +411,7 @@ class ForeignNetwork(Network):
                 )
         return found
 
-    def _forget_membranes(self, shape: tuple[int, int, int]) -> None:
+    def _forget_membranes(self, shape: tuple[int, ...]) -> None:
         """What is called once for a window keeps no membrane, where the network answers as before without one."""
         named = [(n, m) for n, m in self.net.named_modules() if isinstance(m, SpikingNeuron)]
         once = [m for name, m in named if self._calls.get(name) == [self.time_steps]]
@@ -421,7 +429,7 @@ class ForeignNetwork(Network):
             neuron.stateful = True
         self.reset()
 
-    def _both_answers(self, shape: tuple[int, int, int]) -> list[Tensor]:
+    def _both_answers(self, shape: tuple[int, ...]) -> list[Tensor]:
         """In eval and in training mode, of the same draws."""
         images = noise(_batch(self.time_steps), shape)
         with seeded(devices=[]):
@@ -429,7 +437,7 @@ class ForeignNetwork(Network):
         with trial(self.net), seeded(devices=[]):
             return [*answers, self.currents(images, self.time_steps)]
 
-    def _refuse_states(self, shape: tuple[int, int, int]) -> None:
+    def _refuse_states(self, shape: tuple[int, ...]) -> None:
         """A second window must begin where the first began. UserError, with the module that remembers."""
         images = noise(2, shape)
         weights = [p.detach().clone() for p in self.net.parameters()]

@@ -123,8 +123,8 @@ def channels_of(nodes: Graph, node: Node) -> int:
     return channels_of(nodes, nodes[node.inputs[0]])
 
 
-def shapes_of(nodes: Graph, image: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    """Shape of each node's output for one image [C, H, W] and time step: (C, H, W) or (F,)."""
+def shapes_of(nodes: Graph, image: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shape of each node's output at a time step, (C, H, W) or (F,), of an image [C, H, W] or a sequence's step [C]"""
     shapes: dict[str, tuple[int, ...]] = {"input": image}
     for node in nodes.values():
         if node.kind != "input":

@@ -149,7 +149,7 @@ def hidden_modules(net: nn.Module) -> str:
     return ""
 
 
-def noise(batch: int, shape: tuple[int, int, int]) -> Tensor:
+def noise(batch: int, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
 
 

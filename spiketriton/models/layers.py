@@ -50,9 +50,12 @@ def norm_neuron(
 
 
 def gives_current(norm: nn.Module, neuron: nn.Module | None) -> TypeGuard[Norm]:
-    """Whether a spiking neuron and the norm in front of it are called in one operation."""
+    """Whether a spiking neuron and the norm in front of it are called in one operation.
+
+    Not in training on sequences of different lengths, of which the norm leaves out what is behind the ends.
+    """
     fuses = isinstance(neuron, SpikingNeuron) and neuron.fuses
-    return fuses and isinstance(norm, Norm) and norm.fused
+    return fuses and isinstance(norm, Norm) and norm.fused and not norm.masked
 
 
 def fire(neuron: nn.Module, current: Tensor) -> Tensor:
@@ -85,7 +88,8 @@ def first_layer(
 ) -> Tensor:
     """Weights, norm and neuron of the layer that reads what is shown: [steps, B, ...].
 
-    Of an image [B, ...], the same at all steps, weights and norm run once; of frames [steps, B, ...] at every step.
+    Of an image [B, ...], the same at all steps, weights and norm run once; of frames and sequences [steps, B, ...] at
+    every step.
     Without a neuron the currents are returned, [1, B, ...] where all steps are equal.
     """
     if shown.ndim in (3, 5):
@@ -107,6 +111,7 @@ class Parts:
     model: ModelConfig
     neuron_config: NeuronConfig
     time_steps: int
+    sequence: bool = False  # whether it is shown sequences [T, B, C] instead of images
 
     def __post_init__(self) -> None:
         if not self.spiking:

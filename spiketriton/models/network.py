@@ -1,4 +1,4 @@
-"""The base class of the networks: images or frames in, a current for each class and step out."""
+"""The base class of the networks: images, frames or sequences in, a current for each class and step out."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,17 +14,18 @@ from spiketriton.models.graph import Graph
 from spiketriton.models.layers import Parts
 from spiketriton.models.memory import PackedSpikes
 from spiketriton.neurons import Norm, SpikingNeuron, told_of_spikes
+from spiketriton.plugins.tasks import has_time
 from spiketriton.system.errors import UserError
 from spiketriton_kernels.nn.draws import undrawn
 
 
 class Network(nn.Module):
-    """Images [B, C, H, W], or frames of events [T, B, C, H, W] -> currents [T, B, K] in float32.
+    """Images [B, C, H, W], frames of events [T, B, C, H, W] or sequences [T, B, C] -> currents [T, B, K] in float32.
 
     An image is a constant input current at each of the T time steps, so the first layer with weights runs once;
-    frames are shown one at each step. The output is the classifier's current at each step; its mean over time is the
-    usual read-out. The ANN twin has no time: T is 1 for an image, and it answers each frame by itself. A subclass
-    sets `self.fc` and implements `features`.
+    frames and steps of sequences are shown one at each step. The output is the classifier's current at each step; its
+    mean over time is the usual read-out. The ANN twin has no time: T is 1 for an image, and it answers each frame by
+    itself. A subclass sets `self.fc` and implements `features`.
     """
 
     fc: nn.Linear
@@ -37,6 +38,7 @@ class Network(nn.Module):
         super().__init__()
         self.channels = channels
         self.time_steps = parts.time_steps
+        self.sequence = parts.sequence
         self.is_spiking = parts.spiking
         self.streaming = False
         self.dropout = parts.model.dropout
@@ -45,15 +47,17 @@ class Network(nn.Module):
         self.unmeasured: dict[str, str] = {}  # neurons that no probe fits, and why
         self.on_save: Callable[[Tensor], None] | None = None  # see PackedSpikes
 
-    def forward(self, images: Tensor, time_steps: int | None = None) -> Tensor:
-        """T of an image is `time_steps`, or the recipe's. UserError: the input, or their number, does not fit."""
+    def forward(
+        self, images: Tensor, time_steps: int | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        """T of an image is `time_steps`, or the recipe's. UserError: the input, or their number, does not fit.
+
+        lengths: int64 [B], of sequences that are padded behind their ends, the valid steps: in training, what is behind
+        them enters no statistics of a norm.
+        """
         steps = self.time_steps if time_steps is None else time_steps
-        if images.ndim not in (4, 5) or images.shape[-3] != self.channels:
-            raise UserError(
-                f"images have shape {tuple(images.shape)}; accepted: images [B, {self.channels}, "
-                f"H, W] and frames [T, B, {self.channels}, H, W]"
-            )
-        if images.ndim == 5:
+        self._refuse_shape(images)
+        if has_time(images):
             if time_steps not in (None, len(images)) or not len(images):
                 raise UserError(
                     f"{len(images)} frames are shown in as many time steps, not in {time_steps}"
@@ -62,12 +66,43 @@ class Network(nn.Module):
         elif steps < 1 or not (self.is_spiking or steps == 1):
             accepted = "1 or more" if self.is_spiking else "1 (an ANN has no time)"
             raise UserError(f"time_steps {steps}: accepted: {accepted}")
-        with PackedSpikes(self.on_save) if self.packed else nullcontext():
+        packed = PackedSpikes(self.on_save) if self.packed else nullcontext()
+        with packed, self._masked(steps, lengths):
             currents = self.currents(images, steps).float()
         if self.streaming:
             for norm in self._norms():
                 norm.first_step += steps
         return currents
+
+    def _refuse_shape(self, images: Tensor) -> None:
+        if self.sequence:
+            good, accepted = images.ndim == 3, f"sequences [T, B, {self.channels}]"
+        else:
+            good = images.ndim in (4, 5)
+            accepted = f"images [B, {self.channels}, H, W] and frames [T, B, {self.channels}, H, W]"
+        if not good or images.shape[-1 if self.sequence else -3] != self.channels:
+            what = "sequences" if self.sequence else "images"
+            raise UserError(f"{what} have shape {tuple(images.shape)}; accepted: {accepted}")
+
+    @contextmanager
+    def _masked(self, steps: int, lengths: Tensor | None) -> Iterator[None]:
+        """Within the block norms know which steps of which sequences are valid."""
+        norms = self._norms() if self.training and lengths is not None else []
+        for norm in norms:
+            assert lengths is not None
+            norm.valid = torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.valid = None
+
+    def blank(self, side: int, device: torch.device | None = None) -> Tensor:
+        """An image, or a sequence, of zeros, [1, C, side, side] or [T, 1, C]."""
+        shape = (
+            (self.time_steps, 1, self.channels) if self.sequence else (1, self.channels, side, side)
+        )
+        return torch.zeros(shape, device=device)
 
     def load_state_dict(self, state_dict: Any, *args: Any, **options: Any) -> Any:
         """As torch's; where the ANN twin has a ReLU, the width of a spiking neuron's surrogate is left out."""
@@ -117,7 +152,7 @@ class Network(nn.Module):
         neurons = self._neurons()
         calls: dict[str, set[int]] = {name: set() for name, _ in neurons}
         with undisturbed(self), told_of_spikes(neurons, lambda n, out: calls[n].add(len(out))):
-            found = self(torch.zeros(1, self.channels, image_size, image_size))
+            found = self(self.blank(image_size))
         for name, seen in calls.items():
             if not seen:
                 self.unmeasured[name] = "never called"

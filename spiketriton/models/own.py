@@ -22,7 +22,8 @@ def make_own(
         net = part.make(recipe, parts, **sizes)
         part.checked(net, Network, "spiketriton.models.Network")
     channels, side = sizes["channels"], sizes["image_size"]
-    shown = f"{what}, shown an image of {channels}x{side}x{side},"
+    one = "a sequence of {0} channels" if parts.sequence else "an image of {0}x{1}x{1}"
+    shown = f"{what}, shown {one.format(channels, side)},"
     with failing(shown, part.make):
         found = net.look_at_calls(side)
     if (wanted := [1, *answer]) != found[1:]:

@@ -51,6 +51,8 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         self.tracks = True  # false while a batch that was already counted is recomputed
         # over which ranks training statistics are taken: a group, all (True), or this rank alone
         self.synchronised: bool | dist.ProcessGroup = False
+        # bool [T, B], of padded sequences: which steps are valid, where training statistics are taken of them alone
+        self.valid: Tensor | None = None
         self.step_gain = nn.Parameter(torch.ones(steps)) if steps else None
 
     def forward(self, y: Tensor) -> Tensor:
@@ -72,14 +74,50 @@ class Norm(nn.modules.batchnorm._BatchNorm):
             momentum = 1 - (1 - momentum) ** steps  # of as many equal batches
         return self._apply_gains(self._normalise(y.unsqueeze(0), momentum), steps)
 
+    @property
+    def masked(self) -> bool:
+        """Whether statistics are those of the valid steps alone."""
+        return self.valid is not None and self.training
+
     def _normalise(self, y: Tensor, momentum: float) -> Tensor:
         self.count_batch(y)
+        if self.masked:
+            return self._over_valid(y, momentum)
         weight = self.weight if self.scale == 1 else self.weight * self.scale
         tensors = (y.flatten(0, 1), *self.statistics(), weight, self.bias)
         group, rest = self.process_group, (self.training, momentum, self.eps)
         if group is None:
             return F.batch_norm(*tensors, *rest).unflatten(0, y.shape[:2])
         return _batch_norm_over_ranks(group, *tensors, *rest).unflatten(0, y.shape[:2])
+
+    def _over_valid(self, y: Tensor, momentum: float) -> Tensor:
+        """Batch norm of currents [T, B, C, ...] by the mean and variance of the valid steps of their sequences.
+
+        The same as `F.batch_norm` of these rows alone, in fp32 or wider, and of fixed shapes. UserError: statistics of
+        each step, or of all ranks.
+        """
+        assert self.valid is not None
+        if self.each_step or self.process_group is not None:
+            key = 'model.norm = "step_bn"' if self.each_step else "train.sync_bn = true"
+            raise UserError(
+                f'{key} on sequences of different lengths; accepted with them: model.norm = "bn", "tdbn", "tebn" or '
+                '"none", and train.sync_bn = false'
+            )
+        x = y if y.dtype == torch.float64 else y.float()
+        dims = [0, 1, *range(3, x.ndim)]
+        channels = [1, 1, -1, *[1] * (x.ndim - 3)]
+        valid = self.valid.reshape(*self.valid.shape, *[1] * (x.ndim - 2))
+        count = valid.sum().to(x.dtype) * (x.numel() // (self.valid.numel() * x.shape[2]))
+        mean = torch.where(valid, x, 0).sum(dims) / count
+        away = x - mean.view(channels)
+        var = torch.where(valid, away, 0).square().sum(dims) / count
+        running_mean, running_var = self.statistics()
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            unbiased = var * (count / (count - 1).clamp_min(1))
+            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+        gain = self.weight * self.scale * (var + self.eps).rsqrt()
+        return (away * gain.view(channels) + self.bias.view(channels)).to(y.dtype)
 
     def _apply_gains(self, current: Tensor, steps: int) -> Tensor:
         gains = self.gains(steps)

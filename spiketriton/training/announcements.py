@@ -67,7 +67,7 @@ class Announcements:
         """The data, the network and the plan; and that the images are synthetic, if they are."""
         recipe, display, note = self.recipe, self.display, self.display.note
         display.suffix = synthetic_note(data.synthetic)
-        what = "recordings" if data.frames else "images"
+        what = f"{data.facts.what}s"
         self._data(data, what)
         layers = len(model.spiking_layers())
         kind = "none of its neurons can be measured" if model.is_spiking else "an ANN"
@@ -97,7 +97,9 @@ class Announcements:
 
     def _data(self, data: Data, what: str) -> None:
         shape = f"{data.channels}x{data.image_size}x{data.image_size}"
-        if data.frames:
+        if data.facts.sequence:
+            shape = f"{self.recipe.time_steps} steps of {data.facts.features} values"
+        elif data.frames:
             shape = f"{self.recipe.time_steps} frames of {shape}"
         said = (
             f"data: {data.label}{self.display.suffix}, {data.train.images:,} training and {data.test.images:,} "

@@ -19,7 +19,7 @@ from spiketriton.config import NeuronConfig
 from spiketriton.data import TrainStream
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one
-from spiketriton.plugins.tasks import Batch, Loss
+from spiketriton.plugins.tasks import Batch, Loss, answers, has_time, image_dim
 from spiketriton.runs.rows import write_json
 from spiketriton.system.errors import UserError
 from spiketriton.training.guard import Counts, Diverged
@@ -75,12 +75,12 @@ def locate(
     model.zero_grad()
     with one_by_one(model), trial(model), contextlib.ExitStack() as stack:
         stack.callback(model.zero_grad)
-        for images, labels in batches:
+        for images, labels, *lengths in batches:
             if not images.isfinite().all():
                 return Finding("the images", "", None, *_share(images))
             with _Trace(model, images) as trace:
                 with autocast():
-                    value = loss(model(images), labels) / len(batches)
+                    value = loss(answers(model, images, lengths), labels, *lengths) / len(batches)
                 if trace.found is not None:
                     return trace.found
                 if not value.isfinite():
@@ -95,8 +95,8 @@ class _Trace:
     """While entered, checks all values and gradients in `model` and keeps the first bad place."""
 
     def __init__(self, model: Network, images: Tensor) -> None:
-        self.steps = len(images) if images.ndim == 5 else model.time_steps
-        self.images, self.spiking = images.shape[-4], model.is_spiking
+        self.steps = len(images) if has_time(images) else model.time_steps
+        self.images, self.spiking = images.shape[image_dim(images)], model.is_spiking
         self.found: Finding | None = None
         self._hooks = []
         for name, module in model.named_modules():

@@ -55,8 +55,8 @@ class Placement:
         return x.to(self.device, memory_format=layout, non_blocking=True)
 
     def batches(self, batches: Iterable[Batch]) -> list[Batch]:
-        """Batches of images and labels on the device."""
-        return [(self.to_device(images), self.to_device(labels)) for images, labels in batches]
+        """Batches of images and labels, and perhaps lengths, on the device."""
+        return [tuple(map(self.to_device, batch)) for batch in batches]
 
     def autocast(self) -> torch.autocast:
         """The context of every forward pass; it changes nothing in fp32."""

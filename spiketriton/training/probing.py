@@ -20,7 +20,7 @@ from spiketriton.gradients.monitor import elements_per_image
 from spiketriton.gradients.verdict import LIMITS
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, told_of_spikes
-from spiketriton.plugins.tasks import Batch
+from spiketriton.plugins.tasks import Batch, answers, has_time, image_dim
 from spiketriton.system.errors import UserError
 from spiketriton.training.chains import is_chain
 from spiketriton_kernels import PROBE_FIELDS
@@ -41,8 +41,8 @@ def probe_batches(data: Data, model: Network, device: torch.device, count: int) 
     ones would be slow: what a network of convolutions makes of a gradient depends little on the size
     of its images. Always the same ones for a recipe, its seed and a kind of device.
     """
-    size = data.image_size
-    neurons = sum(elements_per_image(model, (data.channels, size, size), device))
+    size = data.facts.image_shape[-1]
+    neurons = sum(elements_per_image(model, data.facts.image_shape, device))
     fit = BUDGET[device.type] / (neurons * model.time_steps)
     if model.takes_any_size and data.task.moves and fit < FEWEST:
         size = min(size, max(2 * CROP, int(size * math.sqrt(fit / FEWEST)) // CROP * CROP))
@@ -53,10 +53,13 @@ def probe_batches(data: Data, model: Network, device: torch.device, count: int) 
     stream_of_all = replace(data.train, rank=0, world_size=1, loading=alone)
     with contextlib.closing(stream_of_all.from_step(0)) as stream:
         found = []
-        for x, y in islice(stream, count):
+        for x, y, *lengths in islice(stream, count):
             few = min(images, len(y))
-            cropped = x.narrow(-4, 0, few)[..., middle, middle].contiguous()
-            found.append((cropped.to(device), y[:few].to(device)))
+            cropped = x.narrow(image_dim(x), 0, few)
+            if not data.facts.sequence:
+                cropped = cropped[..., middle, middle]
+            rest = (one[:few].to(device) for one in (y, *lengths))
+            found.append((cropped.contiguous().to(device), *rest))
         return found
 
 
@@ -68,10 +71,10 @@ class Prober:
 
     Args:
         model: a network, or any module whose neurons are `spiketriton.neurons.SpikingNeuron`.
-        batches: inputs and labels, on the model's device, all of one size.
+        batches: inputs and labels, and of sequences perhaps lengths, on the model's device, all of one size.
         loss: outputs, labels -> scalar.
         autocast: the precision of the forward pass.
-        images: the dimension of the inputs that counts images.
+        images: the dimension of the inputs that counts images; None: that of our networks.
 
     UserError: no neuron is called, or they are shown different numbers of time steps.
     """
@@ -79,13 +82,13 @@ class Prober:
     def __init__(
         self,
         model: nn.Module,
-        batches: Sequence[tuple[Tensor, Any]],
-        loss: Callable[[Tensor, Any], Tensor],
+        batches: Sequence[tuple[Any, ...]],
+        loss: Callable[..., Tensor],
         autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
-        images: int = -4,
+        images: int | None = None,
     ) -> None:
         self.model, self.batches, self.loss, self.autocast = model, batches, loss, autocast
-        self.images = images
+        self.images = image_dim(batches[0][0]) if images is None else images
         self.share = 1 / len(batches)  # so that the loss is the mean over the batches
         self.layers, shown = neurons_of(model), batches[0][0]
         fired: dict[
@@ -96,7 +99,7 @@ class Prober:
             model.eval()  # a batch of one has no statistics
             model(shown)
         if isinstance(model, Network):
-            self.steps = len(shown) if shown.ndim == 5 else model.time_steps
+            self.steps = len(shown) if has_time(shown) else model.time_steps
         else:
             neurons = dict(self.layers)
             self.layers = [(name, neurons[name]) for name in fired]
@@ -124,13 +127,14 @@ class Prober:
         with trial(self.model), _drawn_alike(device), contextlib.ExitStack() as after:
             for _, layer in self.layers:
                 after.callback(setattr, layer, "probe", None)
-            for images, labels in self.batches:
+            for images, labels, *lengths in self.batches:
                 probes = [torch.zeros(shape, device=device, requires_grad=True) for _ in self.names]
                 for (_, layer), probe in zip(self.layers, probes, strict=True):
                     layer.probe = probe
                     layer.begin()
                 with self.autocast():
-                    loss = self.loss(self.model(images), labels) * self.share
+                    currents = answers(self.model, images, lengths)
+                    loss = self.loss(currents, labels, *lengths) * self.share
                 for name, layer in self.layers:
                     if layer.strayed:
                         raise UserError(
@@ -160,7 +164,7 @@ class Prober:
         arrives wherever outputs are finite.
         """
         found, arrives = np.zeros(len(self.layers)), False
-        for images, _ in self.batches:
+        for images, _, *lengths in self.batches:
             pairs = images.shape[self.images]
             pairs = min(max(2, pairs // 2), pairs)  # twice as many are run
             images = images.narrow(self.images, 0, pairs)
@@ -173,7 +177,8 @@ class Prober:
 
             told = told_of_spikes(self.layers, add)
             with trial(self.model), _drawn_alike(images.device), self.autocast(), told:
-                out = self.model(torch.cat([images, copies], dim=self.images))
+                both = [torch.cat([one[:pairs]] * 2) for one in lengths]
+                out = answers(self.model, torch.cat([images, copies], dim=self.images), both)
             arrives |= tells_apart(torch.as_tensor(out), 2 * pairs)
             overlaps = [overlap_of(torch.as_tensor(rate), pairs) for rate in rates.values()]
             found += np.array(overlaps) * self.share
@@ -181,7 +186,7 @@ class Prober:
         judged = deep and arrives and all(isinstance(layer, LIF) for _, layer in self.layers)
         if not judged:
             return Signal(found, arrives)
-        (x, _), neurons = self.batches[0], [neuron for _, neuron in self.layers]
+        x, neurons = self.batches[0][0], [neuron for _, neuron in self.layers]
         differ = partial(tells_apart, images=x.shape[self.images])
         return Signal(found, arrives, is_chain(self.model, x, neurons, differ))
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from spiketriton.config import LossConfig
 from spiketriton.data import Facts
 from spiketriton.models import Network
-from spiketriton.plugins.tasks import Reading
+from spiketriton.plugins.tasks import Reading, answers
 from spiketriton.system.errors import UserError
 from spiketriton.training.placement import Placement
 from spiketriton.training.trained import load_run
@@ -31,12 +31,12 @@ class Teacher:
     reading: Reading
     theirs: Reading
 
-    def blended(self, loss: Tensor, currents: Tensor, images: Tensor) -> Tensor:
+    def blended(self, loss: Tensor, currents: Tensor, images: Tensor, *lengths: Tensor) -> Tensor:
         """The loss of the labels and that of the teacher, of currents [T, B, K] and the images behind them."""
         with torch.no_grad():
-            answers = self.theirs(self.model(images).float())
-        theirs = F.log_softmax(answers / self.temperature, 1)
-        ours = F.log_softmax(self.reading(currents.float()) / self.temperature, 1)
+            theirs = self.theirs(answers(self.model, images, lengths).float(), *lengths)
+        theirs = F.log_softmax(theirs / self.temperature, 1)
+        ours = F.log_softmax(self.reading(currents.float(), *lengths) / self.temperature, 1)
         far = F.kl_div(ours, theirs, log_target=True, reduction="batchmean") * self.temperature**2
         return (1 - self.weight) * loss + self.weight * far
 
@@ -44,7 +44,7 @@ class Teacher:
 def find_teacher(config: LossConfig, facts: Facts, placement: Placement) -> Teacher:
     """The teacher that a recipe names. UserError: there is no such run, or it was trained on other data."""
     run = load_run(config.teacher)
-    for name in ("classes", "channels", "image_size", "frames", "mean", "std"):
+    for name in ("classes", "channels", "image_size", "frames", "sequence", "mean", "std"):
         theirs, ours = getattr(run.facts, name), getattr(facts, name)
         if theirs != ours:
             raise UserError(

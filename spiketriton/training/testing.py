@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spiketriton.data import Data, TestSet
-from spiketriton.plugins.tasks import Score, Task
+from spiketriton.plugins.tasks import Score, Task, answers
 from spiketriton.training.interrupts import StopSignals
 from spiketriton.training.placement import Placement
 
@@ -94,11 +94,11 @@ class Tester:
                 break
             if batch is None:
                 continue
-            images, targets = map(self.placement.to_device, batch)
+            images, targets, *lengths = map(self.placement.to_device, batch)
             with self.placement.autocast():
-                currents = self.forward(images)
-                loss += task.loss(currents, targets) * len(targets)
-            sums += task.summed(currents, targets)
+                currents = answers(self.forward, images, lengths)
+                loss += task.loss(currents, targets, *lengths) * len(targets)
+            sums += task.summed(currents, targets, *lengths)
             self.tell(done, batches)
         self.model.train()
         if self.stop.anywhere():

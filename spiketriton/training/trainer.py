@@ -15,7 +15,7 @@ from spiketriton.config.names import NONE
 from spiketriton.data import Data
 from spiketriton.gradients.monitor import GradientMonitor
 from spiketriton.models import build_model
-from spiketriton.plugins.tasks import Batch
+from spiketriton.plugins.tasks import Batch, answers
 from spiketriton.runs.checkpoint import Checkpoints, State
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
@@ -254,37 +254,38 @@ class Trainer:
             graphs=partial(CudaGraphs, self.device),
         )
 
-    def work(self, parts: Iterable[tuple[Tensor, Tensor]], measured: bool) -> tuple[Tensor, Tensor]:
+    def work(self, parts: Iterable[Batch], measured: bool) -> tuple[Tensor, Tensor]:
         """All that the device does in a step: the loss and the gradient's norm, on the device.
 
         No number of Python's that changes from step to step may reach a kernel here: see `graphs`.
         """
         losses = []
         self.update.guard.begin()
-        for part, (images, labels) in enumerate(parts):
+        for part, (images, labels, *lengths) in enumerate(parts):
             last = part == self.accumulate - 1
             with (
                 self.monitor.watch() if measured and last else contextlib.nullcontext(),
                 self.ranks.averages(self.forward, when=last),
             ):
                 with self.placement.autocast():
-                    currents = self.forward(images)
-                    loss = self.loss(currents, labels)
+                    currents = answers(self.forward, images, lengths)
+                    loss = self.loss(currents, labels, *lengths)
                     if self.teacher is not None:
-                        loss = self.teacher.blended(loss, currents, images)
+                        loss = self.teacher.blended(loss, currents, images, *lengths)
                     loss = loss / self.accumulate
                 self.update.backward(loss)
             losses.append(loss.detach().double())
         return self.update.step(torch.stack(losses).sum())
 
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        """The next micro-batch on the device: images [b, C, H, W] or [T, b, C, H, W], labels [b].
+    def next_batch(self) -> Batch:
+        """The next micro-batch on the device: images [b, C, H, W], [T, b, C, H, W] or [T, b, C], labels [b].
 
-        Of mixed images, labels are [b, K], the probabilities of the classes.
+        Of mixed images, labels are [b, K], the probabilities of the classes. Of sequences of different lengths these
+        follow.
         """
         with self.meters.waiting():
-            images, labels = next(self.stream)
-        return self.placement.to_device(images), labels
+            images, *rest = next(self.stream)
+        return self.placement.to_device(images), *rest
 
     def evaluate(self) -> None:
         """Tests the model, writes a row, and saves the model if it is the best so far."""

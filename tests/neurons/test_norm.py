@@ -185,3 +185,40 @@ def test_one_value_per_channel_is_enough_on_each_of_two_ranks(two_ranks):
 
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(rank, [1.0, 3.0])) == pytest.approx([-1.0, 1.0], abs=1e-4)
+
+
+@pytest.mark.parametrize("space", [(), (3, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_that_are_not_valid_enter_no_statistics(space, dtype):
+    """The same values, gradients and running statistics as torch's batch norm of the valid rows alone."""
+    norm, twin = Norm(C, scale=0.5, steps=T).to(dtype), nn.BatchNorm1d(C).to(dtype)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(1, C + 1))
+        norm.bias.copy_(torch.arange(C))
+        twin.weight.copy_(0.5 * norm.weight)
+        twin.bias.copy_(norm.bias)
+    y = currents(T, B, C, *space).to(dtype).requires_grad_()
+    norm.valid = torch.arange(T).unsqueeze(1) < torch.tensor([T, 1, T - 1, 1])[:B]
+    assert norm.masked
+    ours = norm(torch.where(norm.valid.view(T, B, *[1] * (1 + len(space))), y, 1e4))
+    rows = y.movedim(2, -1)[norm.valid].reshape(-1, C)
+    theirs = twin(rows)
+    valid = ours.movedim(2, -1)[norm.valid].reshape(-1, C)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(valid, theirs, **close)
+    weight = torch.randn(valid.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    (mine,) = torch.autograd.grad((valid * weight).sum(), y, retain_graph=True)
+    (other,) = torch.autograd.grad((theirs * weight).sum(), y)
+    torch.testing.assert_close(mine, other, **close)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(getattr(norm, name), getattr(twin, name), **close)
+    norm.eval()
+    assert not norm.masked
+    assert torch.equal(norm(y), norm._apply_gains(norm._normalise(y, 0.1), T))
+
+
+def test_other_statistics_of_padded_sequences_are_refused():
+    norm = Norm(C, each_step=True)
+    norm.valid = torch.ones(T, B, dtype=torch.bool)
+    with pytest.raises(UserError, match=r"step_bn.* accepted with them: model.norm = .bn."):
+        norm(currents(T, B, C))

@@ -3,8 +3,21 @@
 What of the currents is the answer is said in one place, `reading.py`.
 """
 
+from spiketriton.plugins.tasks.batches import Batch, answers, has_time, image_dim
 from spiketriton.plugins.tasks.classification import Classification, build_loss, task_of
 from spiketriton.plugins.tasks.reading import Reading
-from spiketriton.plugins.tasks.task import Batch, Loss, Score, Task
+from spiketriton.plugins.tasks.task import Loss, Score, Task
 
-__all__ = ["Batch", "Classification", "Loss", "Reading", "Score", "Task", "build_loss", "task_of"]
+__all__ = [
+    "Batch",
+    "Classification",
+    "Loss",
+    "Reading",
+    "Score",
+    "Task",
+    "answers",
+    "build_loss",
+    "has_time",
+    "image_dim",
+    "task_of",
+]

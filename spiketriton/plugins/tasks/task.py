@@ -11,7 +11,6 @@ from torch import Tensor
 from spiketriton.plugins.tasks.reading import Reading
 
 Loss = Callable[..., Tensor]  # of currents [T, B, ...], targets, and of sequences their lengths
-Batch = tuple[Tensor, Tensor]  # images [b, C, H, W] or frames [T, b, C, H, W]; targets [b, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

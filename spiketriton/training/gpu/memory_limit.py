@@ -103,7 +103,8 @@ def trial(recipe: Recipe, facts: Facts, frames: int, share: int, ranks: int, ima
     of a step where a graph replays it. Not the proof of a graph: without memory for it, steps run eagerly.
 
     Args:
-        frames: of a recording; 0: constant images. share: images of a step on this device. ranks: of all machines.
+        frames: of a recording or sequence; 0: constant images. share: images of a step on this device. ranks: of all
+            machines.
 
     Raises what happens where they do not fit in memory.
     """

@@ -1,0 +1,100 @@
+"""`sequence`: linear layers over [T, B, C], and what is behind the end of a sequence."""
+
+import pytest
+import torch
+
+from spiketriton.models import build_model, count_parameters
+from spiketriton.models.agreement import counted_graph, noise
+from spiketriton.neurons import Norm
+from spiketriton.plugins.tasks import Reading, task_of
+from spiketriton.system.errors import UserError
+from tests.small_sequences import CHANNELS, CLASSES, STEPS, sequence_recipe
+
+B = 5
+
+
+def build(*overrides, seed=0):
+    torch.manual_seed(seed)
+    recipe = sequence_recipe(*overrides)
+    return build_model(recipe, classes=CLASSES, channels=CHANNELS, image_size=1, sequence=True)
+
+
+def shown(steps=STEPS, batch=B, seed=1):
+    return torch.randn(steps, batch, CHANNELS, generator=torch.Generator().manual_seed(seed))
+
+
+LENGTHS = torch.tensor([12, 3, 7, 1, 12])
+
+
+def test_it_is_linear_norm_and_neuron_layer_by_layer():
+    net = build().eval()
+    x = shown()
+    expected = x
+    for layer in net.layers:
+        expected = layer.neuron(layer.bn(layer.weights(expected)))
+    torch.testing.assert_close(net(x), net.fc(expected))
+    assert expected.unique().tolist() == [0, 1]
+    assert count_parameters(net) == 3 * 8 + 16 + 8 * 8 + 16 + 8 * 4 + 4
+    assert [name for name, _ in net.spiking_layers()] == ["layers.0.neuron", "layers.1.neuron"]
+    assert counted_graph(net, noise(net, (CHANNELS,), True))
+
+
+@pytest.mark.parametrize("norm", ["bn", "tdbn", "tebn", "none"])
+def test_what_is_behind_the_end_changes_nothing(norm):
+    """Answers, gradients, running statistics and running on do not see the padding, whatever it is."""
+    found = []
+    for padding in (0.0, 50.0):
+        net = build(f"model.norm={norm}")
+        x = shown()
+        behind = torch.arange(STEPS).unsqueeze(1) >= LENGTHS
+        x[behind] = padding
+        loss = task_of(sequence_recipe().loss).loss
+        currents = net(x, lengths=LENGTHS)
+        loss(currents, torch.arange(B) % CLASSES, LENGTHS).backward()
+        assert all(m.valid is None for m in net.modules() if isinstance(m, Norm))
+        state = [p.grad for p in net.parameters()] + [*net.buffers()]
+        found.append([Reading("last")(currents, LENGTHS), *state])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_full_lengths_are_no_lengths():
+    net, twin = build(), build()
+    x, full = shown(), torch.full((B,), STEPS)
+    torch.testing.assert_close(net(x, lengths=full), twin(x))
+    for ours, theirs in zip(net.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["lif", "alif", "cuba", "ilif"])
+def test_chunks_give_what_the_window_gives(kind):
+    net = build(f"neuron.kind={kind}").eval()
+    x = shown()
+    with torch.no_grad():
+        whole = net(x)
+        net.set_stateful()
+        parts = torch.cat([net(x[:5]), net(x[5:6]), net(x[6:])])
+    torch.testing.assert_close(parts, whole)
+
+
+def test_what_is_no_sequence_is_refused():
+    net = build()
+    for wrong in (torch.zeros(B, CHANNELS, 2, 2), torch.zeros(STEPS, B, CHANNELS + 1)):
+        with pytest.raises(UserError, match=r"accepted: sequences \[T, B, 3\]"):
+            net(wrong)
+
+
+def test_images_and_sequences_have_networks_of_their_own():
+    sizes = {"classes": CLASSES, "channels": CHANNELS, "image_size": 8}
+    with pytest.raises(UserError, match=r'shows it images; accepted: data.sequence = "rows"'):
+        build_model(sequence_recipe(), **sizes)
+    recipe = sequence_recipe("model.name=mlp")
+    with pytest.raises(UserError, match=r'shows it sequences; accepted: model.name = "sequence"'):
+        build_model(recipe, **sizes, sequence=True)
+
+
+def test_the_ann_twin_answers_each_step_by_itself():
+    net = build("neuron.kind=relu").eval()
+    x = shown()
+    torch.testing.assert_close(net(x)[4:5], net(x[4:5]))
+    assert net(x).shape == (STEPS, B, CLASSES)

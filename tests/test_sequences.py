@@ -1,0 +1,227 @@
+"""Runs on sequences, from the recipe to the report: what works on images works on them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spiketriton
+from spiketriton.config import to_toml
+from spiketriton.convert.__main__ import main as convert
+from spiketriton.data import build_data
+from spiketriton.diagnose.__main__ import main as diagnose
+from spiketriton.evaluate.__main__ import main as evaluate
+from spiketriton.evaluate.baselines import linear_classifier, shuffled
+from spiketriton.export.__main__ import main as export
+from spiketriton.predict import main as predict
+from spiketriton.report.__main__ import main as report
+from spiketriton.runs.folder import RunFolder
+from spiketriton.system.errors import UserError
+from spiketriton.train import main as train
+from spiketriton.training.trainer import Trainer
+from spiketriton_kernels.nn import LIF
+from tests.small_runs import Lines, assert_equal, last_state, untimed
+from tests.small_sequences import CHANNELS, CLASSES, STEPS, sequence_recipe, tones
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sequences")
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """A run on sequences of different lengths."""
+    return spiketriton.load_run(trained(folder, "run"), plugins=True)
+
+
+def trained(folder, name, *overrides):
+    path = folder / "tones.toml"
+    path.write_text(to_toml(sequence_recipe()), "utf-8")
+    assert train([str(path), "--run-dir", str(folder / name), "--quiet", *overrides]) == 0
+    return folder / name
+
+
+def trainer_in(path, recipe, *, resume=False):
+    run = RunFolder.open(path) if resume else RunFolder.create(path, recipe.name)
+    trainer = Trainer(recipe, build_data(recipe), run, Lines())
+    if resume:
+        trainer.resume()
+    else:
+        trainer.begin()
+    run.begin_session(recipe, {})
+    return trainer
+
+
+def test_it_learns(folder):
+    path = trained(folder, "learns", "train.epochs=25", "model.width=32", "train.lr=0.01")
+    found = spiketriton.load_run(path, plugins=True)
+    assert found.metrics["test_accuracy"][-1] > 0.6
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["loss.read=last"], ["loss.kind=tet", "neuron.kind=psn"]]
+)
+def test_a_run_that_was_cut_short_ends_with_the_same_bits(folder, overrides):
+    recipe, name = sequence_recipe(*overrides), "-".join(["whole", *overrides]).replace("=", "_")
+    whole, cut = folder / name, folder / f"{name}-cut"
+    trainer_in(whole, recipe).fit()
+    trainer_in(cut, recipe).fit(until=3)
+    trainer_in(cut, recipe, resume=True).fit()
+    assert_equal(last_state(cut), last_state(whole))
+    ours, theirs = (untimed(RunFolder.find(path).metrics.read()) for path in (cut, whole))
+    assert ours == theirs
+
+
+def test_evaluate_counts_valid_steps_and_prints_what_needs_no_time(run, capsys):
+    evaluate([str(run.path), "--trust-plugins"])
+    said = capsys.readouterr().out
+    assert "20 test sequences of tones" in said
+    assert "without the order in time: the same net, steps shuffled" in said
+    assert "a linear classifier of the mean step" in said
+    found = run.evaluate()
+    lengths = tones(20, 1).lengths
+    mean = [float(lengths.clamp(max=t).double().mean()) for t in range(1, STEPS + 1)]
+    assert found.valid_steps == pytest.approx(mean)
+    assert found.what == "sequence"
+    assert found.macs(STEPS) == pytest.approx((8 * CHANNELS + 16) * mean[-1])
+    assert found.values[-1] == run.metrics["test_accuracy"][-1]
+    assert np.array(found.raster.image).shape == (CHANNELS, lengths[0])
+    assert len(found.raster.answers) == lengths[0]
+    for name in ("accuracy.png", "sample.png", "confusion.png", "rates.png"):
+        assert (run.path / "evaluation" / name).exists()
+
+
+def test_spikes_behind_the_end_are_not_counted(run):
+    found = run.evaluate()
+    test = tones(20, 1)
+    spikes = {name: 0.0 for name, _ in run.model.spiking_layers()}
+    mean, std = (torch.tensor(x) for x in (run.facts.mean, run.facts.std))
+    with torch.no_grad():
+        for i in range(20):
+            x = (test.read(np.array([i]))[0] - mean) / std
+            x = x.unsqueeze(1)
+            for layer, name in zip(run.model.layers, spikes, strict=True):
+                x = layer(x)
+                spikes[name] += float(x.sum())
+    places = 8 * int(test.lengths.sum())
+    for layer in found.layers:
+        of_steps = np.array(layer.rate) * [int((test.lengths > t).sum()) * 8 for t in range(STEPS)]
+        assert of_steps.sum() == pytest.approx(spikes[layer.name])
+        assert 0 < spikes[layer.name] < places
+
+
+def test_the_report_has_a_sequence(run):
+    report([str(run.path), "--trust-plugins"])
+    text = (run.path / "report.html").read_text("utf-8")
+    assert "sequence" in text
+
+
+@pytest.mark.parametrize("to", ["onnx", "nir", "torch", "safetensors"])
+def test_it_is_exported(run, folder, capsys, to):
+    ending = {"torch": "pt2"}.get(to, to)
+    assert (
+        export(
+            [str(run.path), "--to", to, "--trust-plugins", "--out", str(folder / f"net.{ending}")]
+        )
+        == 0
+    )
+    assert (folder / f"net.{ending}").exists()
+
+
+def test_predictions_are_those_of_the_test(run, folder, capsys):
+    test = tones(20, 1)
+    sequences = test.read(np.arange(20))
+    found = run.predict(sequences)
+    right = (found.argmax(1) == test.labels).double().mean()
+    assert float(right) == run.metrics["test_accuracy"][-1]
+    torch.testing.assert_close(run.predict([sequences[3]]), found[3:4])
+    torch.testing.assert_close(run.predict(sequences[3].numpy()[None]), found[3:4])
+    path = folder / "one.npy"
+    np.save(path, sequences[3].numpy())
+    torch.testing.assert_close(run.predict(str(path)), found[3:4])
+    predict([str(run.path), str(path), "--trust-plugins", "--json", "--top", "1"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["classes"] == {
+        run.classes[int(found[3].argmax())]: pytest.approx(float(found[3].max()), abs=1e-6)
+    }
+    for wrong in (np.zeros((1, STEPS + 1, CHANNELS)), np.zeros((1, 2, 2)), "missing.npy", [3]):
+        with pytest.raises(UserError):
+            run.predict(wrong)
+
+
+def test_the_twin_runs_and_conversion_is_refused_by_name(folder):
+    path = trained(folder, "twin", "neuron.kind=relu")
+    run = spiketriton.load_run(path, plugins=True)
+    assert run.evaluate().kind == "ann"
+    with pytest.raises(UserError, match="sees sequences of tones, other values at each step"):
+        convert([str(path), "--trust-plugins"])
+
+
+def test_diagnose_takes_a_run_and_a_recipe(run, folder):
+    diagnose([str(folder / "tones.toml")])
+    diagnose([str(run.path), "--trust-plugins"])
+
+
+class Mine(nn.Module):
+    """Somebody's network, which takes [T, B, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(CHANNELS, 8), LIF(), nn.Linear(8, CLASSES))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_a_network_of_ones_own_is_trained_on_sequences(folder):
+    mine = Mine()
+    run = spiketriton.train(mine, folder / "tones.toml", run_dir=folder / "mine", quiet=True)
+    assert run.model.takes == "time_first"
+    test = tones(20, 1)
+    right = (run.predict(test.read(np.arange(20))).argmax(1) == test.labels).double().mean()
+    assert float(right) == run.metrics["test_accuracy"][-1]
+    assert run.evaluate().values[-1] == float(right)
+
+
+def test_images_are_trained_on_as_rows(folder):
+    run = spiketriton.train(
+        "quickstart",
+        run_dir=folder / "rows",
+        quiet=True,
+        max_steps=3,
+        overrides={
+            "data.sequence": "rows",
+            "time_steps": 16,
+            "model.name": "sequence",
+            "model.depth": 1,
+            "data.test_images": 20,
+        },
+    )
+    assert run.evaluate().what == "sequence"
+    assert run.predict(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+    assert run.report().exists()
+
+
+def test_steps_are_shuffled_within_their_sequence():
+    x = torch.arange(24.0).view(6, 2, 2)
+    lengths = torch.tensor([6, 3])
+    mixed = shuffled(x, lengths, torch.Generator().manual_seed(0))
+    assert torch.equal(mixed[3:, 1], x[3:, 1])
+    assert torch.equal(mixed[:3, 1].sort(0).values, x[:3, 1])
+    assert torch.equal(mixed[:, 0].sort(0).values, x[:, 0])
+    assert not torch.equal(mixed[:, 0], x[:, 0])
+    full = shuffled(x, None, torch.Generator().manual_seed(0))
+    assert torch.equal(full.sort(0).values, x)
+
+
+def test_the_linear_classifier_finds_the_best_line():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 3, dtype=torch.float64, generator=generator) * 5 + 2
+    labels = (x[:, 0] + 0.5 * x[:, 2] > 3).long()
+    assert linear_classifier(x[:300], x[300:], labels[:300], labels[300:], 2) > 0.97
+    shifted = linear_classifier(100 * x[:300] - 7, 100 * x[300:] - 7, labels[:300], labels[300:], 2)
+    assert shifted > 0.97
+    assert linear_classifier(x[:300, 1:2], x[300:, 1:2], labels[:300], labels[300:], 2) < 0.7
