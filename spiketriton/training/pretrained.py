@@ -1,5 +1,6 @@
 """What a network begins with: weights of another one, as far as they fit, and parameters that stay."""
 
+import contextlib
 import difflib
 import pickle
 import re
@@ -7,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from spiketriton.config.words import some
 from spiketriton.models import Network
@@ -19,7 +21,6 @@ from spiketriton.runs.checkpoint import Checkpoints, DamagedCheckpoint, read_che
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import UserError, one_line, warn
 
-Weights = dict[str, Tensor]
 TORCHVISION = "torchvision:"
 NESTED = ("model", "state_dict", "model_state_dict", "net")  # where other trainers keep the weights
 SPIKINGJELLY = (  # its names, as patterns, and what they are here
@@ -33,6 +34,12 @@ SPIKINGJELLY = (  # its names, as patterns, and what they are here
     (r"\bconv(\d)\.module\.1\.", r"bn\1."),
     (r"\bdownsample\.0\.module\.(\d)\.", r"downsample.\1."),
 )
+
+
+class Weights(dict[str, Tensor]):
+    """Tensors by name, and the classes that their head tells apart, () where that is not known."""
+
+    classes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -77,19 +84,23 @@ def find_weights(source: str) -> Weights:
     The ANN twins of plain-block ResNets have torchvision's names.
     """
     refuse_missing_weights(source)
+    data: Any = None
     if source.startswith(TORCHVISION):
-        found = _of_torchvision(source.removeprefix(TORCHVISION))
+        found: Any = _of_torchvision(source.removeprefix(TORCHVISION))
     elif Path(source).is_dir():
         folder = RunFolder.find(source)
         state = Checkpoints(folder.checkpoints, warn).load()
         if state is None:
             raise UserError(f"train.init_from: {source} holds no checkpoint yet")
-        found = state["model"]
+        found, data = state["model"], state.get("data")
     else:
-        found = _of_file(Path(source))
+        found, data = _of_file(Path(source))
     weights = {name.removeprefix("module."): value for name, value in found.items()}
     # surrogates' widths are no weights: each recipe has its own
-    return {name: value for name, value in weights.items() if not name.endswith("_extra_state")}
+    kept = Weights({n: value for n, value in weights.items() if not n.endswith("_extra_state")})
+    with contextlib.suppress(KeyError, TypeError):  # a file of another program may have any "data"
+        kept.classes = tuple(map(str, data["classes"]))
+    return kept
 
 
 def _known(name: str) -> None:
@@ -102,7 +113,7 @@ def _known(name: str) -> None:
         raise UserError(f"train.init_from: torchvision has no model {name!r}; {tip}")
 
 
-def _of_torchvision(name: str) -> Weights:
+def _of_torchvision(name: str) -> dict[str, Tensor]:
     try:
         return torchvision.models.get_model(name, weights="DEFAULT").state_dict()
     except OSError as error:
@@ -112,7 +123,8 @@ def _of_torchvision(name: str) -> Weights:
         ) from None
 
 
-def _of_file(path: Path) -> Weights:
+def _of_file(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of a file, and what it says of its data."""
     try:
         state = read_checkpoint(path)
     except DamagedCheckpoint:  # or another program's
@@ -122,6 +134,7 @@ def _of_file(path: Path) -> Weights:
             raise UserError(
                 f"train.init_from: {path} is no file of weights: {one_line(error).split('. ')[0]}"
             ) from None
+    data = state.get("data") if isinstance(state, dict) else None
     for name in NESTED:
         if isinstance(state, dict) and isinstance(state.get(name), dict):
             state = state[name]
@@ -132,12 +145,16 @@ def _of_file(path: Path) -> Weights:
         raise UserError(
             f"train.init_from: {path} holds no weights; accepted: a state_dict of tensors"
         )
-    return weights
+    return weights, data
 
 
 @torch.no_grad()
-def take_weights(model: Network, weights: Weights, source: str) -> Taken:
+def take_weights(
+    model: Network, weights: dict[str, Tensor], source: str, classes: Sequence[str]
+) -> Taken:
     """Copies what fits by name and shape. A head for other classes stays new. UserError: nothing fits.
+
+    classes: those that the network is to tell apart, in the order of its outputs.
 
     A name that the network does not have may be one of SpikingJelly's ResNets (or of the SEW paper's code), which
     compute the same as blocks "plain", "sew" with ADD, and "ms" with stem "strided".
@@ -153,11 +170,15 @@ def take_weights(model: Network, weights: Weights, source: str) -> Taken:
         for given, name in ours.items()
         if name in own and own[name].shape != weights[given].shape
     }
+    theirs = weights.classes if isinstance(weights, Weights) else ()
+    head = _head_of(model, len(classes)) if theirs and theirs != (*classes,) else ""
     for given, name in ours.items():
         if name not in own or (name != given and name in weights):
             report.left[given] = "which this network does not have"
         elif name.rpartition(".")[0] in layers_of_another_shape:
             report.left[given] = "of another shape" + " (a new head)" * name.startswith("fc.")
+        elif name.rpartition(".")[0] == head:
+            report.left[given] = "of other classes (a new head)"
         else:
             own[name].copy_(weights[given])
             report.taken.append(name)
@@ -172,6 +193,15 @@ def take_weights(model: Network, weights: Weights, source: str) -> Taken:
             f"the network {_shapes(own)}"
         )
     return report
+
+
+def _head_of(model: Network, outputs: int) -> str:
+    """The name of the last layer with as many outputs; "" for none."""
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    found = [
+        n for n, m in model.named_modules() if isinstance(m, layers) and len(m.weight) == outputs
+    ]
+    return found[-1] if found else ""
 
 
 def freeze(model: Network, patterns: Sequence[str]) -> None:

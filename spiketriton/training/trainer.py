@@ -146,7 +146,7 @@ class Trainer:
         from spiketriton.training.pretrained import find_weights, take_weights
 
         weights = self.ranks.decide(partial(find_weights, source))
-        for line in take_weights(self.model, weights, source).lines():
+        for line in take_weights(self.model, weights, source, self.data.classes).lines():
             self.display.note(line)
         if self.update.ema is not None:
             self.update.ema.restart()

@@ -8,7 +8,10 @@ from spiketriton.config import recipe_from_toml
 from spiketriton.models import build_model
 from spiketriton.system.errors import UserError
 from spiketriton.training.pretrained import find_weights, freeze, take_weights
+from spiketriton_kernels.nn import LIF
 from tests.small_runs import assert_equal, small_recipe, small_trainer
+
+DIGITS = tuple("0123456789")
 
 
 def network(*overrides, classes=10):
@@ -34,7 +37,7 @@ def test_weights_are_found_in_runs_and_files(trained, tmp_path):
         torch.save(content, tmp_path / name)
     kept = {name: value for name, value in state.items() if not name.endswith("_extra_state")}
     for source in (trained, last, *(tmp_path / name for name in files)):
-        assert_equal(find_weights(str(source)), kept)
+        assert_equal(dict(find_weights(str(source))), kept)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,9 @@ def test_an_ann_of_torchvision_fits_the_plain_resnet_name_by_name(monkeypatch):
     for kind in ("relu", "lif"):
         recipe = recipe_from_toml(text.format(kind), "x")
         ours = build_model(recipe, classes=10, channels=3, image_size=32)
-        report = take_weights(ours, find_weights("torchvision:resnet18"), "torchvision:resnet18")
+        report = take_weights(
+            ours, find_weights("torchvision:resnet18"), "torchvision:resnet18", DIGITS
+        )
         assert report.left == {
             name: "of another shape (a new head)" for name in ("fc.weight", "fc.bias")
         }
@@ -121,7 +126,7 @@ def test_a_spiking_resnet_of_spikingjelly_computes_the_same(tmp_path, block):
         + lines, "x",
     )  # fmt: skip
     ours = build_model(recipe, classes=10, channels=3, image_size=32).double().eval()
-    report = take_weights(ours, find_weights(str(tmp_path / "theirs.pt")), "theirs")
+    report = take_weights(ours, find_weights(str(tmp_path / "theirs.pt")), "theirs", DIGITS)
     assert (report.left, report.fresh) == ({}, [])
     assert len(report.taken) == len(theirs.state_dict())
     expected = theirs.eval()(frames)
@@ -148,18 +153,20 @@ def test_the_names_of_other_code_are_known(theirs, ours):
     """Of learnt leaks in ms_resnet, and of the SEW-ResNet paper's own code."""
     net = network("model.block=" + ("ms" if theirs.endswith(".w") else "sew"), "neuron.kind=plif")
     value = torch.randn_like(net.state_dict()[ours])
-    report = take_weights(net, {theirs: value}, "a file")
+    report = take_weights(net, {theirs: value}, "a file", DIGITS)
     assert report.renamed == {theirs: ours}
     assert torch.equal(net.state_dict()[ours], value)
     assert ours not in report.fresh
-    both = take_weights(net, {theirs: value, ours: value}, "a file")
+    both = take_weights(net, {theirs: value, ours: value}, "a file", DIGITS)
     assert both.left == {theirs: "which this network does not have"}
 
 
 def test_another_number_of_classes_gets_a_new_head_and_the_report_says_so(trained):
     net = network(classes=5)
     head = net.fc.weight.detach().clone()
-    report = take_weights(net, find_weights(str(trained)) | {"extra": torch.ones(1)}, "a run")
+    report = take_weights(
+        net, find_weights(str(trained)) | {"extra": torch.ones(1)}, "a run", DIGITS
+    )
     assert torch.equal(net.fc.weight, head)
     lines = report.lines()
     assert lines[0] == f"weights: {len(report.taken)} tensors taken from a run"
@@ -172,7 +179,7 @@ def test_no_bias_is_taken_without_its_weights():
     bias = net.fc.bias.detach().clone()
     fits = {"conv1.weight": torch.ones_like(net.conv1.weight)}
     head = {"fc.weight": torch.ones(10, 3), "fc.bias": torch.ones(10)}
-    assert take_weights(net, fits | head, "there").taken == ["conv1.weight"]
+    assert take_weights(net, fits | head, "there", DIGITS).taken == ["conv1.weight"]
     assert torch.equal(net.fc.bias, bias)
 
 
@@ -180,7 +187,7 @@ def test_counters_and_biases_of_another_width_are_not_enough(trained):
     with pytest.raises(
         UserError, match=r"nothing in there fits this network: it holds conv1.weight \["
     ):
-        take_weights(network("model.width=8"), find_weights(str(trained)), "there")
+        take_weights(network("model.width=8"), find_weights(str(trained)), "there", DIGITS)
 
 
 def test_a_run_begins_with_the_weights_and_says_so(trained, tmp_path):
@@ -214,3 +221,39 @@ def test_patterns_that_name_nothing_or_all_are_refused(pattern, words):
     with pytest.raises(UserError) as caught:
         freeze(network(), [pattern])
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [tuple("abcdefghij"), DIGITS[::-1]])
+def test_a_head_of_as_many_other_classes_is_new(trained, tmp_path, classes):
+    net = network()
+    before = net.fc.weight.clone()
+    source = find_weights(str(trained))
+    assert source.classes == DIGITS
+    report = take_weights(net, source, "a run", classes)
+    assert report.left == dict.fromkeys(("fc.weight", "fc.bias"), "of other classes (a new head)")
+    assert torch.equal(net.fc.weight, before)
+    assert torch.equal(net.conv1.weight, source["conv1.weight"])
+    take_weights(net, source, "a run", DIGITS)
+    assert torch.equal(net.fc.weight, source["fc.weight"])
+    torch.save(dict(source), tmp_path / "weights.pt")  # which says nothing of classes
+    assert (
+        take_weights(net, find_weights(str(tmp_path / "weights.pt")), "there", classes).left == {}
+    )
+
+
+def test_the_head_of_a_handed_network_is_its_last_layer_with_as_many_outputs(tmp_path):
+    import spiketriton
+
+    def net():
+        layers = (torch.nn.Flatten(2), torch.nn.Linear(64, 10), LIF(), torch.nn.Linear(10, 10))
+        return torch.nn.Sequential(*layers)
+
+    few = {"max_steps": 2, "data.image_size": 8, "quiet": True}
+    first = spiketriton.train(net(), "quickstart", run_dir=tmp_path / "first", **few)
+    weights = find_weights(str(first.path))
+    other = network()
+    other.net = net()
+    names = [f"net.{at}.{kind}" for at in (1, 3) for kind in ("weight", "bias")]
+    assert {*names} <= {*weights}
+    report = take_weights(other, weights, "first", tuple("abcdefghij"))
+    assert report.left == dict.fromkeys(names[2:], "of other classes (a new head)")
