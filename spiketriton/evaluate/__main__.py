@@ -46,7 +46,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="run a network of I-LIF with spikes of 0 and 1 too, over T x D steps, and compare every answer",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON instead of the table, all but what pictures are drawn of",
+    )
     parser.add_argument("--out", metavar="DIR", help="output folder (RUN/evaluation)")
     parser.add_argument(
         "--images", type=count, metavar="N", help="a fixed subset of the test images"
@@ -95,7 +99,7 @@ def main(arguments: list[str]) -> None:
         write_json(written[1], [dataclasses.asdict(one) for one in evaluations], indent=1)
     written += draw_evaluations(folder, evaluations)
     if args.json:
-        print(json_text([dataclasses.asdict(one) for one in evaluations], indent=1), end="")
+        print(json_text([one.numbers() for one in evaluations], indent=1), end="")
         return
     console = console_of()
     show(console, evaluations, args.steps)

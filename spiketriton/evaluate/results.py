@@ -10,6 +10,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -197,6 +198,10 @@ class Evaluation:
     def twin_macs(self, t: int) -> float:
         """MACs of the ANN twin, which sees a constant image once and each of t frames or steps."""
         return self.ann_macs * (self._shown(t) if self.events or self.sequences else 1)
+
+    def numbers(self) -> dict[str, Any]:
+        """All but the recordings and the spikes of which pictures are drawn."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("samples", "raster")}
 
     def to_json(self) -> str:
         return json_text(dataclasses.asdict(self), indent=1)

@@ -6,6 +6,7 @@ JSON has no word for NaN and infinities; both become null.
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from io import FileIO
 from pathlib import Path
@@ -18,9 +19,18 @@ from spiketriton.system.plain import of_plain
 Row = dict[str, Any]
 
 
+_NUMBERS = re.compile(
+    r"\[\n(?:\s*(?:[-+.\deE]+|null),?\n)+\s*\]"
+)  # no string of JSON has a line break
+
+
 def json_text(value: Any, indent: int | None = 2) -> str:
-    """`value` as JSON, with null for numbers that are not finite; ends with a line break."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
+    """`value` as JSON, with null for numbers that are not finite; ends with a line break.
+
+    Numbers of a list share a line.
+    """
+    text = json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return _NUMBERS.sub(lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text) + "\n"
 
 
 def _finite(value: Any) -> Any:

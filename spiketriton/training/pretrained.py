@@ -230,5 +230,5 @@ def freeze(model: Network, patterns: Sequence[str]) -> None:
     model.train(model.training)
 
 
-def _shapes(weights: Weights) -> str:
+def _shapes(weights: dict[str, Tensor]) -> str:
     return some([f"{name} {[*value.shape]}" for name, value in weights.items()], 4)

@@ -27,7 +27,11 @@ def test_the_command_compares_runs(runs, tmp_path, capsys):
 def test_json_and_nothing_else_and_the_run_is_left_as_it_is(runs, tmp_path, capsys):
     before = sorted((runs / "ann").rglob("*"))
     main([str(runs / "ann"), "--json", "--images", "20", "--out", str(tmp_path)])
-    (one,) = json.loads(capsys.readouterr().out)
+    text = capsys.readouterr().out
+    (one,) = json.loads(text)
+    assert len(text.splitlines()) < 200  # numbers of a list share a line
+    assert not {"samples", "raster"} & {*one}  # what pictures are drawn of is in evaluation.json
+    assert {"samples", "raster"} <= {*json.loads((tmp_path / "evaluation.json").read_text())}
     assert one["images"] == 20
     assert one["energy_uj"] == [pytest.approx(one["ann_macs"] * 4.6e-6)]
     assert math.isfinite(one["images_per_s"])

@@ -65,6 +65,9 @@ def test_what_json_has_no_word_for_is_null_at_any_depth():
         "c": {"d": None, "e": "nan"},
         "f": 2,
     }
+    several = {"a": ["[\n1\n]", [1, -2.5e-9], [[0], []], [True, None]]}
+    assert json.loads(json_text(several)) == several
+    assert "[1, -2.5e-09]" in json_text(several)
     assert text.startswith('{\n  "a"')
     assert text.endswith("}\n")
     assert json_text({"a": 1, "b": 2}, indent=None) == '{"a": 1, "b": 2}\n'
@@ -74,7 +77,7 @@ def test_a_json_file_comes_back_and_a_damaged_one_is_named(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"ü": [1, 2]})
     assert read_json(path) == {"ü": [1, 2]}
-    assert path.read_text("utf-8") == '{\n  "\\u00fc": [\n    1,\n    2\n  ]\n}\n'
+    assert path.read_text("utf-8") == '{\n  "\\u00fc": [1, 2]\n}\n'
     write_json(path, [1], indent=None)
     assert path.read_text("utf-8") == "[1]\n"
     for damaged in (b'{"a": ', b"\xff"):
