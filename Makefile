@@ -15,7 +15,7 @@ gpu:  ## the tests on the device, the slow ones included
 	pytest --slow
 
 bench:  ## the tables of docs/performance.md, measured on this machine
-	python profiling/run.py all --out profiling/results
+	python profiling/run.py all
 
 site:  ## the pages as a site, in build/site: pip install mkdocs-material "mkdocstrings[python]"
 	rm -rf build/docs && mkdir -p build && cp -r docs build/docs

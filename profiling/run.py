@@ -94,7 +94,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     only = "measure only these contenders; * stands for any text"
     add("--only", metavar="NAMES", default="*", help=only)
     add("--cases", metavar="NAMES", help="measure only these kernels: 'lif training T=4 *'")
-    add("--out", metavar="DIR", default=ROOT / "profiling/results", type=Path, help="for results")
+    add(
+        "--out",
+        metavar="DIR",
+        default=ROOT / "studies/speed/results",
+        type=Path,
+        help="for results",
+    )
     add("--target", choices=compiled.CARDS, default="sm_90", help="GPU of `compiled` (sm_90)")
     add("--quick", action="store_true", help="tiny sizes: a rehearsal, not a measurement")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -49,7 +49,9 @@ def test_a_study_has_a_question_an_answer_and_a_date(name):
     assert re.findall(r"^\*\*(\w+)[.*]", page, re.MULTILINE) == ["Question", "Answer", "Measured"]
     assert re.search(r"^\*\*Measured\*\* (from )?20\d\d-\d\d-\d\d", page, re.MULTILINE)
     assert len(prose(page)) <= 300
-    assert (HERE / name / "run.py").is_file()
+    ran = re.findall(r"^(?:python|sh) (\S+\.\w+)", page, re.MULTILINE)
+    assert ran
+    assert all((ROOT / script).is_file() for script in ran)
     assert list((HERE / name).glob("test_*.py"))
 
 

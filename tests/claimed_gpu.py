@@ -1,6 +1,6 @@
 """pytest -p tests.claimed_gpu: the suite as it goes where PyTorch finds a GPU, without one.
 
-What fails is then either unfit for a GPU, or asks for CUDA itself. profiling/LOG.md lists the latter.
+What fails is then either unfit for a GPU, or asks for CUDA itself. studies/speed/log.md lists the latter.
 """
 
 import torch

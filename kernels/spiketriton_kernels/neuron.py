@@ -206,7 +206,7 @@ class Neuron(NamedTuple):
 
     @property
     def by_hand(self) -> bool:
-        """Whether its step is written by hand for Triton; else it is printed (profiling/LOG.md)."""
+        """Whether its step is written by hand for Triton; else it is printed (studies/speed/log.md)."""
         return self.kind == "lif"
 
     @property

@@ -103,7 +103,7 @@ def wider(allowed: tuple[float, float], own: tuple[float, float]) -> tuple[float
     """Allows twice what the definition itself is off by from float64, in the precision that is measured, too.
 
     For half precision, and for contenders whose batch norm is torch's: in channels_last it loses digits of the
-    variance (profiling/LOG.md).
+    variance (studies/speed/log.md).
     """
     return max(allowed[0], 2 * own[0]), max(allowed[1], 2 * own[1])
 

@@ -1,4 +1,4 @@
-"""docs/performance.md and profiling/results/README.md from result files: a summary of each machine, and every table."""
+"""docs/performance.md and a README.md beside result files, from these: a summary of each machine, and every table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ START, END = "<!-- results: python profiling/run.py report -->", "<!-- end of re
 HEAD = """\
 # All results
 
-For whoever checks a number of [docs/performance.md](../../docs/performance.md): every case, with its command.
+For whoever checks a number of [docs/performance.md](../../../docs/performance.md): every case, with its command.
 `python profiling/run.py report` writes this page from the `.jsonl` files beside it. Times are medians; that page
 explains the columns.
 """

@@ -6,7 +6,7 @@ neurons have one surrogate, SpikingJelly's ATan(2), because no other is common t
 what any costs, and gradients can be compared.
 
 A network is checked block by block, each on the inputs and output gradients that the definition's
-blocks met, and as a whole by its loss and the norm of its gradient (profiling/LOG.md says why).
+blocks met, and as a whole by its loss and the norm of its gradient (studies/speed/log.md says why).
 
 A peer's network is ours with its neurons, and for SpikingJelly its multi-step batch norm, in the
 place of ours, and with torch's convolutions, folded over time as its own layers fold them.
@@ -192,7 +192,7 @@ def in_float64(
 ) -> tuple[Tensor, Tensor]:
     """What a block of the definition makes of its input in float64, and the gradient by it.
 
-    In float32 torch's batch norm over many values a channel is itself too far off to judge by (profiling/LOG.md).
+    In float32 torch's batch norm over many values a channel is itself too far off to judge by (studies/speed/log.md).
     """
     rest = [given.double() if isinstance(given, Tensor) else given for given in rest]
     module = copy.deepcopy(module).double()  # whose running statistics may change

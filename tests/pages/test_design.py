@@ -14,7 +14,7 @@ def test_every_file_that_is_named_is_there(page):
     named = set(re.findall(r"`([\w./]+\.(?:py|h|cpp|md))`", (ROOT / page).read_text("utf-8")))
     files = [
         path.as_posix()
-        for folder in (*CODE, "tests", "docs")
+        for folder in (*CODE, "tests", "docs", "studies")
         for path in (ROOT / folder).rglob("*")
     ]
     missing = {name for name in named if not any(path.endswith(f"/{name}") for path in files)}

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 OURS = re.compile(
-    r"(?<![\w./-])(?:\.ci|tests|docs|kernels|profiling|recipes|spiketriton|examples)/[\w./-]*"
+    r"(?<![\w./-])(?:\.ci|tests|docs|kernels|profiling|recipes|spiketriton|examples|studies)/[\w./-]*"
 )
 
 

@@ -1,8 +1,6 @@
 """The page of results and its pictures: which rows count, and what is made of them."""
 
 import json
-import re
-from pathlib import Path
 
 import pytest
 
@@ -11,8 +9,6 @@ from profiling.render import report
 from profiling.render.rows import by_case, find, newest, read
 from profiling.render.tables import number
 from spiketriton.system.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(path, rows) -> None:
@@ -60,25 +56,6 @@ def test_numbers_have_three_digits():
         9876543: "9,876,543",
     }
     assert {value: number(value) for value in shown} == shown
-
-
-def test_the_page_is_what_the_results_in_the_repository_give(tmp_path):
-    text = (ROOT / "docs/performance.md").read_text()
-    page, folder = tmp_path / "docs/performance.md", tmp_path / "profiling/results"
-    page.parent.mkdir()
-    folder.mkdir(parents=True)
-    page.write_text(text.replace("**Kernels", "**Old kernels"))
-    for file in (ROOT / "profiling/results").glob("*.jsonl"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    written = {path.name for path in report.write(folder, page)}
-    assert page.read_text() == text
-    assert (folder / "README.md").read_text() == (ROOT / "profiling/results/README.md").read_text()
-    # the answer in the first paragraph
-    said = re.search(r"\*\*(.*?)\*\*", text, re.DOTALL)[1].split()
-    measured = re.findall(r"All (\d+) cases: (\S+)x in the median; slower .* in (\d+)\.", text)
-    assert any(set(numbers) <= {word.rstrip(",.") for word in said} for numbers in measured)
-    shipped = {path.name for path in (ROOT / "profiling/results").glob("*.png")}
-    assert written - {"performance.md", "README.md"} == shipped
 
 
 def test_the_summary_takes_the_fastest_other_of_each_case(lif_rows):

@@ -3,7 +3,7 @@
 Bytes per element and step, e per element of the I/O dtype: fire 2e; walk back 3e, or 2e when it only sums; replaying
 the states costs arithmetic, which is free here.
 AHEAD: so many steps are read before the step at work stores. The numbers are those that keep most bytes under way in a
-processor without a program fewer on it (profiling/LOG.md).
+processor without a program fewer on it (studies/speed/log.md).
 What was read last is read first, while a GPU's cache still has it: a pass behind another one (fire, dy) takes the tiles
 from the last to the first.
 """
@@ -60,7 +60,7 @@ def _walk_width(walk: Walk) -> int:
     Where it holds more than h of a chunk: 4 elements (8 bytes in half precision, still whole cache lines a warp) with
     batch norm, a learnt parameter or a kind other than LIF; more would take all registers or spill. 2 beyond 8 steps
     behind batch norm, and where a step takes long, and beyond 4 with a learnt width, whose slopes take much arithmetic:
-    a tenth to a fifth more instructions, and 16 to 20 warps on a processor instead of 8 or 12 (profiling/LOG.md).
+    a tenth to a fifth more instructions, and 16 to 20 warps on a processor instead of 8 or 12 (studies/speed/log.md).
     """
     x, neuron, out = walk.inputs.x, walk.neuron, walk.out
     widest, chunk = vector_width(x), chunk_length(x.shape[0], neuron.holds_more)

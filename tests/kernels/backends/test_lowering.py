@@ -156,7 +156,7 @@ BARS = {
     ("cuba backward", "gfx942"): 58,
     ("ilif backward", "sm_90"): 89,
 }
-"""Registers of a thread that a printed step may take; by hand a kind took as many or more (profiling/LOG.md)."""
+"""Registers of a thread that a printed step may take; by hand a kind took as many or more (studies/speed/log.md)."""
 PRINTED = [one for case, target in BARS for one in cases([case], [target])]
 OTHERS = (
     "given statistics forward", "given statistics backward", "shared statistics backward, dx",

@@ -76,7 +76,7 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
 }
 
 // Steps by twos or fours where spikes stay in the caches: rows lie about a power of two apart, so that few streams fit side
-// by side. What is written past the caches, or kept for the way back, goes row by row (profiling/LOG.md has the times); so
+// by side. What is written past the caches, or kept for the way back, goes row by row (studies/speed/log.md has the times); so
 // does a printed step that waits long for the one before, while vectors side by side do not.
 template <int RESET, int NORM, int RESIDUAL, bool FIRE, bool ONE>
 void forth_block(const Block &b, const Forth &s) {

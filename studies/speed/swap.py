@@ -1,8 +1,8 @@
 """Time of a training step before and after ``swap``, on this machine's device.
 
     pip install -e ".[peers]"
-    python kernels/examples/swap_speed.py                 # T = 4 and 16
-    python kernels/examples/swap_speed.py --compile 4 8   # the network by torch.compile, too: minutes
+    python studies/speed/swap.py                 # T = 4 and 16
+    python studies/speed/swap.py --compile 4 8   # the network by torch.compile, too: minutes
 
 Rows: a LIF layer alone and SpikingJelly's spiking ResNet-18, each as SpikingJelly runs it by default, compiled by
 torch.compile, and swapped (the network also with its batch norms fused). Contenders take turns in one run. The numbers

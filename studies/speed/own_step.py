@@ -1,8 +1,8 @@
 """TC-LIF forward and backward on a CPU: the kernels made of its step, the loop over that step, SpikingJelly's FlexSN.
 
     pip install -e ".[peers]"
-    python examples/own_parts/tclif_speed.py          # T = 4
-    python examples/own_parts/tclif_speed.py 4 16
+    python studies/speed/own_step.py          # T = 4
+    python studies/speed/own_step.py 4 16
 
 One thread, contenders in turns, medians of milliseconds of processor time; MB is what a forward pass keeps for the
 backward. FlexSN compiles a step for NVIDIA GPUs; on a CPU it runs the step in a loop. On a busy AMD EPYC:
@@ -17,8 +17,8 @@ import time
 
 import torch
 from spikingjelly.activation_based.neuron.flexsn import FlexSN
-from tclif import TCLIF
 
+from examples.own_parts.tclif import TCLIF
 from spiketriton_kernels import Surrogate
 
 SHAPE, ROUNDS = (16, 64, 16, 16), 11
