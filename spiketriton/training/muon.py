@@ -69,30 +69,62 @@ class Muon(Optimizer):
         self.adamw.param_groups, self.adamw.state = self._groups(orthogonal=False), self.state
         self.adamw.__dict__["found_inf"] = found
         self.adamw.step()
+        if found is not None and found.device.type == "cpu":
+            if found > 0:
+                return
+            found = None
         for group in self._groups(orthogonal=True):
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                momentum = self.state[p]["momentum_buffer"]
-                moved = momentum.lerp(p.grad, 1 - group["momentum"])
-                direction = orthogonal(p.grad.lerp(moved, group["momentum"]), self.dtype)
+            trained = [p for p in group["params"] if p.grad is not None]
+            if not trained:
+                continue
+            moments = [self.state[p]["momentum_buffer"] for p in trained]
+            if found is not None:  # a GPU need not be waited for
+                moments = [moment.clone() for moment in moments]
+            grads = [p.grad for p in trained]
+            torch._foreach_lerp_(moments, grads, 1 - group["momentum"])
+            ahead = torch._foreach_lerp(grads, moments, group["momentum"])
+            directions = all_orthogonal(list(ahead), self.dtype)
+            for p, moment, direction in zip(trained, moments, directions, strict=True):
                 rate = group["lr"] * SIZE * max(p.shape[0], p[0].numel()) ** 0.5
-                weight = p * (1 - group["lr"] * group["weight_decay"]) - rate * direction
-                for old, new in ((momentum, moved), (p, weight)):
-                    old.copy_(new if found is None else torch.where(found > 0, old, new))
+                decay = 1 - group["lr"] * group["weight_decay"]
+                if found is None:
+                    p.mul_(decay).add_(direction, alpha=-rate)
+                    continue
+                weight = (p * decay).add_(direction, alpha=-rate)
+                momentum = self.state[p]["momentum_buffer"]
+                for old, new in ((momentum, moment), (p, weight)):
+                    old.copy_(torch.where(found > 0, old, new))
+
+
+def all_orthogonal(kernels: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Each [rows, ...] made an orthogonal matrix (`orthogonal`); those of one shape together.
+
+    Columns are taken as they lie in memory: their order changes nothing.
+    """
+    found: dict[int, Tensor] = {}
+    orders = [sorted(range(1, x.ndim), key=x.stride, reverse=True) for x in kernels]
+    laid = [x.permute(0, *order) for x, order in zip(kernels, orders, strict=True)]
+    shapes = [x.shape for x in laid]
+    for shape in dict.fromkeys(shapes):
+        places = [i for i, other in enumerate(shapes) if other == shape]
+        made = orthogonal(torch.stack([laid[i].flatten(1) for i in places]), dtype)
+        found.update(zip(places, made.unflatten(2, shape[1:]).unbind(), strict=True))
+    back = ([order.index(i) + 1 for i in range(1, len(order) + 1)] for order in orders)
+    return [found[i].permute(0, *order) for i, order in enumerate(back)]
 
 
 def orthogonal(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` [rows, ...] with singular values of about 1, by Newton and Schulz's iteration, which runs in `dtype`.
+    """Matrices `x` [n, rows, columns] with singular values of about 1, by Newton and Schulz's iteration in `dtype`.
 
     bfloat16 is enough, as in Jordan et al. Of zeros: zeros.
     """
     a, b, c = QUINTIC
-    y = x.flatten(1).to(dtype)
-    tall = y.shape[0] > y.shape[1]
-    y = y.T if tall else y
-    y = y / (y.norm() + 1e-7)
+    y = x.to(dtype)
+    tall = y.shape[1] > y.shape[2]
+    y = y.mT if tall else y
+    y = y * (y.norm(dim=(1, 2), keepdim=True) + 1e-7).reciprocal()
     for _ in range(ROUNDS):
-        square = y @ y.T
-        y = a * y + (b * square + c * square @ square) @ y
-    return (y.T if tall else y).reshape(x.shape).to(x.dtype)
+        square = y @ y.mT
+        square = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        y = torch.baddbmm(y, square, y, beta=a)
+    return (y.mT if tall else y).to(x.dtype)

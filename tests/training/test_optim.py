@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from spiketriton.config import TrainConfig
-from spiketriton.training.muon import orthogonal
+from spiketriton.training.muon import all_orthogonal
 from spiketriton.training.optim import build_optimizer, build_schedule
 
 SCHEDULES = ["one_cycle", "cosine", "constant", "step"]
@@ -132,12 +132,19 @@ def test_a_step_of_muon_is_nesterovs_momentum_made_orthogonal():
 
 def test_directions_of_every_size_come_out_alike_and_nothing_stays_nothing():
     torch.manual_seed(0)
-    for shape in ((8, 3, 3, 3), (40, 2, 3, 3), (16, 40)):
-        for dtype in (torch.float32, torch.bfloat16):
-            x = torch.randn(shape)
-            sizes = torch.linalg.svdvals(orthogonal(x, dtype).flatten(1))
+    shapes = ((8, 3, 3, 3), (40, 2, 3, 3), (16, 40), (8, 3, 3, 3), (3, 8, 3, 3), (5, 4, 3))
+    for dtype in (torch.float32, torch.bfloat16):
+        kernels = [torch.randn(shape) for shape in shapes]
+        kernels[3] = kernels[3].contiguous(memory_format=torch.channels_last)
+        found = all_orthogonal([*kernels, torch.zeros(3, 4)], dtype)
+        assert [x.shape for x in found[:-1]] == [x.shape for x in kernels]
+        assert not found[-1].any()
+        for x, direction in zip(kernels, found[:-1], strict=True):
+            u, sizes, v = torch.linalg.svd(direction.flatten(1), full_matrices=False)
             assert ((sizes > 0.4) & (sizes < 1.3)).all(), sizes
-    assert not orthogonal(torch.zeros(3, 4), torch.float32).any()
+            # of all matrices of such singular values the nearest has the same directions as x
+            along = (u.T @ x.flatten(1) @ v.T).diagonal()
+            assert (along > 0).all()
 
 
 def test_frozen_parameters_are_left_out():
