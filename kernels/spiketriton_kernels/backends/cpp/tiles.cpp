@@ -334,9 +334,36 @@ void multiply(const Plan &p, const Half *x, const std::vector<const char *> &b, 
     }
 }
 
-// Weights [written, kernel, kernel, read] of float32 as tiles; `turned`: of what is written, by which gradients return.
+// A tile of 16 channels that a product writes, from `o * 16` on, by `pairs * 16` that it reads, of weights [written, kernel,
+// kernel, read] in float32. `turned`: gradients return, and what was written is read. next: the tap of the second half.
+void pack_tile(
+    const Sizes &s, const float *w, bool turned, int64_t o, int64_t place, int64_t next, int64_t channel, int64_t pairs, char *at
+) {
+    const int64_t taps = s.kernel * s.kernel;
+    if (turned) {
+        alignas(64) static constexpr uint16_t TURNS[32] = {
+            0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+        for (int64_t i = 0; i < 8 * pairs; i++) {
+            const bool second = next >= 0 && i >= 8;
+            const float *one = w + ((channel + 2 * (second ? i - 8 : i)) * taps + (second ? next : place)) * s.read + o * LANES;
+            const __m512i both = rounded(_mm512_loadu_ps(one), _mm512_loadu_ps(one + taps * s.read));
+            _mm512_store_si512(at + i * 64, _mm512_permutexvar_epi16(_mm512_load_si512(TURNS), both));
+        }
+        return;
+    }
+    __m512i rows[16];
+    for (int64_t i = 0; i < 16; i++) {
+        const float *one = w + ((o * LANES + i) * taps + place) * s.read + channel;
+        const float *other = next >= 0 ? one + (next - place) * s.read : one + LANES;
+        rows[i] = rounded(_mm512_loadu_ps(one), pairs == 2 ? _mm512_loadu_ps(other) : _mm512_setzero_ps());
+    }
+    turn(rows);
+    for (int64_t i = 0; i < 8 * pairs; i++) _mm512_store_si512(at + i * 64, rows[i]);
+}
+
+// All weights, by class.
 std::vector<const char *> pack(const Plan &p, const Sizes &s, const float *w, bool turned, Kept &kept) {
-    const int64_t blocks = p.to / LANES, taps = s.kernel * s.kernel;
+    const int64_t blocks = p.to / LANES;
     std::vector<std::vector<Order>> orders;
     int64_t all = 0;
     for (const Class &c : p.classes) {
@@ -349,34 +376,95 @@ std::vector<const char *> pack(const Plan &p, const Sizes &s, const float *w, bo
         found.push_back(at);
         for (int64_t o = 0; o < blocks; o++)
             for (const Order &step : orders[k]) {
-                __m512i rows[16];
-                const int64_t place = p.classes[k].taps[step.tap].place;
-                const int64_t next = p.from == LANES && step.pairs == 2 ? p.classes[k].taps[step.tap + 1].place : -1;
-                if (turned) {
-                    for (int64_t i = 0; i < 8 * step.pairs; i++) {
-                        const bool second = next >= 0 && i >= 8;
-                        const int64_t channel = step.channel + 2 * (second ? i - 8 : i);
-                        const float *one = w + (channel * taps + (second ? next : place)) * s.read + o * LANES;
-                        const __m512i low = (__m512i)_mm512_castps_si512(_mm512_loadu_ps(one));
-                        const __m512i both = rounded(_mm512_castsi512_ps(low), _mm512_loadu_ps(one + taps * s.read));
-                        const __m512i a = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(both));
-                        const __m512i b = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1));
-                        _mm512_storeu_si512(at + i * 64, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
-                    }
-                } else {
-                    for (int64_t i = 0; i < 16; i++) {
-                        const float *one = w + ((o * LANES + i) * taps + place) * s.read + step.channel;
-                        const float *other = next >= 0 ? one + (next - place) * s.read : one + LANES;
-                        const __m512 high = step.pairs == 2 ? _mm512_loadu_ps(other) : _mm512_setzero_ps();
-                        rows[i] = rounded(_mm512_loadu_ps(one), high);
-                    }
-                    turn(rows);
-                    for (int64_t i = 0; i < 8 * step.pairs; i++) _mm512_storeu_si512(at + i * 64, rows[i]);
-                }
+                const Tap *tap = &p.classes[k].taps[step.tap];
+                const bool two_taps = p.from == LANES && step.pairs == 2;
+                pack_tile(s, w, turned, o, tap->place, two_taps ? tap[1].place : -1, step.channel, step.pairs, at);
                 at += TILE;
             }
     }
     return found;
+}
+
+// Small maps: a tile is a pixel of 16 images, which multiplies only the weights that lie on the map.
+bool by_images_pays(const Plan &p) {
+    const int64_t pixels = p.to_height * p.to_width;
+    return p.edge && !p.halves() && p.images >= 16 && pixels <= 16 && p.from_height * p.from_width <= 64;
+}
+
+void by_images(const Plan &p, const Sizes &s, const Half *x, const float *w, bool turned, Half *y) {
+    const int64_t size = p.from_height * p.from_width * p.from * 2, step = size + 64;  // bytes; not a multiple of a page
+    const int64_t blocks = p.to / LANES, taps = s.kernel * s.kernel, full = p.full(), pixels = p.to_height * p.to_width;
+    const int64_t groups = (p.images + 31) / 32, pairs = (blocks + 1) / 2;
+    struct Pixel { int64_t at; std::vector<int64_t> offsets, weights; };  // of an output: what it reads, and by which weights
+    std::vector<Pixel> outputs;
+    for (const Class &c : p.classes)
+        for (int64_t i = 0; i < p.height; i++)
+            for (int64_t j = 0; j < p.width; j++) {
+                const int64_t down = i * p.spread + c.down, across = j * p.spread + c.across;
+                if (down >= p.to_height || across >= p.to_width) continue;
+                Pixel one{down * p.to_width + across, {}, {}};
+                for (const Tap &t : c.taps) {
+                    const int64_t row = (i + t.down) * p.split + t.plane / p.split, column = (j + t.across) * p.split + t.plane % p.split;
+                    if (row < 0 || column < 0 || row >= p.from_height || column >= p.from_width) continue;
+                    for (int64_t k = 0; k < full; k++) {
+                        one.offsets.push_back(((row * p.from_width + column) * p.from + k * DEPTH) * 2);
+                        one.weights.push_back((t.place * full + k) * TILE);
+                    }
+                }
+                outputs.push_back(one);
+            }
+    static thread_local Kept kept_images;
+    char *const images = kept_images.of(size_t(groups * 32 * step));
+#pragma omp parallel num_threads(p.threads)
+    {
+        static thread_local Kept kept;
+        char *const panel = kept.of(size_t(2 * taps * full * TILE)), *const second = panel + taps * full * TILE;
+        alignas(64) float sums[1024];
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < groups * 32; n++) {
+            if (n < p.images) std::memcpy(images + n * step, (const char *)x + n * size, size);
+            else std::memset(images + n * step, 0, size);
+        }
+        Tiles tiles(false);
+#pragma omp for schedule(static)
+        for (int64_t pair = 0; pair < pairs; pair++) {
+            const int64_t o = pair * 2;
+            const bool two = o + 1 < blocks;
+            for (int64_t t = 0; t < taps; t++)
+                for (int64_t k = 0; k < full; k++) {
+                    const int64_t at = (t * full + k) * TILE;
+                    pack_tile(s, w, turned, o, t, -1, k * DEPTH, 2, panel + at);
+                    if (two) pack_tile(s, w, turned, o + 1, t, -1, k * DEPTH, 2, second + at);
+                }
+            for (const Pixel &pixel : outputs) {
+                const int64_t steps = int64_t(pixel.offsets.size());
+                for (int64_t g = 0; g < groups; g++) {
+                    const char *a = images + g * 32 * step;
+                    ZERO(0); ZERO(1); ZERO(2); ZERO(3);
+                    for (int64_t k = 0; k < steps; k++) {
+                        const char *at = a + pixel.offsets[k];
+                        LOAD(4, at, step);
+                        LOAD(6, panel + pixel.weights[k], 64);
+                        MULTIPLY(0, 4, 6);
+                        LOAD(5, at + 16 * step, step);
+                        MULTIPLY(2, 5, 6);
+                        if (two) {
+                            LOAD(7, second + pixel.weights[k], 64);
+                            MULTIPLY(1, 4, 7);
+                            MULTIPLY(3, 5, 7);
+                        }
+                    }
+                    STORE(0, sums, 64); STORE(1, sums + 256, 64); STORE(2, sums + 512, 64); STORE(3, sums + 768, 64);
+                    for (int64_t i = 0; i < std::min<int64_t>(32, p.images - g * 32); i++) {
+                        const float *row = sums + i / 16 * 512 + i % 16 * 16;
+                        Half *to = y + ((g * 32 + i) * pixels + pixel.at) * p.to + o * LANES;
+                        if (two) _mm512_storeu_si512(to, rounded(_mm512_load_ps(row), _mm512_load_ps(row + 256)));
+                        else _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(row)));
+                    }
+                }
+            }
+        }
+    }
 }
 
 int64_t out_of(int64_t side, int64_t stride) { return (side + stride - 1) / stride; }
@@ -611,6 +699,7 @@ extern "C" int spiketriton_tiles() {
 extern "C" void spiketriton_tiles_output(const Sizes *s, const Half *x, const float *w, Half *y) {
     static thread_local Kept kept;
     const Plan p = forwards(*s);
+    if (by_images_pays(p)) return by_images(p, *s, x, w, false, y);
     multiply(p, x, pack(p, *s, w, false, kept), y);
 }
 
@@ -618,6 +707,7 @@ extern "C" void spiketriton_tiles_output(const Sizes *s, const Half *x, const fl
 extern "C" void spiketriton_tiles_by_input(const Sizes *s, const Half *dy, const float *w, Half *dx) {
     static thread_local Kept kept;
     const Plan p = backwards(*s);
+    if (by_images_pays(p)) return by_images(p, *s, dy, w, true, dx);
     multiply(p, dy, pack(p, *s, w, true, kept), dx);
 }
 
