@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from spiketriton.config import Recipe, load_recipe
+from spiketriton.config.names import LEAKY
 from spiketriton.config.shipped import shipped_recipes
 from spiketriton.config.words import some
 from spiketriton.data import Data
@@ -31,6 +32,18 @@ BACKENDS = {
     "native": "compiled C++ passes",
     "torch": "eager PyTorch, which is slow",
 }
+
+
+def _one_step(recipe: Recipe) -> str:
+    """What a network of one time step is, and which of the recipe's keys have no effect on its training."""
+    said = "one time step: nothing flows through time"
+    if recipe.neuron.kind == "ilif":
+        levels = recipe.neuron.levels
+        said += f", and I-LIF is a ReLU quantised to whole numbers from 0 to {levels}, which are sent as spikes"
+    # a leak of what was not there; but where the input leaks, too, tau scales it
+    if recipe.neuron.kind in LEAKY and not recipe.neuron.decay_input:
+        said += "; neuron.tau has no effect on it"
+    return said
 
 
 def _backend(device: torch.device) -> str:
@@ -72,8 +85,11 @@ class Announcements:
         layers = len(model.spiking_layers())
         kind = "none of its neurons can be measured" if model.is_spiking else "an ANN"
         if layers:
-            kind = f"{layers} spiking layers over {recipe.time_steps} time steps"
+            steps = recipe.time_steps
+            kind = f"{layers} spiking layers over {steps} time step{'s' * (steps > 1)}"
         note(f"network: {recipe.model.name}, {count_parameters(model):,} parameters, {kind}")
+        if layers and recipe.time_steps == 1:
+            note(_one_step(recipe))
         for line in model.notes():
             note(line)
         device = next(model.parameters()).device

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from spiketriton.config import load_recipe
+from spiketriton.config.names import LEAKY
 from spiketriton.data import build_data
 from spiketriton.data.splits import ArraySplit
 from spiketriton.models import build_model
@@ -196,3 +197,26 @@ def test_slow_neurons_are_said_with_the_cause(monkeypatch):
     assert announcements._backend(torch.device("cpu")) == (
         f"eager PyTorch, which is slow: no GPU, and {why}"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "decay_input"), [*((kind, False) for kind in LEAKY), ("lif", True), ("plif", True)]
+)
+def test_what_has_no_effect_in_one_time_step_is_said(kind, decay_input):
+    """And has none: the answers are the same for any tau; and where it is not said they are others."""
+    given = [f"neuron.kind={kind}", "time_steps=1", "model.name=mlp", "model.norm=none"]
+    given += ["neuron.decay_input=true"] * decay_input
+    recipe, display = small_recipe(*given), Lines()
+    data = build_data(recipe)
+    images = 100 * torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    answers = []
+    for tau in (2.0, 50.0):
+        torch.manual_seed(0)
+        model = build_model(small_recipe(*given, f"neuron.tau={tau}"), **data.facts.sizes)
+        answers.append(model(images))
+        assert len(answers[-1].unique()) > 10  # not silent
+    Announcements(display, recipe, RUN).training(data, model, Plan.of(recipe, data))
+    (said,) = (line for line in display.text.splitlines() if line.startswith("one time step: "))
+    assert ("neuron.tau has no effect" in said) == torch.equal(*answers)
+    assert ("quantised to whole numbers from 0 to 4" in said) == (kind == "ilif")
+    assert "spiking layers over 1 time step\n" in display.text
