@@ -1,7 +1,7 @@
 """Convolutions that on a CPU take less time than its library's, which is made for large maps of values other than 0.
 
-In bfloat16 a matrix unit (AMX) computes them (`tiles`). Elsewhere, on small maps they are matrix products (`Rows`,
-`Columns`), and behind neurons they multiply spikes alone (`sparse`).
+A matrix unit (AMX) computes them in bfloat16, and of spikes in float32 (`tiles`). Elsewhere, on small maps they are
+matrix products (`Rows`, `Columns`), and behind neurons they multiply spikes alone (`sparse`).
 studies/convolutions has the measurements behind `SIZES` and `sparse.SHARES`. On a GPU nothing changes.
 """
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, pad
 
+from spiketriton.models.memory import mark_alike
 from spiketriton.system import machine
 from spiketriton_kernels.convolutions import sparse, tiles
 from spiketriton_kernels.fire import traced
@@ -73,9 +74,16 @@ class FasterConv2d(nn.Conv2d):
         if not self._is_plain():
             return super().forward(x)
         stride, kernel = self.stride[0], self.kernel_size[0]
-        if tiles.serves(dtype, self.in_channels, self.out_channels, kernel, stride):
+        served = tiles.serves(dtype, self.in_channels, self.out_channels, kernel, stride)
+        if served and dtype == torch.bfloat16:
             return self._by(_BY_TILES, x.to(dtype), self.weight.float())
         sizes = sizes_here(dtype)
+        served = served and self.weight.dtype == torch.float32
+        if served and (halves := tiles.narrowed(_last(x.detach()))) is not None:
+            mark_alike(halves, x)
+            by_input = None if sizes is None else self._by_products(x, sizes)[1]
+            y: Tensor = _OfSpikes.apply(x, halves, self.weight, stride, by_input)
+            return y if self.bias is None else y + self.bias[:, None, None]
         if sizes is None:
             return super().forward(x)
         ways = output, by_input, by_weight = self._by_products(x, sizes)
@@ -135,15 +143,51 @@ class _Convolution(torch.autograd.Function):
         by_library = [want and way is None for want, way in zip(wanted, ways, strict=True)]
         dx = dweight = None
         if any(by_library):
-            stride, padding, dilation, more = ([n, n] for n in (ctx.stride, ctx.padding, 1, 0))
-            options = (None, stride, padding, dilation, False, more, 1, [*by_library, False])
-            dx, dweight, _ = torch.ops.aten.convolution_backward(dy, x, weight, *options)
+            dx, dweight = _by_library(dy, x, weight, ctx.stride, by_library)
         seen = _last(dy)
         if ways[0] is not None:
             dx = _channels_first(ways[0].by_input(seen, _last(weight), ctx.stride, x.shape))
         if ways[1] is not None:
             dweight = _channels_first(ways[1].by_weight(seen, _last(x), ctx.stride, weight.shape))
         return dx, dweight, None, None, None
+
+
+class _OfSpikes(torch.autograd.Function):
+    """Float32 x [N, C, H, W], which is `halves` [N, H, W, C], by weights [O, C, k, k]; keeps the halves."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, halves: Tensor, weight: Tensor, stride: int, by_input: Any
+    ) -> Tensor:
+        ctx.save_for_backward(halves, weight)
+        ctx.stride, ctx.by_input, ctx.size = stride, by_input, x.shape
+        return _channels_first(tiles.output_of_spikes(halves, _last(weight), stride))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        halves, weight = ctx.saved_tensors
+        dx = dweight = None
+        seen = _last(dy)
+        if ctx.needs_input_grad[0] and ctx.by_input is not None:
+            dx = _channels_first(ctx.by_input.by_input(seen, _last(weight), ctx.stride, ctx.size))
+        elif ctx.needs_input_grad[0]:
+            unread = torch.empty(ctx.size, dtype=dy.dtype, memory_format=torch.channels_last)
+            dx, _ = _by_library(dy, unread, weight, ctx.stride, [True, False])
+        if ctx.needs_input_grad[2]:
+            found = tiles.by_weight_of_spikes(seen, halves, ctx.stride, weight.shape)
+            dweight = _channels_first(found)
+        return dx, None, dweight, None, None
+
+
+def _by_library(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: int, wanted: list[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of the gradients by x and weights those that are wanted, by PyTorch."""
+    strides, padding, dilation, more = ([n, n] for n in (stride, weight.shape[2] // 2, 1, 0))
+    options = (None, strides, padding, dilation, False, more, 1, [*wanted, False])
+    dx, dweight, _ = torch.ops.aten.convolution_backward(dy, x, weight, *options)
+    return dx, dweight
 
 
 def _last(x: Tensor) -> Tensor:

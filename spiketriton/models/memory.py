@@ -27,6 +27,12 @@ def mark_spikes(spikes: Tensor) -> Tensor:
     return spikes
 
 
+def mark_alike(copy: Tensor, of: Tensor) -> None:
+    """Marks a copy of a marked tensor."""
+    if PackedSpikes.open and _source(of) is not None:
+        mark_spikes(copy)
+
+
 def _version(tensor: Tensor) -> int:
     """How often it was changed in place: a network of others may add to spikes."""
     return 0 if tensor.is_inference() else tensor._version

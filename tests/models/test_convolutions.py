@@ -202,6 +202,48 @@ def test_a_matrix_unit_computes_in_bf16(kernel, stride, layout):
     assert [t.dtype for t in there_and_back(of_bf16, x)] == [BF16] * 3
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_matrix_unit_computes_of_spikes_in_fp32(kernel, stride, layout):
+    if not tiles.available():
+        pytest.skip("needs AMX and a compiler")
+    options = {"stride": stride, "padding": kernel // 2, "bias": True}
+    ours, theirs = pair(32, 48, kernel, dtype=F32, **options)
+    ours.to(memory_format=layout)
+    exact = nn.Conv2d(32, 48, kernel, **options).double()
+    exact.load_state_dict(ours.state_dict())
+    spikes = (torch.randint(0, 9, (16, 32, 9, 7)) * (torch.rand(16, 32, 9, 7) < 0.3)).float()
+    for x, kept in ((spikes, BF16), (spikes / 3, F32)):
+        x = x.contiguous(memory_format=layout)
+        saved: list[torch.dtype] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: saved.append(t.dtype) or t, lambda t: t
+        ):
+            ours(x)
+        assert saved == [kept, F32]
+        found = [there_and_back(conv, x) for conv in (ours, theirs)]
+        for mine, theirs_, true in zip(*found, there_and_back(exact, x.double()), strict=True):
+            ours_off, theirs_off = ((it.double() - true).norm() for it in (mine, theirs_))
+            assert ours_off <= 2 * theirs_off + 1e-7 * true.norm()
+    ours.weight.requires_grad_(False)
+    assert ours(spikes.requires_grad_()).grad_fn is not None
+
+
+def test_spikes_of_a_matrix_unit_are_kept_as_bits():
+    if not tiles.available():
+        pytest.skip("needs AMX and a compiler")
+    conv = FasterConv2d(16, 16, 3, padding=1, bias=False)
+    spikes = (torch.rand(4, 16, 6, 6) < 0.5).float().contiguous(memory_format=torch.channels_last)
+    plain = there_and_back(conv, spikes)
+    kept: list[Tensor] = []
+    with memory.PackedSpikes(kept.append):
+        out = conv(memory.mark_spikes(spikes.clone(memory_format=torch.preserve_format)))
+        weights = torch.linspace(-1, 1, out.numel()).view_as(out)
+    (by_weight,) = torch.autograd.grad((out * weights).sum(), [conv.weight])
+    assert kept[0].dtype == torch.uint8
+    assert torch.equal(by_weight, plain[2])
+
+
 def test_spikes_are_kept_as_bits(always):
     """`model.memory = "packed"` knows a convolution's input again."""
     always(F32, True)
@@ -252,7 +294,7 @@ def test_a_network_computes_what_it_computed(always, monkeypatch, rows):
 
 
 @pytest.fixture
-def an_avx2_processor(monkeypatch):
+def an_avx2_processor(monkeypatch, no_tiles):
     need_native()
     monkeypatch.setattr("spiketriton.system.machine.cpu_flags", lambda: {"avx2"})
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")

@@ -1,4 +1,4 @@
-"""Convolutions in bfloat16 by tiles: torch's convolution in float64, of the same rounded values, up to rounding."""
+"""Convolutions by tiles, in bfloat16 and of spikes in float32: torch's convolution in float64, up to rounding."""
 
 import pytest
 import torch
@@ -46,8 +46,12 @@ def computed(x: Tensor, weight: Tensor, dy: Tensor, stride: int) -> list[Tensor]
     ]
 
 
-def defined(x: Tensor, weight: Tensor, dy: Tensor, stride: int) -> list[Tensor]:
-    x, weight, dy = (t.double().permute(0, 3, 1, 2).requires_grad_() for t in (x, weight, dy))
+def defined(
+    x: Tensor, weight: Tensor, dy: Tensor, stride: int, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    x, weight, dy = (
+        t.detach().to(dtype).permute(0, 3, 1, 2).requires_grad_() for t in (x, weight, dy)
+    )
     y = torch.nn.functional.conv2d(x, weight, None, stride, weight.shape[2] // 2)
     found = y, *torch.autograd.grad(y, [x, weight], dy)
     return [t.detach().permute(0, 2, 3, 1) for t in found]
@@ -62,6 +66,57 @@ def test_output_and_gradients(size):
     assert found[2].dtype == torch.float32
     error = (found[2].double() - truth[2]).norm() / truth[2].norm()
     assert error < 3e-6
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_of_spikes_in_float32(size):
+    """No further from float64 than twice torch's own float32."""
+    stride, draws = size[-1], torch.Generator().manual_seed(0)
+    x, weight, dy = (t.float() for t in case(*size))
+    x = torch.randint(-1, 9, x.shape, generator=draws) * (x > 0.5).float()
+    weight, dy = (torch.randn(t.shape, generator=draws) for t in (weight, dy))
+    halves = tiles.narrowed(x)
+    assert torch.equal(halves.float(), x)
+    of_weight = torch.Size([weight.shape[i] for i in (0, 3, 1, 2)])
+    found = [
+        tiles.output_of_spikes(halves, weight, stride),
+        tiles.by_weight_of_spikes(dy, halves, stride, of_weight),
+    ]
+    truth = defined(x, weight, dy, stride)[::2]
+    theirs = defined(x, weight, dy, stride, torch.float32)[::2]
+    for mine, true, other in zip(found, truth, theirs, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - true).norm() <= 2 * (other - true).norm() + 1e-7 * true.norm()
+
+
+def test_what_is_not_finite_in_float32():
+    x = torch.zeros(2, 5, 4, 16)
+    x[..., ::3] = 1
+    for place in (torch.nan, torch.inf, -torch.inf):
+        for given in ("weight", "dy"):
+            weight, dy = torch.randn(16, 3, 3, 16), torch.randn(2, 5, 4, 16)
+            {"weight": weight, "dy": dy}[given].view(-1)[1603 % 640] = place
+            found = tiles.output_of_spikes(tiles.narrowed(x), weight, 1)
+            truth = defined(x, weight, dy, 1)
+            assert torch.equal(found.isnan(), truth[0].isnan())
+            assert torch.equal(found.isinf(), truth[0].isinf())
+            by_weight = tiles.by_weight_of_spikes(
+                dy, tiles.narrowed(x), 1, torch.Size([16, 16, 3, 3])
+            )
+            assert torch.equal(
+                by_weight.isfinite().all(1).all(1), truth[2].isfinite().all(1).all(1)
+            )
+
+
+def test_only_what_bfloat16_has_is_narrowed():
+    x = torch.randint(-8, 9, (3, 5, 7, 16)).float()
+    assert torch.equal(tiles.narrowed(x).float(), x)
+    assert tiles.narrowed(x[:0]) is not None
+    for other in (torch.nan, torch.inf, -torch.inf, 1 + 2**-8, 257.0, 1e-30 / 3):
+        for place in (0, 999, x.numel() - 1):
+            one = x.clone()
+            one.view(-1)[place] = other
+            assert tiles.narrowed(one) is None
 
 
 @pytest.mark.parametrize("size", SIZES[:25], ids=str)
@@ -96,6 +151,10 @@ def test_the_same_bits_by_any_number_of_threads(size):
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             found.append(computed(*given, size[-1]))
+            x, weight, dy = given
+            more = torch.Size([weight.shape[i] for i in (0, 3, 1, 2)]), dy.float()
+            found[-1].append(tiles.output_of_spikes(x, weight, size[-1]))
+            found[-1].append(tiles.by_weight_of_spikes(more[1], x, size[-1], more[0]))
     finally:
         torch.set_num_threads(before)
     for others in found[1:]:
@@ -113,7 +172,7 @@ def test_no_images():
 def test_what_it_serves():
     assert tiles.serves(torch.bfloat16, 16, 48, 3, 2)
     for other in [
-        (torch.float32, 16, 16, 3, 1),
+        (torch.float16, 16, 16, 3, 1),
         (torch.bfloat16, 8, 16, 3, 1),
         (torch.bfloat16, 16, 24, 1, 1),
     ]:

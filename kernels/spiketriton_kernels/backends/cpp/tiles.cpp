@@ -99,7 +99,32 @@ inline __m512i paired(const Half *one, const Half *other) {
     return _mm512_permutexvar_epi16(_mm512_load_si512(TURNS), both);
 }
 
+// A float32 is the sum of three values of bfloat16, which have eight bits each: the words of one of them, in their upper half.
+inline __m512i piece(__m512 v, int64_t part) {
+    const __m512i upper = _mm512_set1_epi32(int(0xffff0000u)), word = _mm512_castps_si512(v);
+    const __m512i high = _mm512_and_si512(_mm512_mask_or_epi32(word, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), word, _mm512_set1_epi32(0x400000)), upper);
+    if (part == 0) return high;
+    const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps(v), _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
+    const __m512 rest = _mm512_maskz_sub_ps(finite, v, _mm512_castsi512_ps(high));
+    const __m512i middle = _mm512_and_si512(_mm512_castps_si512(rest), upper);
+    return part == 1 ? middle : _mm512_castps_si512(_mm512_sub_ps(rest, _mm512_castsi512_ps(middle)));
+}
+
+// Two rows of 16 float32 values, pair by pair: of each a part.
+inline __m512i paired(const float *one, const float *other, int64_t part) {
+    const __m512i a = piece(_mm512_loadu_ps(one), part), b = piece(_mm512_loadu_ps(other), part);
+    return _mm512_or_si512(_mm512_srli_epi32(a, 16), b);
+}
+inline __m512i paired(const Half *one, const Half *other, int64_t) { return paired(one, other); }
+
 inline __m512i rounded(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+// 32 weights, rounded or a part of them.
+inline __m512i weights_of(__m512 low, __m512 high, int64_t parts, int64_t part) {
+    if (parts == 1) return rounded(low, high);
+    const __m256i a = _mm512_cvtepi32_epi16(_mm512_srli_epi32(piece(low, part), 16));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(a), _mm512_cvtepi32_epi16(_mm512_srli_epi32(piece(high, part), 16)), 1);
+}
 
 // A product over pixels. Every image has a grid of outputs; several grids (`Class`) where outputs lie between those that
 // a stride leaves out. Inputs are copied into planes, one for each remainder of a pixel by the stride, with a border of
@@ -114,6 +139,7 @@ struct Plan {
     int64_t split, spread;  // by which inputs are split into planes, and outputs lie apart
     int64_t edge;
     std::vector<Class> classes;
+    int64_t parts = 1;  // of each weight
 
     int64_t pitch() const { return width + edge; }
     int64_t area() const { return (height + edge) * pitch(); }
@@ -121,7 +147,6 @@ struct Plan {
     int64_t planes() const { return edge ? split * split : 1; }  // of a kernel of one pixel only that under it
     int64_t full() const { return from / DEPTH; }
     bool halves() const { return from % DEPTH != 0; }
-    int64_t steps(const Class &c) const { return int64_t(c.taps.size()) * (full() + halves()); }
 };
 
 // Images in planes [plane, pixel, channel], from `first` on.
@@ -210,8 +235,15 @@ inline void four_by_one(
 struct Steps { std::vector<int64_t> offsets; int64_t full, all; };
 
 // In which order a class multiplies: pairs of 16 channels of a tap, whole tiles first.
-struct Order { int64_t tap, channel, pairs; };
+struct Order { int64_t tap, channel, pairs, part; };
+std::vector<Order> order_of_parts(const Plan &p, const Class &c);
 std::vector<Order> order_of(const Plan &p, const Class &c) {
+    std::vector<Order> found;
+    for (Order step : order_of_parts(p, c))
+        for (step.part = 0; step.part < p.parts; step.part++) found.push_back(step);
+    return found;
+}
+std::vector<Order> order_of_parts(const Plan &p, const Class &c) {
     std::vector<Order> found;
     const int64_t taps = int64_t(c.taps.size());
     if (p.from == LANES) {  // two taps that are neighbours in a row lie together in memory
@@ -220,34 +252,40 @@ std::vector<Order> order_of(const Plan &p, const Class &c) {
             const Tap &one = c.taps[t];
             const bool two = t + 1 < taps && c.taps[t + 1].plane == one.plane && c.taps[t + 1].down == one.down
                 && c.taps[t + 1].across == one.across + 1;
-            if (two) found.push_back({t++, 0, 2});
-            else halves.push_back({t, 0, 1});
+            if (two) found.push_back({t++, 0, 2, 0});
+            else halves.push_back({t, 0, 1, 0});
         }
         found.insert(found.end(), halves.begin(), halves.end());
         return found;
     }
     for (int64_t t = 0; t < taps; t++)
-        for (int64_t k = 0; k < p.full(); k++) found.push_back({t, k * DEPTH, 2});
+        for (int64_t k = 0; k < p.full(); k++) found.push_back({t, k * DEPTH, 2, 0});
     if (p.halves())
-        for (int64_t t = 0; t < taps; t++) found.push_back({t, p.full() * DEPTH, 1});
+        for (int64_t t = 0; t < taps; t++) found.push_back({t, p.full() * DEPTH, 1, 0});
     return found;
 }
 
-// Outputs of pixels from `begin` on, of tiles by tiles of channels.
-void write_sums(const float *sums, int64_t tiles, int64_t side, const int32_t *places, Half *y, int64_t channels) {
+inline void write(Half *to, const float *row) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(row))); }
+inline void write(float *to, const float *row) { _mm512_storeu_ps(to, _mm512_load_ps(row)); }
+inline void write_two(Half *to, const float *row) { _mm512_storeu_si512(to, rounded(_mm512_load_ps(row), _mm512_load_ps(row + 256))); }
+inline void write_two(float *to, const float *row) { write(to, row); write(to + 16, row + 256); }
+
+// Sums of tiles of pixels by `side` tiles of channels, of those pixels that have a place.
+template <class Out>
+void write_sums(const float *sums, int64_t tiles, int64_t side, const int32_t *places, Out *y, int64_t channels) {
     for (int64_t m = 0; m < tiles; m++)
         for (int64_t i = 0; i < 16; i++) {
             const int32_t place = places[m * 16 + i];
             if (place < 0) continue;
             const float *row = sums + m * side * 256 + i * 16;
-            Half *to = y + place * channels;
-            if (side == 2) _mm512_storeu_si512(to, rounded(_mm512_load_ps(row), _mm512_load_ps(row + 256)));
-            else _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(row)));
+            if (side == 2) write_two(y + place * channels, row);
+            else write(y + place * channels, row);
         }
 }
 
 // b: weights by class, 16 channels written, step: tiles of pairs of channels read.
-void multiply(const Plan &p, const Half *x, const std::vector<const char *> &b, Half *y) {
+template <class Out>
+void multiply(const Plan &p, const Half *x, const std::vector<const char *> &b, Out *y) {
     const bool copied = p.edge || p.split > 1;
     const int64_t bytes = p.from * 2, blocks = p.to / LANES;
     const int64_t each = p.area() * p.planes() * bytes;
@@ -287,7 +325,7 @@ void multiply(const Plan &p, const Half *x, const std::vector<const char *> &b, 
             const int64_t first = at * chunk, images = std::min(chunk, p.images - first);
             if (images <= 0) continue;
             const Half *from = x + first * p.from_height * p.from_width * p.from;
-            Half *to = y + first * p.to_height * p.to_width * p.to;
+            Out *to = y + first * p.to_height * p.to_width * p.to;
             const int64_t end = images * p.area();
             Half *planes = (Half *)kept.of(size_t(length * p.planes() * bytes));
             if (copied) copy_planes(p, from, images, length, planes);
@@ -337,8 +375,9 @@ void multiply(const Plan &p, const Half *x, const std::vector<const char *> &b, 
 // A tile of 16 channels that a product writes, from `o * 16` on, by `pairs * 16` that it reads, of weights [written, kernel,
 // kernel, read] in float32. `turned`: gradients return, and what was written is read. next: the tap of the second half.
 void pack_tile(
-    const Sizes &s, const float *w, bool turned, int64_t o, int64_t place, int64_t next, int64_t channel, int64_t pairs, char *at
+    const Sizes &s, const float *w, bool turned, int64_t o, int64_t place, int64_t next, const Order &step, int64_t parts, char *at
 ) {
+    const int64_t channel = step.channel, pairs = step.pairs;
     const int64_t taps = s.kernel * s.kernel;
     if (turned) {
         alignas(64) static constexpr uint16_t TURNS[32] = {
@@ -346,7 +385,7 @@ void pack_tile(
         for (int64_t i = 0; i < 8 * pairs; i++) {
             const bool second = next >= 0 && i >= 8;
             const float *one = w + ((channel + 2 * (second ? i - 8 : i)) * taps + (second ? next : place)) * s.read + o * LANES;
-            const __m512i both = rounded(_mm512_loadu_ps(one), _mm512_loadu_ps(one + taps * s.read));
+            const __m512i both = weights_of(_mm512_loadu_ps(one), _mm512_loadu_ps(one + taps * s.read), parts, step.part);
             _mm512_store_si512(at + i * 64, _mm512_permutexvar_epi16(_mm512_load_si512(TURNS), both));
         }
         return;
@@ -355,7 +394,7 @@ void pack_tile(
     for (int64_t i = 0; i < 16; i++) {
         const float *one = w + ((o * LANES + i) * taps + place) * s.read + channel;
         const float *other = next >= 0 ? one + (next - place) * s.read : one + LANES;
-        rows[i] = rounded(_mm512_loadu_ps(one), pairs == 2 ? _mm512_loadu_ps(other) : _mm512_setzero_ps());
+        rows[i] = weights_of(_mm512_loadu_ps(one), pairs == 2 ? _mm512_loadu_ps(other) : _mm512_setzero_ps(), parts, step.part);
     }
     turn(rows);
     for (int64_t i = 0; i < 8 * pairs; i++) _mm512_store_si512(at + i * 64, rows[i]);
@@ -378,7 +417,7 @@ std::vector<const char *> pack(const Plan &p, const Sizes &s, const float *w, bo
             for (const Order &step : orders[k]) {
                 const Tap *tap = &p.classes[k].taps[step.tap];
                 const bool two_taps = p.from == LANES && step.pairs == 2;
-                pack_tile(s, w, turned, o, tap->place, two_taps ? tap[1].place : -1, step.channel, step.pairs, at);
+                pack_tile(s, w, turned, o, tap->place, two_taps ? tap[1].place : -1, step, p.parts, at);
                 at += TILE;
             }
     }
@@ -391,7 +430,8 @@ bool by_images_pays(const Plan &p) {
     return p.edge && !p.halves() && p.images >= 16 && pixels <= 16 && p.from_height * p.from_width <= 64;
 }
 
-void by_images(const Plan &p, const Sizes &s, const Half *x, const float *w, bool turned, Half *y) {
+template <class Out>
+void by_images(const Plan &p, const Sizes &s, const Half *x, const float *w, bool turned, Out *y) {
     const int64_t size = p.from_height * p.from_width * p.from * 2, step = size + 64;  // bytes; not a multiple of a page
     const int64_t blocks = p.to / LANES, taps = s.kernel * s.kernel, full = p.full(), pixels = p.to_height * p.to_width;
     const int64_t groups = (p.images + 31) / 32, pairs = (blocks + 1) / 2;
@@ -406,9 +446,9 @@ void by_images(const Plan &p, const Sizes &s, const Half *x, const float *w, boo
                 for (const Tap &t : c.taps) {
                     const int64_t row = (i + t.down) * p.split + t.plane / p.split, column = (j + t.across) * p.split + t.plane % p.split;
                     if (row < 0 || column < 0 || row >= p.from_height || column >= p.from_width) continue;
-                    for (int64_t k = 0; k < full; k++) {
-                        one.offsets.push_back(((row * p.from_width + column) * p.from + k * DEPTH) * 2);
-                        one.weights.push_back((t.place * full + k) * TILE);
+                    for (int64_t k = 0; k < full * p.parts; k++) {
+                        one.offsets.push_back(((row * p.from_width + column) * p.from + k / p.parts * DEPTH) * 2);
+                        one.weights.push_back((t.place * full * p.parts + k) * TILE);
                     }
                 }
                 outputs.push_back(one);
@@ -418,7 +458,7 @@ void by_images(const Plan &p, const Sizes &s, const Half *x, const float *w, boo
 #pragma omp parallel num_threads(p.threads)
     {
         static thread_local Kept kept;
-        char *const panel = kept.of(size_t(2 * taps * full * TILE)), *const second = panel + taps * full * TILE;
+        char *const panel = kept.of(size_t(2 * taps * full * p.parts * TILE)), *const second = panel + taps * full * p.parts * TILE;
         alignas(64) float sums[1024];
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < groups * 32; n++) {
@@ -431,10 +471,11 @@ void by_images(const Plan &p, const Sizes &s, const Half *x, const float *w, boo
             const int64_t o = pair * 2;
             const bool two = o + 1 < blocks;
             for (int64_t t = 0; t < taps; t++)
-                for (int64_t k = 0; k < full; k++) {
-                    const int64_t at = (t * full + k) * TILE;
-                    pack_tile(s, w, turned, o, t, -1, k * DEPTH, 2, panel + at);
-                    if (two) pack_tile(s, w, turned, o + 1, t, -1, k * DEPTH, 2, second + at);
+                for (int64_t k = 0; k < full * p.parts; k++) {
+                    const int64_t at = (t * full * p.parts + k) * TILE;
+                    const Order step{t, k / p.parts * DEPTH, 2, k % p.parts};
+                    pack_tile(s, w, turned, o, t, -1, step, p.parts, panel + at);
+                    if (two) pack_tile(s, w, turned, o + 1, t, -1, step, p.parts, second + at);
                 }
             for (const Pixel &pixel : outputs) {
                 const int64_t steps = int64_t(pixel.offsets.size());
@@ -457,9 +498,9 @@ void by_images(const Plan &p, const Sizes &s, const Half *x, const float *w, boo
                     STORE(0, sums, 64); STORE(1, sums + 256, 64); STORE(2, sums + 512, 64); STORE(3, sums + 768, 64);
                     for (int64_t i = 0; i < std::min<int64_t>(32, p.images - g * 32); i++) {
                         const float *row = sums + i / 16 * 512 + i % 16 * 16;
-                        Half *to = y + ((g * 32 + i) * pixels + pixel.at) * p.to + o * LANES;
-                        if (two) _mm512_storeu_si512(to, rounded(_mm512_load_ps(row), _mm512_load_ps(row + 256)));
-                        else _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(row)));
+                        Out *to = y + ((g * 32 + i) * pixels + pixel.at) * p.to + o * LANES;
+                        if (two) write_two(to, row);
+                        else write(to, row);
                     }
                 }
             }
@@ -550,12 +591,30 @@ struct Weights {
     }
 };
 
-void by_weight(const Sizes &s, const Half *x, const Half *dy, float *dw) {
+// dy may be of float32, and is then three parts of bfloat16, whose products with x are exact.
+template <class In>
+struct Walk {  // pixels one after another, from a position on; nullptr: of none
+    const int64_t *table;
+    const In *base;
+    int64_t area, image, images, n, r;
+    Walk(const int64_t *table, const In *base, int64_t area, int64_t image, int64_t images, int64_t begin)
+        : table(table), base(base + begin / area * image), area(area), image(image), images(images), n(begin / area), r(begin % area) {}
+    const In *next() {
+        const int64_t place = n < images ? table[r] : -1;
+        const In *found = place < 0 ? nullptr : base + place;
+        if (++r == area) r = 0, n++, base += image;
+        return found;
+    }
+};
+
+template <class In>
+void by_weight(const Sizes &s, const Half *x, const In *dy, float *dw) {
+    constexpr int64_t PARTS = sizeof(In) == 4 ? 3 : 1;
     const Weights p(s);
     const int64_t C = s.read, O = s.written, inputs = s.height * s.width, outputs = p.height * p.width;
     const int64_t copies = int64_t(p.copies.size()), lists = p.taps * p.in;
     // a chunk of images whose tiles stay in a second-level cache; enough of them to be worth the way of the sums
-    const int64_t each = (copies * p.below * C + p.rows * p.pitch * O) * 2;
+    const int64_t each = (copies * p.below * C + PARTS * p.rows * p.pitch * O) * 2;
     const int64_t least = std::min<int64_t>(8, C * O / 4096) * DEPTH / outputs;
     const int64_t chunk = std::min(std::max<int64_t>({1, least, KEPT / each}), s.images);
     const int64_t tiles = p.tiles(chunk), span = (chunk * p.below + 1) / 2 + DEPTH;  // tiles, and pairs of a copy
@@ -570,39 +629,25 @@ void by_weight(const Sizes &s, const Half *x, const Half *dy, float *dw) {
         }
     for (int64_t i = 0; i < p.height; i++)
         for (int64_t j = 0; j < p.width; j++) written[i * p.pitch + j] = (i * p.width + j) * O;
-    std::vector<int64_t> starts(tiles);
-    for (int64_t q = 0; q < tiles; q++) starts[q] = p.pair(q) * 64;
+    std::vector<int64_t> starts(tiles * PARTS);
+    for (int64_t q = 0; q < tiles * PARTS; q++) starts[q] = p.pair(q / PARTS) * 64;
     static thread_local Kept kept_pairs, kept_turned;
     char *const pairs = kept_pairs.of(size_t(copies * p.in * span * 64));
-    char *const turned = kept_turned.of(size_t(tiles * p.out * TILE));
+    char *const turned = kept_turned.of(size_t(PARTS * tiles * p.out * TILE));
     alignas(64) static const Half zeros[64] = {};
+    alignas(64) static const In none[64] = {};
     const int64_t step = p.taps * C * 4;  // bytes from a row of sums to the next
     for (int64_t first = 0; first < s.images; first += chunk) {
         const int64_t images = std::min(chunk, s.images - first), used = p.tiles(images);
-        const Half *from = x + first * inputs * C, *gradients = dy + first * outputs * O;
+        const Half *from = x + first * inputs * C;
+        const In *gradients = dy + first * outputs * O;
         const int64_t all = images * p.below, half = p.joined ? used * DEPTH / 2 : all / 2;
 #pragma omp parallel num_threads(s.threads)
         {
-            // pixels one after another, from a position on
-            struct Walk {
-                const int64_t *table;
-                const Half *base;
-                int64_t area, image, images, n, r;
-                Walk(const int64_t *table, const Half *base, int64_t area, int64_t image, int64_t images, int64_t begin)
-                    : table(table), base(base), area(area), image(image), images(images), n(begin / area), r(begin % area) {
-                    this->base += n * image;
-                }
-                const Half *next() {
-                    const int64_t place = n < images ? table[r] : -1;
-                    const Half *found = place < 0 ? nullptr : base + place;
-                    if (++r == area) r = 0, n++, base += image;
-                    return found;
-                }
-            };
 #pragma omp for schedule(static) nowait
             for (int64_t task = 0; task < copies * ((half + 63) / 64); task++) {
                 const int64_t k = task % copies, begin = task / copies * 64, end = std::min(half, begin + 64);
-                Walk walk(read.data() + k * p.below, from, p.below, inputs * C, images, 2 * begin);
+                Walk<Half> walk(read.data() + k * p.below, from, p.below, inputs * C, images, 2 * begin);
                 for (int64_t q = begin; q < end; q++) {
                     const Half *one = walk.next(), *other = walk.next();
                     char *to = pairs + (k * p.in * span + q) * 64;
@@ -612,17 +657,18 @@ void by_weight(const Sizes &s, const Half *x, const Half *dy, float *dw) {
             }
 #pragma omp for schedule(static)
             for (int64_t q = 0; q < used; q++) {
-                const Half *places[DEPTH];
-                Walk walk(written.data(), gradients, p.rows * p.pitch, outputs * O, images, q * DEPTH);
+                const In *places[DEPTH];
+                Walk<In> walk(written.data(), gradients, p.rows * p.pitch, outputs * O, images, q * DEPTH);
                 for (int64_t i = 0; i < DEPTH; i++) places[i] = walk.next();
-                for (int64_t o = 0; o < p.out; o++) {
+                for (int64_t o = 0; o < p.out * PARTS; o++) {
+                    const int64_t part = o % PARTS, block = o / PARTS;
                     __m512i lines[16];
                     for (int64_t i = 0; i < 16; i++) {
-                        const Half *one = places[2 * i], *other = places[2 * i + 1];
-                        lines[i] = paired(one ? one + o * LANES : zeros, other ? other + o * LANES : zeros);
+                        const In *one = places[2 * i], *other = places[2 * i + 1];
+                        lines[i] = paired(one ? one + block * LANES : none, other ? other + block * LANES : none, part);
                     }
                     turn(lines);
-                    char *to = turned + (o * tiles + q) * TILE;
+                    char *to = turned + ((block * tiles + q) * PARTS + part) * TILE;
                     for (int64_t i = 0; i < 16; i++) _mm512_store_si512(to + i * 64, lines[i]);
                 }
             }
@@ -643,7 +689,7 @@ void by_weight(const Sizes &s, const Half *x, const Half *dy, float *dw) {
                 for (int64_t i = 0; i < 4; i++) b[i] = of_list(std::min(l + i, lists - 1));
                 for (int64_t o = 0; o < p.out; o += 2) {
                     const bool two = o + 1 < p.out;
-                    const char *a = turned + o * tiles * TILE, *a2 = a + (two ? tiles * TILE : 0);
+                    const char *a = turned + o * tiles * PARTS * TILE, *a2 = a + (two ? tiles * PARTS * TILE : 0);
                     char *sums[4];
                     for (int64_t i = 0; i < 4; i++) sums[i] = wide ? sum_of(o + i / 2, l + i % 2) : sum_of(o, l + i);
                     const bool have[4] = {true, there > 1, wide ? two : there > 2, wide ? two && there > 1 : there > 3};
@@ -655,7 +701,7 @@ void by_weight(const Sizes &s, const Half *x, const Half *dy, float *dw) {
                         if (have[3]) LOAD(3, sums[3], step);
                     }
                     if (wide)
-                        for (int64_t q = 0; q < used; q++) {
+                        for (int64_t q = 0; q < used * PARTS; q++) {
                             LOAD(4, a + q * TILE, 64);
                             LOAD(6, b[0] + starts[q], 64);
                             LOAD(7, b[1] + starts[q], 64);
@@ -666,7 +712,7 @@ void by_weight(const Sizes &s, const Half *x, const Half *dy, float *dw) {
                             MULTIPLY(3, 5, 7);
                         }
                     else
-                        for (int64_t q = 0; q < used; q++) {
+                        for (int64_t q = 0; q < used * PARTS; q++) {
                             LOAD(4, a + q * TILE, 64);
                             LOAD(5, b[0] + starts[q], 64);
                             MULTIPLY(0, 4, 5);
@@ -711,6 +757,39 @@ extern "C" void spiketriton_tiles_by_input(const Sizes *s, const Half *dy, const
     multiply(p, dy, pack(p, *s, w, true, kept), dx);
 }
 
+// The same in float32 of an x of spikes, whose values bfloat16 has: weights and dy are sums of three values of bfloat16.
+extern "C" void spiketriton_spikes_output(const Sizes *s, const Half *x, const float *w, float *y) {
+    static thread_local Kept kept;
+    Plan p = forwards(*s);
+    p.parts = 3;
+    if (by_images_pays(p)) return by_images(p, *s, x, w, false, y);
+    multiply(p, x, pack(p, *s, w, false, kept), y);
+}
+
+extern "C" void spiketriton_spikes_by_weight(const Sizes *s, const Half *x, const float *dy, float *dw) { by_weight(*s, x, dy, dw); }
+
+// n values of float32 -> bfloat16. Whether they are finite and the same; else what is written is of no use.
+extern "C" int spiketriton_spikes(int64_t n, int64_t threads, const float *x, Half *halves) {
+    constexpr int64_t RUN = 4096;
+    int differs = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : differs)
+    for (int64_t start = 0; start < n; start += RUN) {
+        if (differs) continue;
+        const int64_t end = std::min(n, start + RUN);
+        __m512i lost = _mm512_setzero_si512();
+        __mmask16 infinite = 0;
+        for (int64_t i = start; i < end; i += 16) {
+            const __mmask16 there = end - i < 16 ? __mmask16((1u << (end - i)) - 1) : __mmask16(-1);
+            const __m512i word = _mm512_maskz_loadu_epi32(there, x + i);
+            lost = _mm512_or_si512(lost, word);
+            infinite |= _mm512_cmpge_epu32_mask(_mm512_slli_epi32(word, 1), _mm512_set1_epi32(int(0xff000000u)));
+            _mm512_mask_cvtepi32_storeu_epi16(halves + i, there, _mm512_srli_epi32(word, 16));
+        }
+        differs |= infinite || _mm512_test_epi32_mask(lost, _mm512_set1_epi32(0xffff));
+    }
+    return !differs;
+}
+
 // x, dy -> dw, as w
 extern "C" void spiketriton_tiles_by_weight(const Sizes *s, const Half *x, const Half *dy, float *dw) { by_weight(*s, x, dy, dw); }
 
@@ -720,5 +799,8 @@ extern "C" int spiketriton_tiles() { return 0; }
 extern "C" void spiketriton_tiles_output(const Sizes *, const void *, const void *, void *) {}
 extern "C" void spiketriton_tiles_by_input(const Sizes *, const void *, const void *, void *) {}
 extern "C" void spiketriton_tiles_by_weight(const Sizes *, const void *, const void *, void *) {}
+extern "C" void spiketriton_spikes_output(const Sizes *, const void *, const void *, void *) {}
+extern "C" void spiketriton_spikes_by_weight(const Sizes *, const void *, const void *, void *) {}
+extern "C" int spiketriton_spikes(int64_t, int64_t, const void *, void *) { return 0; }
 
 #endif
