@@ -35,6 +35,7 @@ from spiketriton.evaluate.evaluation import evaluate
 from spiketriton.evaluate.results import Evaluation
 from spiketriton.export.nir_network import network as from_nir
 from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.prober import Prober
 from spiketriton.gradients.verdict import Learned, Verdict, judge
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
@@ -49,7 +50,6 @@ from spiketriton.training import trained
 from spiketriton.training.display import Quiet, make_display
 from spiketriton.training.environment import undisturbed
 from spiketriton.training.hooks import Hooks
-from spiketriton.training.probing import Prober
 from spiketriton.training.session import Session
 
 __all__ = ["NetDiagnosis", "Run", "diagnose", "from_nir", "load_run", "table", "train"]
@@ -282,7 +282,7 @@ def _diagnosed(
     copy.recognise(batch[0], batch[0].shape[images])
     fresh = deepcopy(copy)
     prober = Prober(copy, [batch], loss, images=images)
-    measured, signal = named_as_given(prober.measure()), prober.signal()
+    measured, signal = named_as_given(prober.measure(time=True)), prober.signal()
     of: Recipe | str = optimizer
     if isinstance(net, Network) and net.made_from is not None:
         of = net.made_from

@@ -331,7 +331,7 @@ def test_any_network_of_neurons_is_diagnosed_and_left_alone(optimizer, word):
         net, [x, y], optimizer=optimizer, tries=2
     )  # as a DataLoader gives them
     assert found.names == tuple(f"neurons.{i}" for i in range(48))
-    assert found.measured.grad_input.shape == (48, 4)
+    assert found.measured.grad_input_rms.shape == (48, 4)
     assert found.verdict.backward.word == word
     assert ("exploding backward" in str(found).splitlines()[0]) == (word == "exploding")
     assert_equal(before, net.state_dict())
@@ -345,7 +345,7 @@ def test_any_network_of_neurons_is_diagnosed_and_left_alone(optimizer, word):
         optimizer=optimizer,
         tries=0,
     )
-    assert np.allclose(own.measured.grad_input, found.measured.grad_input)
+    assert np.allclose(own.measured.grad_input_rms, found.measured.grad_input_rms)
 
 
 X = torch.zeros(4, 16, 8)
@@ -393,7 +393,7 @@ def test_what_would_help_a_silent_net_of_ones_own_is_tried():
     torch.manual_seed(0)
     net = Convolutions(scale=0.01)
     found = spiketriton.diagnose(net, SHOWN, tries=30)  # images, of a net that takes [T, B, ...]
-    assert found.measured.grad_input.shape == (2, 4)
+    assert found.measured.grad_input_rms.shape == (2, 4)
     assert (found.verdict.word, found.verdict.forward.arrives) == ("no obstacle found", False)
     norm, *_ = found.trials.changed
     assert found.trials.images == 16
@@ -466,7 +466,7 @@ def test_how_a_network_is_called_is_found_out():
         (one, steps, ("1",), (1, 6)),
     ):
         found = spiketriton.diagnose(net, (x, SHOWN[1]), time_steps=5, tries=0)
-        assert (found.names, found.measured.grad_input.shape) == (names, shape)
+        assert (found.names, found.measured.grad_input_rms.shape) == (names, shape)
     with pytest.raises(
         UserError, match=r"Convolutions answers to no x of \[16, 3\]: as given: .*; time first: "
     ):

@@ -11,9 +11,10 @@ from torch import nn
 from spiketriton.config import replace as change
 from spiketriton.config.names import BLOCK_NETS, PARALLEL
 from spiketriton.data import build_data
-from spiketriton.diagnose.cut_time import cut_time
 from spiketriton.diagnose.diagnosed import Subject
 from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.prober import Prober, probe_batches
+from spiketriton.gradients.through_time import cut_time
 from spiketriton.gradients.verdict import CLOSED, starts_closed
 from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import BlockNetwork
@@ -21,7 +22,6 @@ from spiketriton.neurons import Norm
 from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError, one_line
 from spiketriton.training.placement import Placement
-from spiketriton.training.probing import Prober, probe_batches
 from spiketriton.training.randomness import seed_everything
 
 
@@ -122,7 +122,7 @@ class Experiment:
         """Whether the gradients of the net with these changes are measured with its blocks opened, see `measure`."""
         return self.subject.state is None and starts_closed(change(self.recipe, *changes).model)
 
-    def measure(self, prober: Prober, *changes: str) -> Measurement:
+    def measure(self, prober: Prober, *changes: str, time: bool = False) -> Measurement:
         """The gradients of the net that `prober(*changes)` made.
 
         Into a residual block that starts closed little gradient enters, at a gain of 0 none, which says nothing
@@ -133,7 +133,7 @@ class Experiment:
         for norm in norms:
             norm.weight.data.clamp_(min=CLOSED)
         try:
-            return prober.measure()
+            return prober.measure(time=time)
         finally:
             for norm, gain in zip(norms, gains, strict=True):
                 norm.weight.data.copy_(gain)

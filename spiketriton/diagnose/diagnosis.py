@@ -53,8 +53,8 @@ def diagnose(subject: Subject, batches: int = 1, tries: int = 0) -> Diagnosis:
     tries: steps for which changes are tried on fresh nets, where the verdict asks for one; 0: none is.
     """
     experiment = Experiment(subject, batches)
-    measured, opened = experiment.measure(experiment.prober()), experiment.opens()
-    as_it_is = experiment.prober().measure() if opened else measured
+    measured, opened = experiment.measure(experiment.prober(), time=True), experiment.opens()
+    as_it_is = experiment.prober().measure(time=True) if opened else measured
     signal = experiment.signal
     verdict = judge(as_it_is, subject.recipe, signal, subject.learned, begun=subject.begun)
     tried, found = None, cures(subject.recipe, verdict)

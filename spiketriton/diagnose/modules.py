@@ -14,11 +14,11 @@ from spiketriton.config.words import some
 from spiketriton.diagnose.cures import CLIPPING, Cure, change_neurons
 from spiketriton.diagnose.trials import Trials, loss_after
 from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.prober import MOST
 from spiketriton.models.network import trial
 from spiketriton.neurons import SpikingNeuron, adopt, told_of_spikes
 from spiketriton.system.errors import UserError, one_line
 from spiketriton.training.optim import build_optimizer
-from spiketriton.training.probing import MOST
 from spiketriton_kernels.nn import SpikingNeuron as KernelNeuron
 from spiketriton_kernels.nn import swap
 

@@ -127,7 +127,7 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
         "synthetic": found.synthetic,
         "images": found.images,
         "device": found.device,
-        "time_steps": measured.grad_input.shape[1],
+        "time_steps": measured.grad_input_rms.shape[1],
         "optimizer": found.subject.recipe.train.optimizer,
         "verdict": {
             **asdict(verdict),
@@ -152,8 +152,8 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
                 "change": ablation.override,
                 "depth_gain": ablation.measured.depth_gain,
                 "time_ratio": ablation.measured.time_ratio,
-                "outside_share": float(ablation.measured.outside.mean()),
-                "firing_rate": float(ablation.measured.firing.mean()),
+                "outside_share": float(ablation.measured.outside_share.mean()),
+                "firing_rate": float(ablation.measured.firing_rate.mean()),
                 "overlap": ablation.overlap,
                 "depth_profile": ablation.measured.depth_profile.tolist(),
             }
@@ -195,15 +195,15 @@ def _row(ablation: Ablation) -> tuple[str, ...]:
         f"{shown.depth_gain:.3g}",
         times(shown.depth_ratio),
         times(shown.time_ratio),
-        in_percent(1 - shown.outside.mean()),
-        f"{shown.firing.mean():.3f}",
+        in_percent(1 - shown.outside_share.mean()),
+        f"{shown.firing_rate.mean():.3f}",
         two_digits(ablation.overlap),
     )
 
 
 def heat_map(measured: Measurement, console: Console) -> None:
     """Layer by time step on a log scale, with the depth profile at the right; the time profile below."""
-    grads = measured.grad_input
+    grads = measured.grad_input_rms
     logs = _log10(grads)
     known = logs[np.isfinite(logs)]
     if not len(known):

@@ -22,7 +22,7 @@ def draw(found: Diagnosis, path: Path) -> None:
         heat, depth, image = (figure.add_subplot(grid[0, i]) for i in range(3))
         time = figure.add_subplot(grid[1, :2])
         size, unit = "Size of the gradient", "gradient (RMS, log scale)"
-        heat_map(heat, measured.grad_input, measured.names, size, unit, logs=True)
+        heat_map(heat, measured.grad_input_rms, measured.names, size, unit, logs=True)
         lines = [("branches opened" if found.opened else "as it is", measured, BLUE)]
         for ablation in found.ablations:
             if ablation.change == Change.HALF_WIDTH:

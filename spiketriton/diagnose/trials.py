@@ -15,13 +15,13 @@ from spiketriton.config import Recipe
 from spiketriton.config import replace as change
 from spiketriton.data import Data
 from spiketriton.diagnose.cures import Cure, change_neurons
+from spiketriton.gradients.prober import MOST
 from spiketriton.gradients.verdict import LIMITS
 from spiketriton.models import Network, build_model
 from spiketriton.plugins.tasks import answers, build_loss, image_dim, task_of
 from spiketriton.system.errors import UserError
 from spiketriton.training.optim import build_optimizer, build_schedule, clipped_norm
 from spiketriton.training.placement import Placement
-from spiketriton.training.probing import MOST
 from spiketriton.training.randomness import seed_everything
 
 STEPS = 50

@@ -13,17 +13,19 @@ import numpy as np
 
 from spiketriton_kernels import PROBE_FIELDS
 
-# the key of each field in a row of gradients.jsonl
-KEYS = {
-    "grad_spike": "grad_spike_rms",
-    "grad_input": "grad_input_rms",
-    "grad_carry": "grad_carry_rms",
-    "time_factor": "time_factor",
-    "outside": "outside_share",
-    "firing": "firing_rate",
-    "peak": "grad_input_max",
-    "nonfinite": "nonfinite",
-}
+COLUMNS = (
+    "grad_spike_rms",
+    "grad_input_rms",
+    "grad_carry_rms",
+    "time_factor",
+    "outside_share",
+    "firing_rate",
+    "grad_input_max",
+    "nonfinite",
+    "credit",
+    "direct",
+)
+"""What is known of a layer and a time step: fields of a `Measurement`, and keys of a row of gradients.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class Measurement:
     """What the probes measured; arrays are float64 [layers, T].
 
     names: the spiking layers in forward order.
-    grad_spike, grad_input, grad_carry: RMS of dL/ds, dL/dx and of dL/dv carried from the next step.
+    grad_spike_rms, grad_input_rms, grad_carry_rms: of dL/ds, dL/dx and of dL/dv carried from the next step.
     time_factor: mean |decay * dv/dh|.
-    outside, firing: share of neurons outside the surrogate's reach, and of those that fire.
-    peak: largest |dL/dx|.
+    outside_share, firing_rate: share of neurons outside the surrogate's reach, and of those that fire.
+    grad_input_max: largest |dL/dx|.
     nonfinite: number of values of dL/dx that are not finite.
+    credit, direct: what reaches a step by way of time, and what reaches it without (`through_time`), as shares of what
+        reaches the last step that is read; NaN where it was not measured.
     weights: RMS of dL/dw by the name of each weight with two or more dimensions, where they were measured.
 
     Profiles and ratios are walked backward, as the gradient goes: a ratio above 1 grows toward the
@@ -57,15 +61,22 @@ class Measurement:
     """
 
     names: tuple[str, ...]
-    grad_spike: np.ndarray
-    grad_input: np.ndarray
-    grad_carry: np.ndarray
+    grad_spike_rms: np.ndarray
+    grad_input_rms: np.ndarray
+    grad_carry_rms: np.ndarray
     time_factor: np.ndarray
-    outside: np.ndarray
-    firing: np.ndarray
-    peak: np.ndarray
+    outside_share: np.ndarray
+    firing_rate: np.ndarray
+    grad_input_max: np.ndarray
     nonfinite: np.ndarray
+    credit: np.ndarray = None  # type: ignore[assignment]
+    direct: np.ndarray = None  # type: ignore[assignment]
     weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("credit", "direct"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.full(self.grad_input_rms.shape, np.nan))
 
     @classmethod
     def of_sums(
@@ -82,15 +93,19 @@ class Measurement:
         count = np.asarray(elements, np.float64)[:, None]
         by_field = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
         sum_of = dict(zip(PROBE_FIELDS, by_field, strict=True))
-        norms = ("grad_spike", "grad_input", "grad_carry")
-        rms = {name: np.sqrt(sum_of[f"{name}_sq"] / count) / scale for name in norms}
+
+        def rms(squares: str) -> np.ndarray:
+            return np.sqrt(sum_of[squares] / count) / scale
+
         return cls(
             names=tuple(names),
-            **rms,
+            grad_spike_rms=rms("grad_spike_sq"),
+            grad_input_rms=rms("grad_input_sq"),
+            grad_carry_rms=rms("grad_carry_sq"),
             time_factor=sum_of["time_factor"] / count,
-            outside=sum_of["outside"] / count,
-            firing=sum_of["spikes"] / count,
-            peak=sum_of["grad_input_max"] / scale,
+            outside_share=sum_of["outside"] / count,
+            firing_rate=sum_of["spikes"] / count,
+            grad_input_max=sum_of["grad_input_max"] / scale,
             nonfinite=sum_of["nonfinite"],
         )
 
@@ -106,11 +121,11 @@ class Measurement:
             raise ValueError(
                 f"{len(names)} layers in {len(rows)} rows of one step, up to layer {shape[0] - 1}"
             )
-        values: dict[str, Any] = {name: np.full(shape, np.nan) for name in KEYS}
+        values: dict[str, Any] = {name: np.full(shape, np.nan) for name in COLUMNS}
         for row in rows:
-            for name, key in KEYS.items():
-                if row.get(key) is not None:
-                    values[name][row["index"], row["time_step"]] = row[key]
+            for name in COLUMNS:
+                if row.get(name) is not None:
+                    values[name][row["index"], row["time_step"]] = row[name]
         return cls(names=tuple(names[index] for index in sorted(names)), **values)
 
     @classmethod
@@ -119,30 +134,36 @@ class Measurement:
         return cls.of_rows([row for row in rows if row["step"] == step])
 
     def rows(self, step: int | None = None) -> list[dict[str, Any]]:
-        """One object per layer and time step, for JSON; with the step of training if given."""
+        """One object per layer and time step, for JSON; with the step of training if given.
+
+        `credit` and `direct` are there where they were measured.
+        """
         start = {} if step is None else {"step": step}
+        time_told = not np.isnan(self.credit).all()
+        known = [name for name in COLUMNS if time_told or name not in ("credit", "direct")]
         made = []
-        for index, name in enumerate(self.names):
-            for t in range(self.grad_input.shape[1]):
-                values = {key: float(getattr(self, known)[index, t]) for known, key in KEYS.items()}
+        for index, layer in enumerate(self.names):
+            for t in range(self.grad_input_rms.shape[1]):
+                values = {name: float(getattr(self, name)[index, t]) for name in known}
                 values["nonfinite"] = int(values["nonfinite"])
-                made.append({**start, "layer": name, "index": index, "time_step": t, **values})
+                place = {"layer": layer, "index": index, "time_step": t}
+                made.append({**start, **place, **values})
         return made
 
     def of_layers(self, chosen: Sequence[int]) -> "Measurement":
         """That of some layers, by their indices."""
-        arrays = {name: getattr(self, name)[list(chosen)] for name in KEYS}
+        arrays = {name: getattr(self, name)[list(chosen)] for name in COLUMNS}
         return replace(self, names=tuple(self.names[i] for i in chosen), **arrays)
 
     @property
     def depth_profile(self) -> np.ndarray:
         """RMS of dL/dx of each layer over its time steps, [layers]."""
-        return np.sqrt(np.mean(self.grad_input**2, axis=1))
+        return np.sqrt(np.mean(self.grad_input_rms**2, axis=1))
 
     @property
     def time_profile(self) -> np.ndarray:
         """RMS of dL/dx of each time step, the geometric mean over layers, [T]; 0 where none is."""
-        columns = [column[column > 0] for column in self.grad_input.T]
+        columns = [column[column > 0] for column in self.grad_input_rms.T]
         return np.array([np.exp(np.log(c).mean()) if len(c) else 0.0 for c in columns])
 
     @property
@@ -160,15 +181,20 @@ class Measurement:
     def time_ratio(self) -> float | None:
         """The first time step's RMS of dL/dx by the last one's; may be infinite.
 
-        The geometric mean over the layers that have both. None for a single step, and where
-        nothing (or nothing finite) arrives at the last one; 0 where no layer has both.
+        The geometric mean over the layers that the gradient reaches at the last step: 0 where it dies in one of them on
+        its way to the first. None for a single step, and where nothing (or nothing finite) arrives at the last one.
         """
-        first, last = self.grad_input[:, 0], self.grad_input[:, -1]
+        first, last = self.grad_input_rms[:, 0], self.grad_input_rms[:, -1]
         reached = (last > 0) & np.isfinite(last)
-        if self.grad_input.shape[1] == 1 or not reached.any():
+        if self.grad_input_rms.shape[1] == 1 or not reached.any():
             return None
-        both = reached & (first > 0)
-        return float(np.exp(np.log(first[both] / last[both]).mean())) if both.any() else 0.0
+        with np.errstate(divide="ignore"):
+            return float(np.exp(np.log(first[reached] / last[reached]).mean()))
+
+    @property
+    def arriving(self) -> np.ndarray:
+        """The larger of `credit` and `direct`: what reaches a step on any way, [layers, T]."""
+        return np.maximum(self.credit, self.direct)
 
     @property
     def depth_gain(self) -> float:

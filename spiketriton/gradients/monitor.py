@@ -1,9 +1,5 @@
 """The gradient monitor: norms by spiking layer and time step, measured on some steps of a training.
 
-On a measured step every spiking layer gets a probe (`spiketriton_kernels.PROBE_FIELDS`). The
-kernels' backward adds to its gradient what they hold in registers anyway: no hooks, no tensor kept,
-no second pass. On all other steps the probe is None and costs nothing.
-
 The last micro-batch of a step is measured. The norms are those of the true gradient of the whole
 step's loss, the mean over the global batch: the loss of a micro-batch is divided by the number of
 micro-batches before backward, so that each element's dL/dx is the true one, and the factor of the
@@ -14,7 +10,7 @@ step.
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +18,12 @@ import torch
 from torch import Tensor
 
 from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.probes import Probes
+from spiketriton.gradients.through_time import Shares
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
 from spiketriton.neurons import told_of_spikes
 from spiketriton.system.ranks import Ranks
-from spiketriton_kernels import PROBE_FIELDS
 
 
 @dataclass(frozen=True)
@@ -80,52 +77,37 @@ class GradientMonitor:
         if self.layers:
             device = next(model.parameters()).device
             counts = elements_per_image(model, image_shape, device)
-            self.elements = [batch * count for count in counts]
-            # one tensor per layer for the whole run, and one gradient of it: torch.compile and a CUDA graph
-            # see the same ones every time
-            shape = (frames or model.time_steps, len(PROBE_FIELDS))
-            self.probes = [torch.zeros(shape, device=device).requires_grad_() for _ in self.layers]
-            self.sums = [torch.zeros_like(probe) for probe in self.probes]
-            for probe, grad in zip(self.probes, self.sums, strict=True):
-                probe.grad = grad  # autograd adds to it in place
+            elements = [batch * count for count in counts]
+            self.probes = Probes(self.layers, frames or model.time_steps, elements, device)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
         """Measures the forward and backward inside, for `read`."""
         self.scaled = self.scale()
-        torch._foreach_zero_(self.sums)
-        for (_, layer), probe in zip(self.layers, self.probes, strict=True):
-            layer.probe = probe
-        try:
+        with self.probes.watching():
             yield
-        finally:
-            for _, layer in self.layers:
-                layer.probe = None
 
-    def read(self, step: int) -> None:
-        """Waits for the device, and writes what was measured last, as of this step."""
+    def read(self, step: int, shares: Shares | None = None) -> None:
+        """Waits for the device, and writes what was measured last, as of this step; with what is known of time."""
         if self.counts_steps and self._strayed(step):
             return
-        # [layers, T, 8] in one copy from the device
-        own = torch.stack(self.sums).cpu().double()
-        sums, largest = self.ranks.total(own), PROBE_FIELDS.index("grad_input_max")
-        sums[..., largest] = self.ranks.largest(own[..., largest].contiguous())
-        names = [name for name, _ in self.layers]
         # each rank's loss is the mean over its own images, so its gradients are world_size times as large
         scale = self.scaled * self.ranks.world_size
-        measured = Measurement.of_sums(names, sums.numpy(), self.elements, scale)
-        rate = float(np.average(measured.firing.mean(1), weights=self.elements))
+        measured = self.probes.measured([self.probes.read()], scale, self.ranks)
+        if shares is not None:
+            measured = replace(measured, **vars(shares))
+        rate = float(np.average(measured.firing_rate.mean(1), weights=self.probes.elements))
         ratios = _finite(measured.depth_ratio), _finite(measured.time_ratio)
         self.summary = Summary(step, rate, *ratios, int(measured.nonfinite.sum()))
         self.write(step, measured)
 
     def _strayed(self, step: int) -> bool:
         """Whether a neuron of any rank was shown other time steps than those that rows are for."""
-        lines = [f"{n} {layer.strayed}" for n, layer in self.layers if layer.strayed]
-        if lines and not self.warned:
-            self.warn(f"step {step} is not measured: {lines[0]}; nor are others like it")
+        line = self.probes.strayed()
+        if line and not self.warned:
+            self.warn(f"step {step} is not measured: {line}; nor are others like it")
             self.warned = True
-        return bool(self.ranks.total(torch.tensor(float(len(lines)))))
+        return bool(self.ranks.total(torch.tensor(float(bool(line)))))
 
     def state_dict(self) -> dict[str, Any]:
         return vars(self.summary).copy()

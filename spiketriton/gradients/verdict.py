@@ -331,7 +331,7 @@ def judge(
     grows &= len(names) >= LIMITS.growth.layers and kind in LIMITS.growth.kinds
     if told is not None and (begun or len(names) < told.layers or kind not in told.kinds):
         told = None
-    outside, firing = measured.outside.mean(1), measured.firing.mean(1)
+    outside, firing = measured.outside_share.mean(1), measured.firing_rate.mean(1)
     should_fire = [i for i in range(len(names)) if i not in silent] or range(len(names))
     quietest = min(should_fire, key=lambda i: firing[i])
     small = [n for n, rms in measured.weights.items() if optimizer == "adamw" and 0 < rms < eps]
@@ -346,7 +346,7 @@ def judge(
         silent_net = forward.rate < LIMITS.rate and not signal.arrives and not kept > 0
         # branches that start at zero get no gradient before the first step, and signal and gradient pass them
         asleep = [i for i in should_fire if firing[i] < LIMITS.rate and i in through]
-        wakes = all(measured.grad_input[i].any() for i in asleep)
+        wakes = all(measured.grad_input_rms[i].any() for i in asleep)
         forward = Forward(quietest, forward.rate, not silent_net, wakes, kept, told, lost)
     return Verdict(
         names=names,
@@ -354,9 +354,9 @@ def judge(
         forward=forward,
         backward=backward,
         time_ratio=measured.time_ratio,
-        dead_share=float(measured.outside.mean()),
+        dead_share=float(measured.outside_share.mean()),
         dead_layer=int(outside.argmax()) if outside.max() > DEAD_SHARE else None,
-        firing_rate=float(measured.firing.mean()),
+        firing_rate=float(measured.firing_rate.mean()),
         time_factor=float(measured.time_factor.mean()),
         below_eps=tuple(small),
         learned=learned,
@@ -400,7 +400,7 @@ def _compared(measured: Measurement, model: ModelConfig) -> Sequence[int]:
     ends = last_layers(measured.names)
     if model.name not in BLOCK_NETS or model.block == "preact" or not ends:
         return range(len(measured.names))
-    closed = starts_closed(model) and not measured.grad_spike[ends].any()
+    closed = starts_closed(model) and not measured.grad_spike_rms[ends].any()
     return [] if closed and not measured.nonfinite.any() else ends
 
 
@@ -443,7 +443,7 @@ def _backward(measured: Measurement, among: Sequence[int], judged: Predicts | No
     elif judged is not None and ratio is not None and ratio > judged.limit:
         word = Word.EXPLODING
     growth = np.where(np.isnan(jumps), -np.inf, jumps)
-    grads = np.where(np.isfinite(shown.grad_input), shown.grad_input, np.inf)
+    grads = np.where(np.isfinite(shown.grad_input_rms), shown.grad_input_rms, np.inf)
     layer, step = map(int, np.unravel_index(grads.argmax(), grads.shape))
     if word == Word.NOT_FINITE and nonfinite is None:
         nonfinite = (int(among[layer]), step)

@@ -84,7 +84,7 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
     figure = layer_figure(len(last.names), title)
     heat, depth = figure.subplots(1, 2, width_ratios=[1.15, 1])
     size = f"Size of the gradient at step {steps[-1]}"
-    heat_map(heat, last.grad_input, last.names, size, "gradient (RMS, log scale)", logs=True)
+    heat_map(heat, last.grad_input_rms, last.names, size, "gradient (RMS, log scale)", logs=True)
     for step, colour in zip(chosen, (GREY, ORANGE, BLUE)[-len(chosen) :], strict=True):
         profile = positive(Measurement.of_step(rows, step).depth_profile)
         if len(profile) != len(last.names):
@@ -104,7 +104,7 @@ def firing(rows: list[Row], title: str) -> Figure | None:
         return None
     step = max(row["step"] for row in rows)
     measured = Measurement.of_step(rows, step)
-    rate, outside = measured.firing, 100 * measured.outside
+    rate, outside = measured.firing_rate, 100 * measured.outside_share
     figure = layer_figure(len(measured.names), title)
     left, right = figure.subplots(1, 2)
     names, most = measured.names, max(0.1, np.nanmax(rate))

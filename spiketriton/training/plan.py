@@ -8,6 +8,8 @@ from spiketriton.data import Data
 from spiketriton.plugins.tasks import Score
 from spiketriton.training.testing import Results
 
+SELDOM = 10  # measurements, of which one tells the ways through time apart, in two passes more
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -58,6 +60,12 @@ class Plan:
         """Whether the gradients of this step are measured: now and then, the first and the last."""
         every = self.measure_every
         return every > 0 and (step in (1, self.steps) or step % every == 0)
+
+    def tells_ways(self, step: int) -> bool:
+        """Whether the ways through time are told apart: at every tenth measurement, the first and the last."""
+        return self.measures(step) and (
+            step in (1, self.steps) or step % (SELDOM * self.measure_every) == 0
+        )
 
     def epoch(self, step: int) -> float:
         """Passes over the training images after `step` steps."""

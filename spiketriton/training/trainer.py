@@ -14,6 +14,8 @@ from spiketriton.config import Recipe
 from spiketriton.config.names import NONE
 from spiketriton.data import Data
 from spiketriton.gradients.monitor import GradientMonitor
+from spiketriton.gradients.prober import Prober, probe_batches
+from spiketriton.gradients.through_time import Shares
 from spiketriton.models import build_model
 from spiketriton.plugins.tasks import Batch, answers
 from spiketriton.runs.checkpoint import Checkpoints, State
@@ -37,7 +39,6 @@ from spiketriton.training.meters import (
 from spiketriton.training.optim import Update, continue_on
 from spiketriton.training.placement import Placement
 from spiketriton.training.plan import Outcome, Plan, Progress
-from spiketriton.training.probing import Prober, probe_batches
 from spiketriton.training.recording import Recorder
 from spiketriton.training.testing import Tester
 
@@ -231,7 +232,8 @@ class Trainer:
         measured = bool(self.monitor.layers) and self.plan.measures(self.step + 1)
         total, norm = self.run(parts, measured)
         if measured:
-            self.monitor.read(self.step + 1)
+            told = self.plan.tells_ways(self.step + 1)
+            self.monitor.read(self.step + 1, self.shares() if told else None)
         self.lr = self.update.advance()
         self.progress.step += 1
         self.meters.step(self.recipe.train.batch_size, total, norm)
@@ -307,15 +309,26 @@ class Trainer:
             return
         with self.meters.aside(), randomness.kept():  # a loss of one's own may draw
             try:
-                if not self.probed:
-                    with self.placement.autocast():
-                        self.probed = probe_batches(self.data, self.model, self.device, 1)
-                prober = Prober(self.model, self.probed, self.loss, self.placement.autocast)
-                found = prober.measure(), prober.signal()
+                prober = self.prober()
+                found = prober.measure(time=True), prober.signal()
             except UserError as error:  # a network of others whose windows differ
                 self.display.note(f"not judged: {error}")
                 return
         self.recorder.judge(self.step, *found)
+
+    def shares(self) -> Shares | None:
+        """What reaches each time step by way of time, on the images by which the net is judged."""
+        with self.meters.aside(), randomness.kept():
+            try:
+                return self.prober().through_time()
+            except UserError:  # as `judge` has said
+                return None
+
+    def prober(self) -> Prober:
+        if not self.probed:
+            with self.placement.autocast():
+                self.probed = probe_batches(self.data, self.model, self.device, 1)
+        return Prober(self.model, self.probed, self.loss, self.placement.autocast)
 
     def log(self) -> None:
         """Writes a row about the steps since the last one; this waits for the device."""

@@ -32,6 +32,7 @@ from torchvision.transforms.v2 import functional as F
 
 from spiketriton.config import DataConfig, Recipe, load_recipe, parts
 from spiketriton.evaluate.evaluation import wilson
+from spiketriton.gradients.prober import Prober
 from spiketriton.gradients.verdict import LIMITS, last_layers
 from spiketriton.models import build_model
 from spiketriton.models.blocks import Block
@@ -40,7 +41,6 @@ from spiketriton.plugins.tasks import Loss, build_loss
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from spiketriton.system import machine
 from spiketriton.training.optim import build_optimizer, build_schedule
-from spiketriton.training.probing import Prober
 from studies.gradient_flow.tables import ROWS, Rows, on_cifar
 
 HERE = Path(__file__).parent
@@ -210,7 +210,7 @@ def before_training(net: nn.Module, batch: Images, loss: Loss) -> dict[str, Any]
     return {
         "similarity": round(float(similarity[-1]), 3),
         "gradient_ratio": f"{first / last:.3g}" if last > 0 and math.isfinite(first) else "inf",
-        "firing": round(float(measured.firing.mean(1).min()), 4),
+        "firing": round(float(measured.firing_rate.mean(1).min()), 4),
     }
 
 

@@ -35,10 +35,10 @@ from torch import Tensor, nn
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.diagnose.ablations import Experiment
 from spiketriton.diagnose.diagnosed import Subject
+from spiketriton.gradients.prober import NOISE
 from spiketriton.neurons import build_neuron
 from spiketriton.show.figures import BLUE, GREY, ORANGE, STYLE, log_scale, new_figure
 from spiketriton.system.errors import run_command
-from spiketriton.training.probing import NOISE
 
 WIDTHS = (0.1, 0.2, 0.417, 1.0, 2.0, 4.0, 10.0)
 CURVE = np.geomspace(0.1, 10, 13)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from spiketriton.config import NeuronConfig, SurrogateConfig
+from spiketriton.gradients.prober import overlap_of
 from spiketriton.neurons import Norm, build_neuron
-from spiketriton.training.probing import overlap_of
 from studies.mean_field.run import MeanField
 
 

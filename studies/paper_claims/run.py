@@ -21,13 +21,13 @@ import torch
 
 from spiketriton.config import load_recipe
 from spiketriton.data import build_data
+from spiketriton.gradients.prober import Prober
 from spiketriton.gradients.verdict import last_layers
 from spiketriton.models import build_model
 from spiketriton.plugins.tasks import build_loss
 from spiketriton.runs.rows import replace_file
 from spiketriton.show.figures import BLUE, GREEN, ORANGE, STYLE
 from spiketriton.system.errors import UserError
-from spiketriton.training.probing import Prober
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
@@ -85,7 +85,7 @@ def measure(changes: tuple[str, ...], seed: int, root: str) -> dict[str, str]:
     return {
         "by_layer": written(ends.depth_profile),
         "by_step": written(ends.time_profile),
-        "outside": f"{found.outside.mean():.3f}",
+        "outside": f"{found.outside_share.mean():.3f}",
     }
 
 

@@ -17,12 +17,12 @@ from spiketriton.diagnose.diagnosed import find_subject
 from spiketriton.diagnose.diagnosis import Diagnosis, diagnose
 from spiketriton.diagnose.page import as_json
 from spiketriton.diagnose.trials import loss_after, try_changes
+from spiketriton.gradients.prober import probe_batches
 from spiketriton.gradients.verdict import Verdict, Word
 from spiketriton.models import build_model
 from spiketriton.report.page import Page
 from spiketriton.runs.folder import RunFolder
 from spiketriton.show.verdict import line, sentences
-from spiketriton.training.probing import probe_batches
 from tests.gradients.support import DEEP, nothing, subject
 from tests.small_runs import small_trainer
 
@@ -145,7 +145,7 @@ def test_a_run_is_measured_at_its_weights_and_widths(tmp_path):
         assert torch.equal(model.state_dict()[name], value)
     fresh = diagnose(subject(*longer))
     trained = diagnose(subject_of_run)
-    assert not np.allclose(fresh.measured.grad_input, trained.measured.grad_input)
+    assert not np.allclose(fresh.measured.grad_input_rms, trained.measured.grad_input_rms)
     assert Change.NO_NORM not in [ablation.change for ablation in trained.ablations]
     assert trained.subject.title == f"run {run}, after step 105"
     assert as_json(trained)["step"] == 105

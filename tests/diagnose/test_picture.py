@@ -17,14 +17,14 @@ from tests.show.support import measurement
 def found(measured: Measurement, synthetic: bool = False):
     """A diagnosis, as far as it is drawn."""
     ablations = [
-        SimpleNamespace(change=name, measured=measurement(factor * measured.grad_input))
+        SimpleNamespace(change=name, measured=measurement(factor * measured.grad_input_rms))
         for name, factor in ((Change.HALF_WIDTH, 0.5), (Change.TWICE_WIDTH, 2.0), (Change.LEAK, 9.0))
     ]  # fmt: skip
     return SimpleNamespace(
         measured=measured,
         synthetic=synthetic,
         subject=SimpleNamespace(recipe=SimpleNamespace(name="small")),
-        verdict=judge(measurement(np.ones((2, 2)), firing=np.ones((2, 2)))),
+        verdict=judge(measurement(np.ones((2, 2)), firing_rate=np.ones((2, 2)))),
         ablations=ablations,
         signal=Signal(np.array([0.75, 0.5]), True),
         opened=False,

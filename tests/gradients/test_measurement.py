@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from spiketriton.gradients.measurement import KEYS, Measurement
+from spiketriton.gradients.measurement import COLUMNS, Measurement
 from spiketriton_kernels import PROBE_FIELDS
 
 # layers a (2 neurons) and b (8 neurons), 3 time steps
@@ -21,7 +21,7 @@ def sums(**fields: list[list[float]]) -> np.ndarray:
 
 def with_grads(grads: list[list[float]]) -> Measurement:
     grad = np.array(grads, np.float64)
-    fields = {field: np.ones_like(grad) for field in KEYS} | {"grad_input": grad}
+    fields = {field: np.ones_like(grad) for field in COLUMNS} | {"grad_input_rms": grad}
     return Measurement(names=tuple("abcdefgh"[: len(grad)]), **fields)
 
 
@@ -42,29 +42,29 @@ def test_sums_become_means_over_the_elements_without_the_scale_of_the_loss():
         scale=2.0,
     )
     assert measured.names == ("a", "b")
-    assert measured.grad_spike.tolist() == [[0.5, 1, 1.5], [0.5, 1, 1.5]]
-    assert measured.grad_input.tolist() == [[1] * 3, [0.5] * 3]
-    assert measured.grad_carry.tolist() == [[2.5, 0, 0], [0, 0, 0]]
+    assert measured.grad_spike_rms.tolist() == [[0.5, 1, 1.5], [0.5, 1, 1.5]]
+    assert measured.grad_input_rms.tolist() == [[1] * 3, [0.5] * 3]
+    assert measured.grad_carry_rms.tolist() == [[2.5, 0, 0], [0, 0, 0]]
     assert measured.time_factor.tolist() == [[0.5] * 3, [0.125] * 3]
-    assert measured.outside.tolist() == [[1, 0.5, 0], [1, 0.5, 0]]
-    assert measured.firing.tolist() == [[0, 0.5, 1], [0.25, 0.5, 1]]
-    assert measured.peak.tolist() == [[3] * 3, [4.5] * 3]
+    assert measured.outside_share.tolist() == [[1, 0.5, 0], [1, 0.5, 0]]
+    assert measured.firing_rate.tolist() == [[0, 0.5, 1], [0.25, 0.5, 1]]
+    assert measured.grad_input_max.tolist() == [[3] * 3, [4.5] * 3]
     assert measured.nonfinite.tolist() == [[0, 0, 3], [0, 0, 0]]
 
 
 def test_rows_and_measurements_are_the_same():
     drawn = np.random.default_rng(0)
-    measured = Measurement("ab", **{field: drawn.random((2, 3)) for field in KEYS})
+    measured = Measurement("ab", **{field: drawn.random((2, 3)) for field in COLUMNS})
     rows = measured.rows(step=7)
     assert [(row["index"], row["layer"], row["time_step"]) for row in rows] == [
         (i, name, t) for i, name in enumerate("ab") for t in range(3)
     ]
-    assert list(rows[0]) == ["step", "layer", "index", "time_step", *KEYS.values()]
+    assert list(rows[0]) == ["step", "layer", "index", "time_step", *COLUMNS]
     assert "step" not in measured.rows()[0]
     assert all(type(row["nonfinite"]) is int for row in rows)
     again = Measurement.of_rows(rows)
     assert again.names == ("a", "b")
-    for field in KEYS.keys() - {"nonfinite"}:
+    for field in {*COLUMNS} - {"nonfinite"}:
         assert np.array_equal(getattr(again, field), getattr(measured, field))
 
 
@@ -73,8 +73,8 @@ def test_null_and_keys_of_other_versions_are_nan():
     rows[1]["grad_input_rms"] = None
     del rows[2]["firing_rate"]
     again = Measurement.of_rows(rows)
-    assert np.array_equal(again.grad_input, [[1, math.nan], [3, 4]], equal_nan=True)
-    assert np.array_equal(again.firing, [[1, 1], [math.nan, 1]], equal_nan=True)
+    assert np.array_equal(again.grad_input_rms, [[1, math.nan], [3, 4]], equal_nan=True)
+    assert np.array_equal(again.firing_rate, [[1, 1], [math.nan, 1]], equal_nan=True)
 
 
 def test_profiles():
@@ -110,7 +110,7 @@ def test_the_ratio_and_the_gain_through_depth(grads, ratio, gain):
     [
         ([[8, 4, 2], [1, 1, 1]], 2),  # the geometric mean of 4 and 1
         ([[3], [4]], None),  # one time step
-        ([[0, 1], [8, 2]], 4),  # of the layers that have both
+        ([[0, 1], [8, 2]], 0),  # it dies in one of them
         ([[5, 0], [8, 2]], 4),
         ([[0, 1], [0, 1]], 0),
         ([[1, 0], [1, 0]], None),

@@ -11,7 +11,7 @@ import pytest
 from spiketriton.config import Recipe, replace
 from spiketriton.diagnose.cures import INPUT, NORM, THRESHOLD, cures, own_cures
 from spiketriton.diagnose.words import WHY, change
-from spiketriton.gradients.measurement import KEYS, Measurement, Signal
+from spiketriton.gradients.measurement import COLUMNS, Measurement, Signal
 from spiketriton.gradients.verdict import (
     LIMITS,
     Learned,
@@ -48,8 +48,8 @@ def kept(*overlap: float, arrives: bool = True) -> Signal:
 def made(layers: int = 3, **fields: np.ndarray) -> Measurement:
     """Layers a, b, ... and two time steps, healthy but for `fields`."""
     even = np.ones((layers, 2))
-    values = dict.fromkeys(KEYS, even) | {"firing": 0.2 * even}
-    values |= {"outside": 0 * even, "nonfinite": 0 * even, **fields}
+    values = dict.fromkeys(COLUMNS, even) | {"firing_rate": 0.2 * even}
+    values |= {"outside_share": 0 * even, "nonfinite": 0 * even, **fields}
     names = [*string.ascii_letters, *string.digits][:layers]
     return Measurement(names=tuple(names), **values)
 
@@ -57,7 +57,7 @@ def made(layers: int = 3, **fields: np.ndarray) -> Measurement:
 def through_depth(grads: list[float], layers: int = 48) -> Measurement:
     """The last value is that of all layers behind, too."""
     grads = grads + grads[-1:] * (layers - len(grads))
-    return made(layers, grad_input=np.array(grads, float)[:, None] * np.ones(2))
+    return made(layers, grad_input_rms=np.array(grads, float)[:, None] * np.ones(2))
 
 
 CHAINED = Signal(np.ones(48), True, chain=True)
@@ -87,7 +87,7 @@ def test_trouble_through_depth_is_found_and_located(grads, steepest):
 
 
 def test_the_gradient_through_time_is_told():
-    verdict = judge(made(grad_input=np.tile([32.0, 1.0], (3, 1))), "sgd")
+    verdict = judge(made(grad_input_rms=np.tile([32.0, 1.0], (3, 1))), "sgd")
     assert verdict.word == Word.FREE
     assert verdict.time_ratio == pytest.approx(32)
     assert "the gradient is 32x that at the last" in sentences(verdict)[2]
@@ -98,8 +98,8 @@ def test_a_silent_layer_is_an_obstacle_only_where_no_path_goes_around():
     outside[1], firing[2] = 0.95, 1e-4
     dead = np.ones((3, 2))
     dead[2] = 0
-    measured = made(outside=outside, firing=firing, grad_input=dead)
-    asleep = judge(made(firing=firing), signal=kept(1, 1, 0, arrives=False))
+    measured = made(outside_share=outside, firing_rate=firing, grad_input_rms=dead)
+    asleep = judge(made(firing_rate=firing), signal=kept(1, 1, 0, arrives=False))
     assert (asleep.word, asleep.forward.arrives) == (Word.FREE, False)  # a gradient may wake it
     assert "all images; training may still wake the layers" in sentences(asleep)[0]
     verdict = judge(measured, signal=kept(1, 1, 0, arrives=False))
@@ -123,7 +123,7 @@ def test_the_first_value_that_is_not_finite_on_the_way_back_is_named():
     nonfinite = np.zeros((3, 2))
     nonfinite[0], nonfinite[1, 0] = 5, 2
     grads = np.where(nonfinite > 0, np.nan, 1.0)
-    verdict = judge(made(nonfinite=nonfinite, grad_input=grads))
+    verdict = judge(made(nonfinite=nonfinite, grad_input_rms=grads))
     assert verdict.backward.nonfinite == (1, 0)
     assert verdict.word == Word.NOT_FINITE
     assert line(verdict) == "not finite at b, time step 0"
@@ -134,11 +134,11 @@ def test_layers_without_any_gradient_are_shown_without_a_word(dead):
     """Of 12 trainings under SGD whose gradient was a thousandth or less, 5 learnt, and of 5 under AdamW 3."""
     grads = np.ones((3, 2))
     grads[dead] = 0
-    verdict = judge(made(grad_input=grads), "sgd")
+    verdict = judge(made(grad_input_rms=grads), "sgd")
     assert verdict.word == Word.FREE
     shown = "no gradient arrives at the last layer" if 2 in dead else "the gradient is 0x that"
     assert shown in sentences(verdict)[1]
-    assert made(grad_input=grads).depth_gain == 0
+    assert made(grad_input_rms=grads).depth_gain == 0
 
 
 def test_a_growing_gradient_is_an_obstacle_under_sgd_without_a_limit_on_its_norm():
@@ -198,7 +198,7 @@ def test_a_growing_gradient_is_only_shown_of_nets_of_which_no_row_tells(block):
 )
 def test_a_lost_signal_is_an_obstacle_only_where_rows_say_that_it_predicts(changes, layers, limit):
     recipe = small_recipe(*changes)
-    ones = {name: np.ones((layers, 2)) for name in KEYS} | {"nonfinite": np.zeros((layers, 2))}
+    ones = {name: np.ones((layers, 2)) for name in COLUMNS} | {"nonfinite": np.zeros((layers, 2))}
     measured = Measurement(tuple(f"layers.{i}.neuron" for i in range(layers)), **ones)
     overlap = np.linspace(1, 0, layers)
     below, above = overlap.copy(), overlap.copy()
@@ -209,8 +209,10 @@ def test_a_lost_signal_is_an_obstacle_only_where_rows_say_that_it_predicts(chang
         measured, recipe, Signal(below, True), begun=True
     )  # rows tell of nets at their start
     assert trained.obstacles == ()
-    grown = dataclasses.replace(measured, grad_input=np.geomspace(1.1e4, 1, layers)[:, None])
-    grown_less = dataclasses.replace(measured, grad_input=np.geomspace(0.9e4, 1, layers)[:, None])
+    grown = dataclasses.replace(measured, grad_input_rms=np.geomspace(1.1e4, 1, layers)[:, None])
+    grown_less = dataclasses.replace(
+        measured, grad_input_rms=np.geomspace(0.9e4, 1, layers)[:, None]
+    )
     assert judge(grown, recipe, Signal(below, True)).word == Word.FREE  # two such nets learnt
     assert (judge(grown_less, recipe, Signal(below, True)).word == Word.LOST) == (limit is not None)
     (said,) = [s for s in sentences(judge(measured, recipe, Signal(below, True))) if "forward" in s]
@@ -231,7 +233,7 @@ def test_most_of_a_layer_out_of_reach_is_told():
     for share, dead in ((0.9, None), (0.91, 1)):
         outside = np.zeros((3, 2))
         outside[1] = share - 0.05, share + 0.05
-        assert judge(made(outside=outside)).dead_layer == dead
+        assert judge(made(outside_share=outside)).dead_layer == dead
 
 
 def test_ratios_in_words():
@@ -305,7 +307,9 @@ def test_networks_of_ones_own_are_tried_with_other_neurons():
     recipe = small_recipe("model.name=tests.models.foreign_nets:Conv", "train.lr=0.03")
     for grad, word in ((np.zeros((3, 2)), Word.SILENT), (np.ones((3, 2)), Word.FREE)):
         firing = np.zeros((3, 2))
-        silent = judge(made(firing=firing, grad_input=grad), recipe, kept(0, 0, 0, arrives=False))
+        silent = judge(
+            made(firing_rate=firing, grad_input_rms=grad), recipe, kept(0, 0, 0, arrives=False)
+        )
         assert silent.word == word
         assert cures(recipe, silent) == [NORM, INPUT, THRESHOLD]
         begun = dataclasses.replace(silent, begun=True)
@@ -334,7 +338,7 @@ def test_a_run_is_warned_of_each_obstacle_once():
     assert len(said) == 1
     assert said[0].startswith("before training: the gradient is exploding: at the first layer")
     assert "largest at a, time step 0" in said[0]
-    nothing = made(firing=np.zeros((3, 2)), grad_input=np.zeros((3, 2)))
+    nothing = made(firing_rate=np.zeros((3, 2)), grad_input_rms=np.zeros((3, 2)))
     watch.look(14, nothing, kept(0, 0, 0, arrives=False))
     assert len(said) == 2
     assert said[1].startswith("after step 14: the forward signal is silent")
@@ -420,7 +424,7 @@ def test_a_net_at_chance_is_never_healthy_and_one_that_learns_is_whatever_its_gr
         judge(one, "sgd", CHAINED, learned, begun=True) for one in (made(), through_depth(GROWN))
     )
     assert (free.word, free.obstacles) == (grown.word, grown.obstacles)
-    nothing = made(firing=np.zeros((3, 2)), grad_input=np.zeros((3, 2)))
+    nothing = made(firing_rate=np.zeros((3, 2)), grad_input_rms=np.zeros((3, 2)))
     silent = judge(nothing, "sgd", kept(0, 0, 0, arrives=False), learned, begun=True)
     if isinstance(learns, Word):  # before a test
         assert (free.word, silent.word) == (learns, learns)
@@ -610,7 +614,7 @@ def test_layers_behind_the_blocks_are_not_taken_for_the_stem():
 )
 def test_blocks_that_start_closed_are_judged_by_their_last_layers(gain, arrives, places):
     grads, nonfinite = np.array(arrives, float)[:, None] * [1e-3, 2e-3], np.zeros((7, 2))
-    arrays = {"grad_input": grads, "grad_spike": grads}
+    arrays = {"grad_input_rms": grads, "grad_spike_rms": grads}
     measured = dataclasses.replace(made(7, **arrays), names=BOTTLENECKS)
     recipe = small_recipe(f"model.residual_gain={gain}")
     verdict = judge(measured, recipe)
@@ -635,7 +639,7 @@ def test_closed_branches_of_sew_blocks_may_be_silent(block, gain, quietest):
     recipe = small_recipe(f"model.block={block}", f"model.residual_gain={gain}")
     firing = np.full((7, 2), 0.1)
     firing[[3, 5]] = 0  # the last neurons of both blocks
-    measured = dataclasses.replace(made(7, firing=firing), names=BOTTLENECKS)
+    measured = dataclasses.replace(made(7, firing_rate=firing), names=BOTTLENECKS)
     assert judge(measured, recipe).forward.quietest == quietest
 
 
@@ -656,7 +660,7 @@ def test_a_residual_net_is_silent_only_where_nothing_wakes_what_all_goes_through
 ):
     grads = np.ones((7, 2))
     grads[without] = 0
-    arrays = {"firing": np.zeros((7, 2)), "grad_input": grads}
+    arrays = {"firing_rate": np.zeros((7, 2)), "grad_input_rms": grads}
     measured = dataclasses.replace(made(7, **arrays), names=BOTTLENECKS)
     recipe = small_recipe(f"model.block={block}")
     assert judge(measured, recipe, kept(*[0] * 7, arrives=False)).word == word
@@ -682,8 +686,11 @@ def test_no_sentence_contradicts_its_numbers(seed):
     firing = np.full(shape, rng.choice([0.2, 5e-4, 2e-3])) * rng.uniform(0.5, 1.5, shape)
     outside = np.full(shape, rng.choice([0.0, 0.5, 0.95]))
     overlap = rng.uniform(-0.05, 0.99, layers) if rng.random() < 0.7 else None
-    fields = dict.fromkeys(KEYS, np.ones(shape)) | {"grad_input": grads, "firing": firing}
-    fields |= {"outside": outside, "nonfinite": nonfinite}
+    fields = dict.fromkeys(COLUMNS, np.ones(shape)) | {
+        "grad_input_rms": grads,
+        "firing_rate": firing,
+    }
+    fields |= {"outside_share": outside, "nonfinite": nonfinite}
     names = tuple(f"layer{i}" for i in range(layers))
     optimizer = str(rng.choice(["sgd", "adamw"]))
     chain, arrives = rng.random(2) < 0.5

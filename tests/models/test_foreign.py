@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from spiketriton.config import Recipe, recipe_from_toml, replace
 from spiketriton.config.parts import find
 from spiketriton.gradients.monitor import GradientMonitor
+from spiketriton.gradients.prober import Prober
 from spiketriton.models import build_model
 from spiketriton.system.errors import UserError
-from spiketriton.training.probing import Prober
 from tests.small_runs import SMALL
 
 functional = pytest.importorskip("spikingjelly.activation_based.functional")
@@ -116,10 +116,12 @@ def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
     steps.clear()
     measured = prober.measure()
     assert len(measured.names) == rates
-    for row, layer in zip(measured.firing, measured.names, strict=True):
+    for row, layer in zip(measured.firing_rate, measured.names, strict=True):
         calls = torch.stack(steps[layer]).unflatten(0, (-1, T)).float()  # [calls, T, ...]
         assert torch.allclose(torch.from_numpy(row).float(), calls.flatten(2).mean((0, 2)))
-    assert (measured.grad_spike.sum(1) > 0).sum() >= rates - 1  # the keys of Attention are silent
+    assert (
+        measured.grad_spike_rms.sum(1) > 0
+    ).sum() >= rates - 1  # the keys of Attention are silent
     assert len(prober.signal().overlap) == rates
 
 

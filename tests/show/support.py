@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from spiketriton.evaluate.results import Evaluation, Layer
-from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.measurement import COLUMNS, Measurement
 from spiketriton.training.plan import Outcome, Plan, Progress
 
 PLAN = Plan(
@@ -115,9 +115,9 @@ def ann(**changes: Any) -> Evaluation:
     return evaluation(**(values | changes))
 
 
-def measurement(grad_input: np.ndarray, **fields: np.ndarray) -> Measurement:
+def measurement(grad_input_rms: np.ndarray, **fields: np.ndarray) -> Measurement:
     """Layers `layer 0`, `layer 1`, ... with these gradients [layers, T]; all else is 0."""
-    names = ("grad_spike", "grad_carry", "time_factor", "outside", "firing", "peak", "nonfinite")
-    zeros = {name: np.zeros(grad_input.shape) for name in names}
-    layers = tuple(f"layer {i}" for i in range(len(grad_input)))
-    return Measurement(names=layers, grad_input=grad_input, **(zeros | fields))
+    others = (name for name in COLUMNS if name != "grad_input_rms")
+    zeros = {name: np.zeros(grad_input_rms.shape) for name in others}
+    layers = tuple(f"layer {i}" for i in range(len(grad_input_rms)))
+    return Measurement(names=layers, grad_input_rms=grad_input_rms, **(zeros | fields))

@@ -31,7 +31,10 @@ GRADIENT = "no obstacle found (first layer's gradient 3.2x the last one's)"
 
 def verdict(depth: float = 3.2, optimizer: str = "adamw") -> Verdict:
     grads = np.array([[depth * 0.41, depth], *[[0.41, 1.0]] * 47])
-    ones = {name: np.ones((48, 2)) for name in ("grad_spike", "grad_carry", "firing", "peak")}
+    ones = {
+        name: np.ones((48, 2))
+        for name in ("grad_spike_rms", "grad_carry_rms", "firing_rate", "grad_input_max")
+    }
     return judge(measurement(grads, **ones), optimizer, Signal(np.ones(48), True, chain=True))
 
 

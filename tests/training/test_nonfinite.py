@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spiketriton.data import TrainStream
 from spiketriton.data.stream import CPU
+from spiketriton.gradients.prober import Prober
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import EXIT_DONE, EXIT_NONFINITE
@@ -21,7 +22,6 @@ from spiketriton.training import environment, optim
 from spiketriton.training import nonfinite as module
 from spiketriton.training.guard import Diverged
 from spiketriton.training.nonfinite import Finding, locate
-from spiketriton.training.probing import Prober
 from spiketriton.training.trainer import Trainer
 from tests.small_runs import (
     QUICK,

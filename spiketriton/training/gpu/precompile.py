@@ -92,7 +92,9 @@ def precompile_for(trainer: "Trainer") -> None:
         ranks.meet()
     with ranks.alone() if trainer.shares_statistics else nullcontext() as group:
         trainer.model.set_synchronised(group or False)
-        precompile(trainer.model, shape, monitor.probes, monitor.watch, trainer.placement, note)
+        precompile(
+            trainer.model, shape, monitor.probes.probes, monitor.watch, trainer.placement, note
+        )
         trainer.model.set_synchronised(False)
     if first_here:
         ranks.meet()

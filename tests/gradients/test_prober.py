@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spiketriton.gradients.prober import Prober, overlap_of
 from spiketriton.models import Network, build_model
 from spiketriton.plugins.tasks import Batch, build_loss
 from spiketriton.system.errors import UserError
-from spiketriton.training.probing import Prober, overlap_of
 from tests.small_runs import assert_equal, small_recipe
 
 
@@ -36,10 +36,14 @@ def test_two_batches_measure_the_mean_of_their_losses():
     model, both = network(), batches()
     first, second = (prober(model, [batch]).measure() for batch in both)
     joined = prober(model, both).measure()
-    mean = np.sqrt((first.grad_input**2 + second.grad_input**2) / 2) / 2
-    assert np.allclose(joined.grad_input, mean, rtol=1e-5)
-    assert np.allclose(joined.peak, np.maximum(first.peak, second.peak) / 2, rtol=1e-5)
-    assert np.allclose(joined.firing, (first.firing + second.firing) / 2, rtol=1e-6)
+    mean = np.sqrt((first.grad_input_rms**2 + second.grad_input_rms**2) / 2) / 2
+    assert np.allclose(joined.grad_input_rms, mean, rtol=1e-5)
+    assert np.allclose(
+        joined.grad_input_max,
+        np.maximum(first.grad_input_max, second.grad_input_max) / 2,
+        rtol=1e-5,
+    )
+    assert np.allclose(joined.firing_rate, (first.firing_rate + second.firing_rate) / 2, rtol=1e-6)
 
 
 def test_a_measurement_leaves_no_trace():
@@ -74,7 +78,7 @@ def test_the_overlap_of_rates_by_hand():
 
 @pytest.mark.parametrize(("noise", "expected"), [(0.0, 1.0), (1e4, 0.0)])
 def test_a_copy_without_noise_is_the_image_and_one_of_noise_is_none(noise, expected, monkeypatch):
-    monkeypatch.setattr("spiketriton.training.probing.NOISE", noise)
+    monkeypatch.setattr("spiketriton.gradients.prober.NOISE", noise)
     found = prober(network("model.name=mlp", "model.depth=8", "time_steps=5"), batches(2, 32))
     assert np.allclose(found.signal().overlap, expected, atol=1e-5 if expected else 0.3)
 
@@ -117,7 +121,7 @@ def test_any_module_is_measured_whose_neurons_are_ours():
     assert found.names == ("first.neuron", "middle.neuron", "last.neuron")
     assert (found.steps, found.elements) == (wanted.steps, wanted.elements)
     ours, theirs = found.measure(), wanted.measure()
-    assert np.allclose(ours.grad_input, theirs.grad_input, rtol=1e-4)
+    assert np.allclose(ours.grad_input_rms, theirs.grad_input_rms, rtol=1e-4)
     assert np.allclose(found.signal().overlap, wanted.signal().overlap, atol=1e-5)
     (grad,) = torch.autograd.grad(
         build_loss(small_recipe().loss)(net(images), labels), net.fc.weight

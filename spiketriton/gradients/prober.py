@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from spiketriton.config.names import BLOCK_NETS, SKIPLESS
 from spiketriton.data import Data
+from spiketriton.gradients.chains import is_chain
 from spiketriton.gradients.measurement import Measurement, Signal
 from spiketriton.gradients.monitor import elements_per_image
+from spiketriton.gradients.probes import Probes
+from spiketriton.gradients.through_time import Shares, drawn_alike, neurons_of, through_time
 from spiketriton.gradients.verdict import LIMITS
 from spiketriton.models import Network, trial
-from spiketriton.neurons import SpikingNeuron, told_of_spikes
+from spiketriton.neurons import told_of_spikes
 from spiketriton.plugins.tasks import Batch, answers, has_time, image_dim
 from spiketriton.system.errors import UserError
-from spiketriton.training.chains import is_chain
-from spiketriton_kernels import PROBE_FIELDS
 from spiketriton_kernels.nn import LIF
 
 # images of a batch: as many as keep (neurons x time steps) within the budget, from FEWEST to MOST;
@@ -31,6 +32,7 @@ from spiketriton_kernels.nn import LIF
 BUDGET = {"cpu": 24e6, "cuda": 4e9}
 FEWEST, MOST = 4, {"cpu": 32, "cuda": 64}
 CROP = 32
+FEW = 8  # images by which the ways through time are told apart
 NOISE = 0.05  # of the pixels' standard deviation
 
 
@@ -117,40 +119,48 @@ class Prober:
         sizes = {name: sum(shape.numel() for shape in calls) for name, calls in fired.items()}
         self.elements = [sizes[name] // self.steps * len(batches) for name in self.names]
 
-    def measure(self) -> Measurement:
-        """One forward and backward pass of each batch; the loss is the mean over all of them."""
-        shape, device = (self.steps, len(PROBE_FIELDS)), self.batches[0][0].device
-        sums = np.zeros((len(self.layers), *shape))
-        largest = PROBE_FIELDS.index("grad_input_max")
+    def measure(self, *, time: bool = False) -> Measurement:
+        """One forward and backward pass of each batch; the loss is the mean over all of them.
+
+        time: whether the ways through time are told apart, `through_time`.
+        """
+        device = self.batches[0][0].device
+        probes, passes = Probes(self.layers, self.steps, self.elements, device), list[Tensor]()
         weights = {n: p for n, p in self.model.named_parameters() if p.ndim > 1 and p.requires_grad}
         totals = [torch.zeros_like(weight) for weight in weights.values()]
-        with trial(self.model), _drawn_alike(device), contextlib.ExitStack() as after:
-            for _, layer in self.layers:
-                after.callback(setattr, layer, "probe", None)
+        with trial(self.model), drawn_alike(device):
             for images, labels, *lengths in self.batches:
-                probes = [torch.zeros(shape, device=device, requires_grad=True) for _ in self.names]
-                for (_, layer), probe in zip(self.layers, probes, strict=True):
-                    layer.probe = probe
-                    layer.begin()
-                with self.autocast():
-                    currents = answers(self.model, images, lengths)
-                    loss = self.loss(currents, labels, *lengths) * self.share
-                for name, layer in self.layers:
-                    if layer.strayed:
+                with probes.watching():
+                    with self.autocast():
+                        currents = answers(self.model, images, lengths)
+                        loss = self.loss(currents, labels, *lengths) * self.share
+                    if line := probes.strayed():
                         raise UserError(
-                            f"{name} {layer.strayed}; accepted: as many of all images, in training as in a test"
+                            f"{line}; accepted: as many of all images, in training as in a test"
                         )
-                sought = [*probes, *weights.values()]
-                grads = torch.autograd.grad(loss, sought, allow_unused=True, materialize_grads=True)
-                found = torch.stack(grads[: len(probes)]).double().cpu().numpy()
-                top = np.maximum(sums[..., largest], found[..., largest])
-                sums += found
-                sums[..., largest] = top
-                for total, grad in zip(totals, grads[len(probes) :], strict=True):
+                    sought = [*probes.probes, *weights.values()]
+                    grads = torch.autograd.grad(
+                        loss, sought, allow_unused=True, materialize_grads=True
+                    )
+                torch._foreach_copy_(probes.grads, [*grads[: len(probes.grads)]])
+                passes.append(probes.read())
+                for total, grad in zip(totals, grads[len(probes.grads) :], strict=True):
                     total += grad
         rms = [float(total.double().square().mean().sqrt()) for total in totals]
-        measured = Measurement.of_sums(self.names, sums, self.elements)
-        return replace(measured, weights=dict(zip(weights, rms, strict=True)))
+        found = replace(probes.measured(passes), weights=dict(zip(weights, rms, strict=True)))
+        return replace(found, **vars(self.through_time())) if time else found
+
+    def through_time(self) -> Shares:
+        """What reaches each time step by way of time, and without, of the first few images of the first batch."""
+        x, y, *lengths = self.batches[0]
+        few = min(FEW, x.shape[self.images])
+        if isinstance(y, Tensor):
+            x, y, *lengths = x.narrow(self.images, 0, few), *(one[:few] for one in (y, *lengths))
+
+        def loss() -> Tensor:
+            return self.loss(answers(self.model, x, lengths), y, *lengths)
+
+        return through_time(self.model, self.layers, self.steps, loss)
 
     @torch.no_grad()
     def signal(self) -> Signal:
@@ -176,7 +186,7 @@ class Prober:
                 rates[name] = rates[name] + spikes.float().sum(0) / self.steps
 
             told = told_of_spikes(self.layers, add)
-            with trial(self.model), _drawn_alike(images.device), self.autocast(), told:
+            with trial(self.model), drawn_alike(images.device), self.autocast(), told:
                 both = [torch.cat([one[:pairs]] * 2) for one in lengths]
                 out = answers(self.model, torch.cat([images, copies], dim=self.images), both)
             arrives |= tells_apart(torch.as_tensor(out), 2 * pairs)
@@ -189,15 +199,6 @@ class Prober:
         x, neurons = self.batches[0][0], [neuron for _, neuron in self.layers]
         differ = partial(tells_apart, images=x.shape[self.images])
         return Signal(found, arrives, is_chain(self.model, x, neurons, differ))
-
-
-@contextlib.contextmanager
-def _drawn_alike(device: torch.device) -> Iterator[None]:
-    """Dropout draws the same in the block whenever it is measured; the random state is afterwards as before."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        yield
 
 
 def tells_apart(out: Tensor, images: int) -> bool:
@@ -217,13 +218,6 @@ def knows_its_paths(model: nn.Module) -> bool:
     """Whether it is one of ours, whose recipe says where paths go around layers."""
     made_from = model.made_from if isinstance(model, Network) else None
     return made_from is not None and made_from.model.name in (*BLOCK_NETS, *SKIPLESS)
-
-
-def neurons_of(model: nn.Module) -> list[tuple[str, SpikingNeuron]]:
-    """Dotted name and neuron of each spiking layer."""
-    if isinstance(model, Network):
-        return model.spiking_layers()
-    return [(name, m) for name, m in model.named_modules() if isinstance(m, SpikingNeuron)]
 
 
 def overlap_of(rates: Tensor, pairs: int) -> float:

@@ -1,0 +1,222 @@
+"""Credit through time: what of the loss's gradient reaches a time step by way of time alone.
+
+    credit[t] = RMS(dL/dx[t] - dL/dx[t] with time cut) / RMS(dL/dx[last])
+
+of each spiking layer, over its neurons and images: time is cut where no gradient goes from a step to the next, and the
+spikes stay as they are; `last` is the last step that any gradient reaches, as it is read. A gradient is a sum over the
+ways from the loss to a current, so the difference is the sum over those that lead through time at least once. What
+is left where time is cut is `direct`, as the same share: all of it where the mean over time is read, nothing where the
+last step is.
+
+Batch norms take the statistics of the batch here, as in training, but as constants: through the mean that it subtracts
+a norm hands a little of each step's gradient to every other step, whether or not anything was remembered there.
+The loss is multiplied by 2^80, because the gradient of 200 steps with tau 2 is below what float32 can hold, and squares
+are added up in float64. A layer that no gradient reaches has credit 0.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from spiketriton.models import Network, trial
+from spiketriton.neurons import SpikingNeuron, one_by_one
+from spiketriton.neurons.base import normalised
+from spiketriton.system.errors import UserError
+
+SCALE = 2.0**80
+Layers = Sequence[tuple[str, SpikingNeuron]]
+_BATCH_NORM = inspect.signature(F.batch_norm)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """credit, direct: [layers, T]; infinite where a gradient is not finite."""
+
+    credit: np.ndarray
+    direct: np.ndarray
+
+
+def through_time(
+    model: nn.Module, layers: Layers, steps: int, loss: Callable[[], Tensor]
+) -> Shares:
+    """Two forward and backward passes, one with time cut. The model is left as it was.
+
+    layers: that are called, each for `steps` time steps. loss: runs the model, float32; the same each time.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    passes = []
+    for cut in (False, True):
+        currents = [_Currents(steps) for _ in layers]
+        watched = _watched(model, layers, cut=cut, currents=currents)
+        alike = trial(model), drawn_alike(device), torch.enable_grad(), _ConstantStatistics()
+        with contextlib.ExitStack() as stack:
+            for one in (*alike, watched):
+                stack.enter_context(one)
+            value = loss()
+        passes.append([*_gradients(value, currents)])
+    squares = np.zeros((3, len(layers), steps))
+    for (layer, rows, whole), (_, _, alone) in zip(*passes, strict=True):
+        for into, of in zip(squares, (whole, alone, whole - alone), strict=True):
+            into[layer, rows] += of.square().flatten(1).sum(1).cpu().numpy()
+    share = np.zeros((2, len(layers), steps))
+    for layer, of_steps in enumerate(squares[0]):
+        if len(reached := np.flatnonzero(of_steps)):
+            with np.errstate(invalid="ignore"):
+                direct, credit = np.sqrt(squares[1:, layer] / of_steps[reached[-1]])
+            share[:, layer] = credit, direct
+    share[np.isnan(share)] = np.inf
+    return Shares(*share)
+
+
+@contextlib.contextmanager
+def cut_time(model: nn.Module) -> Iterator[None]:
+    """Within the block no gradient goes from step to step; spikes stay as they are.
+
+    The states of spiking neurons are detached between steps. Any other module that mixes time, as a parallel neuron
+    does, has an attribute `cut_time`, which is true here.
+    """
+    with _watched(model, neurons_of(model), cut=True):
+        yield
+
+
+@contextlib.contextmanager
+def drawn_alike(device: torch.device) -> Iterator[None]:
+    """Dropout draws the same in the block whenever it is measured; the random state is afterwards as before."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        yield
+
+
+def neurons_of(model: nn.Module) -> list[tuple[str, SpikingNeuron]]:
+    """Dotted name and neuron of each spiking layer."""
+    if isinstance(model, Network):
+        return model.spiking_layers()
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, SpikingNeuron)]
+
+
+@dataclass
+class _Currents:
+    """Those of a layer, [n, B, ...] of each call, and the time steps that they are for."""
+
+    steps: int
+    kept: list[tuple[slice, Tensor]] = field(default_factory=list)
+    seen: int = 0
+
+    def keep(self, x: Tensor, window: int) -> None:
+        row = 0
+        if len(x) != self.steps:  # a part of a window of so many steps, over all calls
+            row = self.seen * self.steps // (window or self.steps)
+            self.seen += len(x)
+        self.kept.append((slice(row, row + len(x)), x))
+
+
+def _gradients(loss: Tensor, currents: Sequence[_Currents]) -> Iterator[tuple[int, slice, Tensor]]:
+    """Of each layer's calls: its index, the steps, and dL/dx times an unknown number, float64."""
+    places = [(i, rows, x) for i, layer in enumerate(currents) for rows, x in layer.kept]
+    given = [x for _, _, x in places]
+    if not (loss.requires_grad and given):
+        raise UserError("the loss has no gradient; accepted: one that depends on the neurons")
+    for scale in (SCALE, 1.0):  # what is not finite may have been so by the scale alone
+        grads = torch.autograd.grad(
+            loss * scale, given, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        if all(bool(grad.isfinite().all()) for grad in grads):
+            break
+    for (layer, rows, _), grad in zip(places, grads, strict=True):
+        yield layer, rows, grad.double() * (SCALE / scale)
+
+
+@contextlib.contextmanager
+def _watched(
+    model: nn.Module, layers: Layers, *, cut: bool, currents: Sequence[_Currents] = ()
+) -> Iterator[None]:
+    """Within the block time is cut, if asked for, and the currents of each call of the layers are kept."""
+    mixing = [m for m in model.modules() if hasattr(m, "cut_time")] if cut else []
+    with one_by_one(model):  # so that each neuron is called by itself
+        for index, (_, layer) in enumerate(layers):
+            call: Any = layer.forward
+            if cut and not hasattr(layer, "cut_time"):
+                call = _stepwise(layer)
+            if currents:
+                call = partial(_kept, layer, call, currents[index])
+            layer.forward = call  # type: ignore[method-assign]
+            layer.begin()
+        for module in mixing:
+            setattr(module, "cut_time", True)  # noqa: B010
+        try:
+            yield
+        finally:
+            for module in mixing:
+                setattr(module, "cut_time", False)  # noqa: B010
+            for _, layer in layers:
+                del layer.forward  # the class's own is back
+
+
+def _kept(
+    neuron: SpikingNeuron, call: Callable[[Tensor], Tensor], currents: _Currents, given: Any
+) -> Tensor:
+    """A call of a neuron whose current is kept, as a tensor of its own, which nothing else reads."""
+    x = normalised(given)
+    if torch._C._current_graph_task_id() != -1:  # a checkpoint repeats the call within backward
+        return call(x)
+    x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+    single = neuron.step_mode == "s"
+    whole = x.unsqueeze(0) if single else x
+    currents.keep(whole, neuron.window)
+    return call(whole[0] if single else whole)
+
+
+def _stepwise(neuron: SpikingNeuron) -> Callable[[Tensor], Tensor]:
+    """The forward of a neuron that calls it for one step after another, and detaches the states in between."""
+    call = neuron.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if neuron.step_mode == "s":
+            spikes = call(x)
+            neuron.detach()
+            return spikes
+        whole, continues, steps = neuron.probe, neuron.stateful, []
+        x = normalised(x)  # by its batch norm, of which a step alone has other statistics
+        neuron.stateful = True
+        try:
+            for t in range(len(x)):
+                if whole is not None and len(whole) == len(x):
+                    neuron.probe = whole[t : t + 1]
+                steps.append(call(x[t : t + 1]))
+                neuron.detach()
+        finally:
+            neuron.stateful, neuron.probe = continues, whole
+            if not continues:
+                super(SpikingNeuron, neuron).reset()  # the states, not the window
+        return torch.cat(steps)
+
+    return forward
+
+
+class _ConstantStatistics(TorchFunctionMode):
+    """Batch norms of a batch's own statistics take them as constants, through which no gradient goes."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not F.batch_norm:
+            return func(*args, **(kwargs or {}))
+        bound = _BATCH_NORM.bind(*args, **(kwargs or {}))
+        bound.apply_defaults()
+        given = bound.arguments
+        if given["training"]:
+            x = given["input"].detach()
+            dims = [dim for dim in range(x.ndim) if dim != 1]
+            given["running_var"], given["running_mean"] = torch.var_mean(x, dims, correction=0)
+            given["training"] = False
+        return func(*bound.args, **bound.kwargs)
