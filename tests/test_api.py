@@ -394,7 +394,7 @@ def test_what_would_help_a_silent_net_of_ones_own_is_tried():
     net = Convolutions(scale=0.01)
     found = spiketriton.diagnose(net, SHOWN, tries=30)  # images, of a net that takes [T, B, ...]
     assert found.measured.grad_input_rms.shape == (2, 4)
-    assert (found.verdict.word, found.verdict.forward.arrives) == ("no obstacle found", False)
+    assert (found.verdict.word, found.verdict.forward.arrives) == ("silent", False)
     norm, *_ = found.trials.changed
     assert found.trials.images == 16
     assert norm in found.trials.helped
@@ -435,7 +435,7 @@ def test_a_lost_signal_is_named_where_the_layers_form_a_chain():
     batch = torch.randn(32, 64), torch.arange(32) % 10
     lost, short = (spiketriton.diagnose(Deep(depth), batch, tries=0) for depth in (24, 19))
     assert lost.overlap[-1] < 0.25
-    assert (lost.verdict.word, short.verdict.word) == ("lost", "no obstacle found")
+    assert (lost.verdict.word, short.verdict.word) == ("lost", "not judged")
     assert spiketriton.diagnose(Deep(24, skip=True), batch, tries=0).verdict.forward.judged is None
     other = Deep(24)
     other.neurons = nn.ModuleList(IF() for _ in range(24))  # of which no row tells
@@ -452,7 +452,7 @@ def test_a_growing_gradient_of_a_chain_of_ones_own_is_tried_with_a_limit():
     ]
     around = spiketriton.diagnose(Deep(48, skip=True, width=1.0), batch, optimizer="sgd", tries=0)
     assert around.verdict.backward.ratio > 1e3
-    assert around.verdict.word == "no obstacle found"
+    assert around.verdict.word == "not judged"
 
 
 def test_how_a_network_is_called_is_found_out():

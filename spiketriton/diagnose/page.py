@@ -90,14 +90,16 @@ def opening(found: Diagnosis) -> str:
 def conclusion(found: Diagnosis) -> str:
     """What all of it comes to, in one sentence; `diagnose.words` says what to change."""
     verdict = found.verdict
-    if verdict.word == Word.FREE and found.trials is None:
-        return "no obstacle was found; whether it learns shows in a training, after the warm-up"
+    free = verdict.word in (Word.FREE, Word.NOT_JUDGED)
+    if free and found.trials is None:
+        known = "no obstacle was found" if verdict.judged else "no row speaks of nets of this kind"
+        return f"{known}; whether it learns shows in a training, after the warm-up"
     if verdict.word in (Word.EARLY, Word.FALLING):
         return words.EARLY if verdict.learned is None else words.learned(verdict.learned)
     if verdict.word in (Word.HEALTHY, Word.LEARNING):
         return f"nothing to change: {words.line(verdict)}"
     trouble = words.line(verdict)
-    if verdict.word == Word.FREE:
+    if free:
         trouble = "the outputs are the same for all images"
     if found.trials is None:
         return f"{trouble}; no change was tried"
@@ -132,6 +134,7 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
         "verdict": {
             **asdict(verdict),
             "word": verdict.word,
+            "credit": verdict.credit,
             "obstacles": list(verdict.obstacles),
             "line": words.line(verdict),
             "findings": words.findings(verdict),
@@ -161,6 +164,7 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
         ],
         "trials": None if found.trials is None else trials(found.trials),
         "weights": measured.weights,
+        "measured": {"credit": measured.credit.tolist(), "direct": measured.direct.tolist()},
         "rows": measured.rows(),
     }
 

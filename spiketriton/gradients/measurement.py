@@ -35,11 +35,15 @@ class Signal:
     overlap: what each layer keeps of an image, [layers]: 1 all of it, 0 nothing (`Prober.signal`).
     arrives: whether the outputs differ between images at all.
     chain: of a deep network of LIF that is not ours, whether no path goes around any layer.
+    memory: what a net that is shown something new at each step remembers by: "states" that its neurons carry from step
+        to step, or "windows" of steps (parallel neurons); "" where the input stands still, or where both or neurons of
+        other kinds are there, of which no row speaks.
     """
 
     overlap: np.ndarray
     arrives: bool
     chain: bool = False
+    memory: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from spiketriton.gradients.probes import Probes
 from spiketriton.gradients.through_time import Shares, drawn_alike, neurons_of, through_time
 from spiketriton.gradients.verdict import LIMITS
 from spiketriton.models import Network, trial
-from spiketriton.neurons import told_of_spikes
+from spiketriton.neurons import SpikingNeuron, told_of_spikes
 from spiketriton.plugins.tasks import Batch, answers, has_time, image_dim
 from spiketriton.system.errors import UserError
+from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.nn import LIF
 
 # images of a batch: as many as keep (neurons x time steps) within the budget, from FEWEST to MOST;
@@ -194,11 +195,21 @@ class Prober:
             found += np.array(overlaps) * self.share
         deep = len(self.layers) >= LIMITS.chain.layers and not knows_its_paths(self.model)
         judged = deep and arrives and all(isinstance(layer, LIF) for _, layer in self.layers)
+        memory = self.memory()
         if not judged:
-            return Signal(found, arrives)
+            return Signal(found, arrives, memory=memory)
         x, neurons = self.batches[0][0], [neuron for _, neuron in self.layers]
         differ = partial(tells_apart, images=x.shape[self.images])
-        return Signal(found, arrives, is_chain(self.model, x, neurons, differ))
+        return Signal(found, arrives, is_chain(self.model, x, neurons, differ), memory)
+
+    def memory(self) -> str:
+        """What the net remembers by, see `Signal.memory`."""
+        x, kinds = self.batches[0][0], [neuron for _, neuron in self.layers]
+        if self.images % x.ndim == 0 or self.steps < LIMITS.memory.steps:
+            return ""
+        if all(isinstance(neuron, kernels.ParallelNeuron) for neuron in kinds):
+            return "windows"
+        return "states" if all(map(_carries, kinds)) else ""
 
 
 def tells_apart(out: Tensor, images: int) -> bool:
@@ -218,6 +229,17 @@ def knows_its_paths(model: nn.Module) -> bool:
     """Whether it is one of ours, whose recipe says where paths go around layers."""
     made_from = model.made_from if isinstance(model, Network) else None
     return made_from is not None and made_from.model.name in (*BLOCK_NETS, *SKIPLESS)
+
+
+def _carries(neuron: SpikingNeuron) -> bool:
+    """Whether a neuron has a state whose gradient tells what it remembers.
+
+    The reset of an I-LIF, where it is in the gradient, cancels what its levels pass on.
+    """
+    if isinstance(neuron, kernels.ILIF):
+        return neuron.detach_reset
+    known = kernels.IF, kernels.LIF, kernels.PLIF, kernels.CLIF, kernels.ALIF, kernels.CuBaLIF
+    return isinstance(neuron, known)
 
 
 def overlap_of(rates: Tensor, pairs: int) -> float:

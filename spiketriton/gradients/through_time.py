@@ -31,6 +31,8 @@ from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, one_by_one
 from spiketriton.neurons.base import normalised
 from spiketriton.system.errors import UserError
+from spiketriton_kernels import use_backend
+from spiketriton_kernels.backends.choice import backend_for
 
 SCALE = 2.0**80
 Layers = Sequence[tuple[str, SpikingNeuron]]
@@ -61,8 +63,10 @@ def through_time(
         with contextlib.ExitStack() as stack:
             for one in (*alike, watched):
                 stack.enter_context(one)
-            value = loss()
-        passes.append([*_gradients(value, currents)])
+            sample = next(model.parameters(), torch.empty(0))
+            if backend_for(sample) == "triton":  # for these calls alone kernels would be compiled
+                stack.enter_context(use_backend("torch"))
+            passes.append([*_gradients(loss(), currents)])
     squares = np.zeros((3, len(layers), steps))
     for (layer, rows, whole), (_, _, alone) in zip(*passes, strict=True):
         for into, of in zip(squares, (whole, alone, whole - alone), strict=True):
@@ -142,7 +146,10 @@ def _watched(
 ) -> Iterator[None]:
     """Within the block time is cut, if asked for, and the currents of each call of the layers are kept."""
     mixing = [m for m in model.modules() if hasattr(m, "cut_time")] if cut else []
+    recomputed = [m for m in model.modules() if getattr(m, "checkpoint_blocks", False)]
     with one_by_one(model):  # so that each neuron is called by itself
+        for module in recomputed:  # whose calls in the backward pass would be others
+            setattr(module, "checkpoint_blocks", False)  # noqa: B010
         for index, (_, layer) in enumerate(layers):
             call: Any = layer.forward
             if cut and not hasattr(layer, "cut_time"):
@@ -158,6 +165,8 @@ def _watched(
         finally:
             for module in mixing:
                 setattr(module, "cut_time", False)  # noqa: B010
+            for module in recomputed:
+                setattr(module, "checkpoint_blocks", True)  # noqa: B010
             for _, layer in layers:
                 del layer.forward  # the class's own is back
 

@@ -3,6 +3,8 @@
 forward     The image must reach the outputs, and the last layer must still tell it from others (`Prober.signal`).
 backward    The RMS of dL/dx over all time steps, at the first layer by that at the last; of residual nets, at
             the last layers of the blocks.
+through     Of nets that are shown something new at each step, what of the gradient reaches the first step, of that
+time        at the last one that is read: by way of time, or without (`gradients.through_time`).
 learning    What training has shown, once it can be known (`tells_from`). A net that learns in spite of an obstacle
             learns; one that is at chance is never healthy; "healthy" is one that learns, by a test, and has no
             obstacle. Before the first test no more is said than whether the loss falls.
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from spiketriton.config import LossConfig, ModelConfig, Recipe, TrainConfig
-from spiketriton.config.names import BLOCK_NETS, PlainNet
+from spiketriton.config.names import BLOCK_NETS, PARALLEL, PlainNet
 from spiketriton.gradients.measurement import Measurement, Signal
 from spiketriton.plugins.tasks import Score, task_of
 
@@ -41,6 +43,9 @@ class Word(StrEnum):
     SILENT = "silent"
     LOST = "lost"
     NOT_FINITE = "not finite"
+    FORGETS = "vanishing through time"
+    BURSTS = "exploding through time"
+    NOT_JUDGED = "not judged"
 
 
 class Predicts(NamedTuple):
@@ -56,6 +61,17 @@ class Predicts(NamedTuple):
     kinds: tuple[str, ...]
 
 
+class Remembers(NamedTuple):
+    """A limit of what reaches the first time step, and what became of the registered nets beyond it by which it was not
+    chosen: how many there were, and how many learnt. steps: from how many on it was tried.
+    """
+
+    limit: float
+    learnt: int
+    trainings: int
+    steps: int
+
+
 class LIMITS:
     """What tells nets that learn from others. The first five are of nets that training has not changed yet."""
 
@@ -66,6 +82,11 @@ class LIMITS:
     # ratio is not above `large`; in other nets, and without norms, it told nothing
     chain, large = Predicts(0.25, 0, 10, 20, ("lif",)), 1e4
     plain = Predicts(0.1, 0, 21, 48, ("if", "lif", "plif"))
+    # through time, by the rows of studies/through_time: the smallest share of a layer of states; of windows it is 0 at
+    # the first layer, where no layer's window reaches back so far
+    memory = Remembers(0.025, 0, 0, 8)
+    # the largest share of a layer, under SGD without a limit on the gradient's norm
+    burst = Remembers(1e6, 0, 0, 8)
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
     chance = 0.99  # ... and in a test, below which no net is at chance
@@ -79,6 +100,7 @@ class LIMITS:
 
 
 DEAD_SHARE = 0.9  # of a layer's neurons, outside the surrogate's reach: worth a sentence
+FAINT = 0.01  # of what reaches the last step: less does not count as arriving
 CLOSED = 0.5  # blocks that start with a smaller gain pass little gradient into their branches
 
 
@@ -217,7 +239,7 @@ class Forward:
         neuron and time step.
     arrives: False where a layer hardly fires and no path goes around it, so that the outputs are the same for all
         images; None where it was not measured.
-    wakes: whether a gradient arrives at every layer that hardly fires, so that training may wake it.
+    wakes: whether a gradient arrives at each layer of parallel neurons that hardly fires; training may wake it.
     kept: what the last layer keeps of an image, 0 to 1; None where it was not measured.
     judged: the limit of `kept`; None where it tells nothing of nets of this kind.
     lost_from: the layer (index) from which on less than that is kept, or None.
@@ -261,8 +283,30 @@ class Backward:
 
 
 @dataclass(frozen=True)
+class Through:
+    """What of the gradient reaches the first time step, as shares of what reaches the last one that is read.
+
+    judged: what it is judged against; None where nothing is known of nets of this kind.
+    credit: the smallest of a layer, by way of time; None where it was not measured.
+    arrives: the smallest of a layer on any way, or what arrives at the first layer of windows.
+    weakest, strongest: layers (index) of the smallest and of the largest share.
+    largest: share of a layer at any step.
+    back: steps before the last one at which at least a hundredth arrives on any way, where fewest do.
+    """
+
+    word: Word = Word.FREE
+    judged: Remembers | None = None
+    credit: float | None = None
+    arrives: float = math.nan
+    weakest: int = 0
+    strongest: int = 0
+    largest: float = math.nan
+    back: int = 0
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """Forward, backward and learning, and what else is worth saying.
+    """Forward, backward, through time and learning, and what else is worth saying.
 
     time_ratio: the gradient of the first time step by that of the last; None where there is nothing to compare.
     dead_share: neurons outside the surrogate's reach, over all layers and time steps.
@@ -284,11 +328,22 @@ class Verdict:
     below_eps: tuple[str, ...] = ()
     learned: Learned | None = None
     begun: bool = False
+    through: Through = Through()
+
+    @property
+    def credit(self) -> float | None:
+        """What reaches the first time step by way of time, of the layer where it is least."""
+        return self.through.credit
+
+    @property
+    def judged(self) -> bool:
+        """Whether rows speak of nets of this kind, so that no obstacle means something."""
+        return any(way.judged is not None for way in (self.forward, self.backward, self.through))
 
     @property
     def obstacles(self) -> tuple[Word, ...]:
         """What stands in the net's way, the backward one first."""
-        found = (self.backward.word, self.forward.word)
+        found = (self.backward.word, self.through.word, self.forward.word)
         return tuple(word for word in found if word != Word.FREE)
 
     @property
@@ -299,7 +354,7 @@ class Verdict:
         if self.learned is None and self.begun:
             return Word.EARLY
         if self.learned is None or not self.learned.known:
-            return self.obstacles[0] if self.obstacles else Word.FREE
+            return (*self.obstacles, Word.FREE if self.judged else Word.NOT_JUDGED)[0]
         learns = self.learned.word == Word.LEARNING
         return Word.HEALTHY if learns and not self.obstacles else self.learned.word
 
@@ -327,6 +382,8 @@ def judge(
         compared, silent = _compared(measured, of.model), _may_be_silent(names, of.model)
         through = _without_way_around(names, of.model)
         told, kind = told or _told_by_signal(of), of.neuron.kind
+    unlimited = optimizer == "sgd" and not limited
+    stuck = learned is not None and learned.word in (Word.CHANCE, Word.FLAT)
     grows = told is LIMITS.chain and optimizer == "sgd" and not limited and not begun
     grows &= len(names) >= LIMITS.growth.layers and kind in LIMITS.growth.kinds
     if told is not None and (begun or len(names) < told.layers or kind not in told.kinds):
@@ -346,7 +403,8 @@ def judge(
         silent_net = forward.rate < LIMITS.rate and not signal.arrives and not kept > 0
         # branches that start at zero get no gradient before the first step, and signal and gradient pass them
         asleep = [i for i in should_fire if firing[i] < LIMITS.rate and i in through]
-        wakes = all(measured.grad_input_rms[i].any() for i in asleep)
+        parallel = kind in PARALLEL or signal.memory == "windows"
+        wakes = parallel and all(measured.grad_input_rms[i].any() for i in asleep)
         forward = Forward(quietest, forward.rate, not silent_net, wakes, kept, told, lost)
     return Verdict(
         names=names,
@@ -361,6 +419,43 @@ def judge(
         below_eps=tuple(small),
         learned=learned,
         begun=begun,
+        through=_through(measured, compared, signal, unlimited, begun and not stuck),
+    )
+
+
+def _through(
+    measured: Measurement,
+    among: Sequence[int],
+    signal: Signal | None,
+    unlimited: bool,
+    changed: bool,
+) -> Through:
+    """unlimited: SGD without a limit on the gradient's norm. changed: trained, and not stuck: no row is of it."""
+    if not among or np.isnan(measured.credit).all() or measured.credit.shape[1] < 2:
+        return Through()
+    shown = measured.of_layers(among)
+    first, arriving = shown.credit[:, 0], shown.arriving
+    memory = "" if signal is None or changed else signal.memory
+    weakest = 0 if memory == "windows" else int(arriving[:, 0].argmin())
+    most = shown.credit.max(1)
+    arrives, largest = float(arriving[weakest, 0]), float(most.max())
+    there = [np.flatnonzero(steps) for steps in arriving >= FAINT]
+    reached = [arriving.shape[1] - 1 - int(steps[0]) for steps in there if len(steps)]
+    back = min(reached, default=0) if len(reached) == len(among) else 0
+    word, judged = Word.FREE, LIMITS.memory if memory else None
+    if judged is not None and arrives <= (judged.limit if memory == "states" else 0):
+        word = Word.FORGETS
+    elif memory == "states" and unlimited and largest > LIMITS.burst.limit:
+        word, judged = Word.BURSTS, LIMITS.burst
+    return Through(
+        word,
+        judged,
+        float(first.min()),
+        arrives,
+        among[weakest],
+        among[int(most.argmax())],
+        largest,
+        back,
     )
 
 

@@ -282,7 +282,8 @@ def _judged(folder: RunFolder) -> tuple[int, Measurement, Signal] | None:
             if len(of_plain(tuple[str, ...], measured.names)) != len(overlap):
                 raise ValueError(f"{len(overlap)} layers keep something of an image")
             weights = of_plain(dict[str, float], row["weights"])
-            signal = Signal(overlap, *(of_plain(bool, row[name]) for name in ("arrives", "chain")))
+            arrives, chain = (of_plain(bool, row[name]) for name in ("arrives", "chain"))
+            signal = Signal(overlap, arrives, chain, of_plain(str, row["memory"]))
             return of_plain(int, row["step"]), replace(measured, weights=weights), signal
     except (LookupError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{folder.judged.path} is damaged: {one_line(error)}") from None

@@ -10,6 +10,7 @@ from spiketriton.gradients.verdict import (
     Forward,
     Learned,
     Predicts,
+    Through,
     Verdict,
     Word,
 )
@@ -23,12 +24,13 @@ def line(verdict: Verdict) -> str:
     """One line: `healthy: it learns, and no obstacle was found`, `lost forward and exploding backward`."""
     if verdict.backward.nonfinite:
         return f"not finite at {_at(verdict, verdict.backward.nonfinite)}"
-    ways = ((verdict.forward.word, "forward"), (verdict.backward.word, "backward"))
-    obstacles = " and ".join(f"{word} {way}" for word, way in ways if word != Word.FREE)
+    named = {verdict.forward.word: " forward", verdict.backward.word: " backward"}
+    named |= {verdict.through.word: ""}
+    obstacles = " and ".join(f"{word}{way}" for word, way in named.items() if word != Word.FREE)
     if verdict.word == Word.EARLY:
         return Word.EARLY
     if verdict.learned is None or not verdict.learned.known:
-        return obstacles or Word.FREE
+        return obstacles or verdict.word
     if verdict.word in BEFORE_A_TEST:
         but = ", although " if verdict.word == Word.FALLING else ": "
         return f"{verdict.word}{but + obstacles if obstacles else ''}; no test yet"
@@ -64,10 +66,8 @@ def sentences(verdict: Verdict) -> list[str]:
         place = _at(verdict, verdict.backward.nonfinite)
         return [*said, f"backward: dL/dx is not finite at {place}"]
     said.append(f"backward: {backward(verdict)}")
-    if verdict.time_ratio is not None:
-        said.append(
-            f"through time: at the first time step the gradient is {times(verdict.time_ratio)} that at the last"
-        )
+    if verdict.credit is not None:
+        said.append(f"through time: {through(verdict)}")
     share = in_percent(verdict.dead_share)
     reach = f"{share} of the neurons get less than 1 % of the peak gradient"
     if verdict.dead_layer is not None:
@@ -94,6 +94,8 @@ def findings(verdict: Verdict) -> list[str]:
             f"the gradient is {backward(verdict)}; largest at {_at(verdict, verdict.backward.extreme)}; steepest on "
             f"the way into {verdict.names[verdict.backward.steepest]}"
         )
+    if verdict.through.word != Word.FREE:
+        found.append(f"through time the gradient is {through(verdict)}")
     if verdict.forward.word != Word.FREE:
         found.append(f"the forward signal is {forward(verdict.forward, verdict.names)}")
     return found
@@ -112,6 +114,29 @@ def backward(verdict: Verdict) -> str:
     if found.word == Word.FREE:
         return f"{words}, fine up to {limit}"
     return f"{found.word}: {words}, above the limit of {limit}"
+
+
+def through(verdict: Verdict) -> str:
+    found, names = verdict.through, verdict.names
+    back = f"; a hundredth of it reaches {found.back} steps back" if found.back else ""
+    if found.word == Word.BURSTS:
+        grown = f"up to {times(found.largest)} that at the last step in {names[found.strongest]}"
+        return f"exploding: {grown}, above the limit of {_beyond(found)}"
+    arrives = f"{times(found.arrives)} of the last step's gradient reaches the first in {names[found.weakest]}"
+    if found.credit != found.arrives:
+        arrives += f", {times(found.credit)} of it by way of time"
+    if found.judged is None:
+        return f"{arrives}{back}; not judged: no row speaks of nets of this kind"
+    if found.word == Word.FREE:
+        return f"{arrives}{back} (limit {_beyond(found)})"
+    return f"vanishing: {arrives}{back}; limit {_beyond(found)}"
+
+
+def _beyond(found: Through) -> str:
+    """A limit through time, and what became of the nets beyond it."""
+    assert found.judged is not None
+    learnt, nets = found.judged.learnt or "none", found.judged.trainings
+    return f"{times(found.judged.limit)}, beyond which {learnt} of {nets} registered nets learnt"
 
 
 def learned(known: Learned) -> str:
@@ -144,7 +169,7 @@ def forward(found: Forward, names: Sequence[str]) -> str:
     if found.arrives is False and found.word != Word.LOST:
         same = "the outputs are the same for all images"
         if found.word == Word.SILENT:
-            return f"silent: {same}, and no gradient arrives where nothing fires; {quiet}"
+            return f"silent: {same}; {quiet}"
         return f"{same}; training may still wake the layers that are silent; {quiet}"
     if found.kept is None or math.isnan(found.kept):
         return f"{quiet}; the forward signal was not measured"

@@ -82,12 +82,14 @@ FOREIGN = ("model.name=tests.models.foreign_nets:Deep",)
     ("changes", "word"),
     [
         (("model.name=resnet56", "model.width=8", *USUAL), Word.LOST),
-        pytest.param(("model.name=resnet56", "model.block=sew"), Word.FREE, marks=pytest.mark.slow),
+        pytest.param(
+            ("model.name=resnet56", "model.block=sew"), Word.NOT_JUDGED, marks=pytest.mark.slow
+        ),
         (CHAIN, Word.LOST),
-        ((*CHAIN, "neuron.kind=ilif"), Word.FREE),
+        ((*CHAIN, "neuron.kind=ilif"), Word.NOT_JUDGED),
         ((*CHAIN, "model.start=identity", "train.optimizer=sgd"), Word.FREE),  # with its limit
         (FOREIGN, Word.LOST),
-        ((*FOREIGN, "model.arguments.integers=true"), Word.FREE),
+        ((*FOREIGN, "model.arguments.integers=true"), Word.NOT_JUDGED),
     ],
 )
 def test_the_command_and_python_say_the_same_of_one_net(changes, word):
@@ -115,7 +117,7 @@ def test_a_shallow_net_that_forgets_the_image_is_not_called_lost():
     usual = ("model.name=resnet20", "model.width=8", "model.residual_gain=1")
     found = diagnose(subject(*usual, "model.residual_bias=0", "time_steps=4"), tries=5)
     assert found.signal.overlap[-1] < 0.1
-    assert (found.verdict.word, found.trials) == (Word.FREE, None)
+    assert (found.verdict.word, found.trials) == (Word.NOT_JUDGED, None)
 
 
 def test_what_can_be_done_to_a_network_of_ones_own_is_tried_in_a_recipe():

@@ -65,4 +65,4 @@ def test_every_panel_shows_its_numbers(tmp_path, monkeypatch):
         "Through depth",
         f"Through time: {measurement(grads).time_ratio:.3g}x",
     )
-    assert figure.get_suptitle() == "small: no obstacle found"
+    assert figure.get_suptitle() == "small: not judged"

@@ -16,6 +16,7 @@ from spiketriton.neurons import adopt
 from spiketriton.plugins.tasks import build_loss
 from spiketriton_kernels import Surrogate
 from spiketriton_kernels import nn as kernels
+from spiketriton_kernels.backends import choice
 from tests.small_runs import small_recipe
 
 B, N, K = 4, 12, 3
@@ -143,6 +144,20 @@ def test_a_measurement_of_time_leaves_no_trace():
     assert not net.training
     assert all("forward" not in vars(neuron) and neuron.v is None for neuron in net.neurons)
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_no_kernel_is_compiled_for_it(monkeypatch):
+    """Where Triton serves a net, its neurons are called in eager PyTorch here."""
+    net, (x, y), served = Net(2.0), drawn(5), []
+
+    def loss() -> Tensor:
+        served.append(choice.backend_for(x))
+        return F.cross_entropy(net(x), y)
+
+    monkeypatch.setattr("spiketriton.gradients.through_time.backend_for", lambda x: "triton")
+    found = through_time(net, neurons_of(net), 5, loss)
+    assert served == ["torch"] * 2
+    assert np.allclose(found.credit, expected(net, x, y)[0], rtol=1e-3)
 
 
 def test_a_module_called_step_by_step_has_the_same_credit():

@@ -98,13 +98,20 @@ def test_a_run_without_rows_says_why(folder, monkeypatch):
 
 def test_the_verdict_is_that_of_what_the_training_measured_last(folder):
     assert list(page(folder).gradients()) == []
-    measured = [{"step": 9, "time_step": t, **ROW} for t in range(2)]
+    shares = {"credit": 0.5, "direct": 0.0}
+    measured = [{"step": 9, "time_step": t, **ROW, **shares} for t in range(2)]
     folder.gradients.append(measured)
     (figure,) = page(folder).gradients()  # without a verdict, where nothing was judged
     assert 'alt="gradient by layer and time step"' in figure
     trained(folder)
     for step, overlap in ((0, 0.2), (9, 0.77)):
-        kept = {"overlap": [overlap], "arrives": True, "chain": True, "weights": {"w": 1e-9}}
+        kept = {
+            "overlap": [overlap],
+            "arrives": True,
+            "chain": True,
+            "memory": "",
+            "weights": {"w": 1e-9},
+        }
         folder.judged.append([{"step": step, "rows": measured, **kept}])
     recipe = small_recipe("train.optimizer=adamw")
     line, sentences, again = page(folder, recipe=recipe).gradients()
@@ -123,6 +130,6 @@ def test_the_verdict_is_that_of_what_the_training_measured_last(folder):
 )  # fmt: skip
 def test_a_damaged_measurement_is_named(folder, damage):
     row = {"step": 9, "rows": [{"time_step": 0, **ROW}], "overlap": [1.0], "weights": {}}
-    folder.judged.append([row | {"arrives": True, "chain": False} | damage])
+    folder.judged.append([row | {"arrives": True, "chain": False, "memory": ""} | damage])
     with pytest.raises(UserError, match=r"judged\.jsonl is damaged: "):
         list(page(folder).gradients())

@@ -19,8 +19,11 @@ from tests.processes import said_by, start_ranks
 BEGIN = """
 import copy, json, sys
 from pathlib import Path
+import numpy as np
 import torch
 from profiling.harness.launcher import Driver, without_gpu
+from spiketriton.gradients import prober
+from spiketriton.gradients.through_time import Shares
 from spiketriton.training import session
 from spiketriton.training.gpu import precompile
 from spiketriton.training.randomness import random_state
@@ -50,6 +53,8 @@ passes._NEURON["triton"] = Both(triton_neuron, native)
 passes._STATISTICS["triton"] = Both(triton_norm, native)
 torch.set_num_threads(1)
 precompile.compiles = session.compiles = lambda device: True
+# which runs in eager PyTorch where Triton would compile: tests/gradients/test_through_time.py
+prober.through_time = lambda model, layers, steps, loss: Shares(*np.zeros((2, len(layers), steps)))
 """
 
 TRAINING = """
@@ -140,7 +145,7 @@ def test_a_machines_first_rank_compiles_for_its_others(monkeypatch, rank, here, 
         ranks=ranks,
         shares_statistics=False,
         device=torch.device("cpu"),
-        monitor=SimpleNamespace(layers=["one"], probes=[], watch=None),
+        monitor=SimpleNamespace(layers=["one"], probes=SimpleNamespace(probes=[]), watch=None),
         display=SimpleNamespace(note=None),
         model=SimpleNamespace(set_synchronised=lambda wanted: None),
         placement=None,
