@@ -584,11 +584,6 @@ class MonitorConfig(Table):
     """record gradient norms by layer and time step"""
     every: int = key(0, numbers=COUNT_OR_ZERO, only={"monitor.enabled": (True,)})
     """steps between measurements; 0: at each logged step"""
-    tensorboard: bool = key(False, only={"monitor.enabled": (True,)})
-    """also write TensorBoard event files"""
-    wandb: Literal["off", "offline", "online"] = key("off", only={"monitor.enabled": (True,)})
-    """also log to Weights & Biases, to the project WANDB_PROJECT or else spiketriton; `offline`: in the run folder, for
-    `wandb sync`"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

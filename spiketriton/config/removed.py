@@ -16,6 +16,8 @@ REMOVED: dict[str, Any] = {
     "loss.feature_weight": 0.0,
     "model.connect": "add",
     "model.drop_path": 0.0,
+    "monitor.tensorboard": False,
+    "monitor.wandb": "off",
     "monitor.wandb_project": "spiketriton",
     "neuron.tau_learnt": "layer",
     "train.channels_last": True,

@@ -4,7 +4,6 @@ recipe.toml        the resolved recipe
 environment.json   a JSON array, one object a session: versions, commit, device, command line
 micro_batch.json   images of a micro-batch, if the recipe says "auto"
 metrics.jsonl      one JSON object a row: {"kind": "train" | "eval", "step": ..., ...}
-wandb_id           the run's id at Weights & Biases, if the recipe asks for it
 console.log        what the run said: notes, tests, warnings, results
 *.nir              the file that the network was imported from, with its checksum in its name
 gradients.jsonl    one row per measured step, spiking layer and time step
@@ -48,7 +47,7 @@ _LATER = (
 )
 """What a run writes once its recipe is in its folder: where there is none, they are somebody else's."""
 
-_FOLDERS = ("checkpoints", "evaluation", "tensorboard", "wandb")
+_FOLDERS = ("checkpoints", "evaluation")
 """Folders in that of a run in which commands write."""
 
 

@@ -18,8 +18,6 @@ MOVABLE = (
     "train.threads",
     "checkpoint.every",
     "checkpoint.keep",
-    "monitor.tensorboard",
-    "monitor.wandb",
     "plugins.modules",
 )
 

@@ -1,6 +1,4 @@
-"""The rows of a run: to its folder, the screen, the boards, the caller's functions, and who judges them."""
-
-from typing import TYPE_CHECKING
+"""The rows of a run: to its folder, the screen, the caller's functions, and who judges them."""
 
 from spiketriton.config import Recipe
 from spiketriton.data import Data
@@ -12,15 +10,9 @@ from spiketriton.show.verdict import warning
 from spiketriton.training.display import Display
 from spiketriton.training.hooks import Hooks
 
-if TYPE_CHECKING:
-    from spiketriton.runs.boards import Board
-
 
 class Recorder:
-    """Takes each row once and hands it to all who want it; on ranks after the first, to fewer.
-
-    UserError: a package that the recipe asks for is missing.
-    """
+    """Takes each row once and hands it to all who want it."""
 
     def __init__(
         self,
@@ -29,15 +21,9 @@ class Recorder:
         folder: RunFolder,
         display: Display,
         hooks: Hooks,
-        first: bool,
         steps: int,
     ) -> None:
         self.data, self.folder, self.display, self.hooks = data, folder, display, hooks
-        self.boards: list[Board] = []
-        if first and (recipe.monitor.tensorboard or recipe.monitor.wandb != "off"):
-            from spiketriton.runs.boards import boards_of
-
-            self.boards = boards_of(recipe, folder.path)
         self.watch = Watch(
             recipe,
             data.facts.class_counts,
@@ -54,22 +40,14 @@ class Recorder:
         self.folder.metrics.append([row])
         self.watch.hear(row)
         self.display.row(row, self.watch.verdict)
-        for board in self.boards:
-            board.add(row)
         self.hooks.row(row)
 
     def add_gradients(self, step: int, measured: Measurement) -> None:
         """The rows of gradients.jsonl for one step."""
         self.folder.gradients.append(measured.rows(step))
-        for board in self.boards:
-            board.add_gradients(step, measured.names, measured.depth_profile)
 
     def judge(self, step: int, measured: Measurement, signal: Signal) -> None:
         """What `diagnose` would measure after this step; the report reads it in judged.jsonl."""
         self.watch.look(step, measured, signal)
         kept = vars(signal) | {"overlap": signal.overlap.tolist(), "weights": measured.weights}
         self.folder.judged.append([{"step": step, "rows": measured.rows(), **kept}])
-
-    def close(self) -> None:
-        for board in self.boards:
-            board.close()

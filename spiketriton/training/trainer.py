@@ -102,8 +102,7 @@ class Trainer:
 
             sums, chance = rehearsed(recipe, data, self.device)
 
-        first, steps = ranks.first, self.plan.steps
-        self.recorder = Recorder(recipe, data, folder, display, self.hooks, first, steps)
+        self.recorder = Recorder(recipe, data, folder, display, self.hooks, self.plan.steps)
         self.monitor = GradientMonitor(
             model,
             batch=cfg.batch_size // self.accumulate,
@@ -448,7 +447,6 @@ class Trainer:
             self.progress.seconds = self.seconds()
             self.stream.close()
             self.display.end()
-            self.recorder.close()
 
     def outcome(self) -> Outcome:
         """The signal's exit code if it cut the run short; the same on all ranks."""

@@ -59,8 +59,6 @@ IDLE = {  # overrides, of which the last has no effect -> the key that is why
     ("data.name=n_mnist", "data.split_seed=1"): "data.split",
     ("data.name=imagefolder", "data.augment=none", "data.augmentation.crop_scale=[0.08, 1]"): "data.augment",
     ("monitor.enabled=false", "monitor.every=5"): "monitor.enabled",
-    ("monitor.enabled=false", "monitor.tensorboard=true"): "monitor.enabled",
-    ("monitor.enabled=false", "monitor.wandb=offline"): "monitor.enabled",
 }  # fmt: skip
 
 

@@ -1,10 +1,7 @@
 """docs/own_code.md, line by line."""
 
-import contextlib
 import re
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,15 +48,7 @@ def test_its_python_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     quickstart = quickstart.replace("image_size = 16", small)
     Path("quickstart.toml").write_text(quickstart.replace("[model]", "[model]\nwidth = 8"))
     monkeypatch.setattr(reading, "find_recipe", lambda name: Path("quickstart.toml"))
-    logged = []
-    mlflow = SimpleNamespace(
-        start_run=contextlib.nullcontext,
-        log_metrics=lambda numbers, step: logged.append((step, numbers)),
-    )
-    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     names = run_section("Python")
-    assert logged[-1][0] == 20
-    assert logged[-1][1]["eval/test_accuracy"] > 0
     shown = capsys.readouterr().out
     assert "runs/first resnet8 ('0', '1'," in shown
     assert "torch.Size([4, 2, 10])" in shown

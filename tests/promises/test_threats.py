@@ -188,7 +188,7 @@ def test_a_function_that_a_run_names_is_not_called_unasked(folder, lines, said, 
 
 OWN = [  # what commands write: files, and folders with a slash
     ".lock", "console.log", "gradients.jsonl", "metrics.jsonl", "metrics.jsonl.part", "report.html", "curves.png",
-    "judged.jsonl", "small.onnx", "nonfinite.json", "wandb_id", "checkpoints/", "evaluation/", "tensorboard/",
+    "judged.jsonl", "small.onnx", "nonfinite.json", "checkpoints/", "evaluation/",
     "checkpoints/last.pt.part",
     "evaluation/evaluation.json",
 ]  # fmt: skip

@@ -4,15 +4,12 @@ import errno
 import json
 import math
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -20,7 +17,7 @@ from torch import Tensor, nn
 
 from spiketriton.runs import checkpoint
 from spiketriton.runs.folder import RunFolder
-from spiketriton.system.errors import EXIT_SIGTERM, UserError, warn_once
+from spiketriton.system.errors import EXIT_SIGTERM, warn_once
 from spiketriton.system.ranks import Ranks
 from spiketriton.training import environment
 from spiketriton.training import trainer as trainer_module
@@ -191,9 +188,7 @@ def test_the_first_rank_alone_repeats_a_bad_step(tmp_path):
     class Second(Ranks):
         first = False
 
-    boards = ["monitor.tensorboard=true", "monitor.wandb=offline"]
-    trainer = quick_trainer(tmp_path / "run", *boards, ranks=Second())
-    assert trainer.recorder.boards == []
+    trainer = quick_trainer(tmp_path / "run", ranks=Second())
     trainer.loss = lambda currents, labels: math.nan * currents.sum()
     with pytest.raises(Diverged, match="the first rank repeats the step"):
         trainer.fit()
@@ -427,75 +422,6 @@ def test_the_time_of_tests_is_not_that_of_training(tmp_path, monkeypatch):
     assert {row["images_per_s"] for row in rows if row["kind"] == "train"} == {16.0}
     assert {row["test_seconds"] for row in rows if row["kind"] == "eval"} == {4000.0}
     assert rows[-1]["seconds"] == 3 * 4000 + 21
-
-
-def test_tensorboard_gets_the_same_numbers(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    quick_trainer(tmp_path / "run", "monitor.tensorboard=true", "train.epochs=1").fit()
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    events.Reload()
-    rows = [row for row in RunFolder(tmp_path / "run").metrics.read() if row["kind"] == "train"]
-    logged = {event.step: event.value for event in events.Scalars("train/loss")}
-    assert logged == pytest.approx({row["step"]: row["loss"] for row in rows}, rel=1e-6)
-    assert len(events.Scalars("eval/test_accuracy")) == 1
-    assert [e.step for e in events.Scalars("grad_input_rms/layers.0.neuron")] == [1, 4, 7]
-
-
-def wandb(refusal: Exception | None = None) -> mock.MagicMock:
-    """The package, as far as a run calls it; with `refusal` it refuses."""
-    errors = SimpleNamespace(Error=ConnectionError)
-    return mock.MagicMock(Settings=dict, errors=errors, **{"init.side_effect": refusal})
-
-
-def test_weights_and_biases_gets_the_same_numbers(tmp_path, monkeypatch):
-    """One run there, also after a stop; no random draw of the training is used for it."""
-    board = wandb()
-    monkeypatch.setitem(sys.modules, "wandb", board)
-    keys = ["monitor.wandb=offline", "train.epochs=1"]
-    quick_trainer(tmp_path / "run", *keys).fit(until=4)
-    quick_trainer(tmp_path / "run", *keys, resume=True).fit()
-    quick_trainer(tmp_path / "plain", "train.epochs=1").fit()
-    ours, plain = last_state(tmp_path / "run"), last_state(tmp_path / "plain")
-    assert ours.pop("recipe") != plain.pop("recipe")
-    assert_equal(ours, plain)
-    expected = []
-    for row in RunFolder(tmp_path / "run").metrics.read():
-        kind, step = row.pop("kind"), row.pop("step")
-        values = {f"{kind}/{key}": value for key, value in row.items() if value is not None}
-        expected.append(pytest.approx({"step": step} | values, rel=1e-6))
-    run, layer = board.init.return_value, "grad_input_rms/layers.0.neuron"
-    rows = [call.args[0] for call in run.log.mock_calls]
-    assert [row for row in rows if layer not in row] == expected
-    assert [row["step"] for row in rows if layer in row] == [1, 4, 7]
-    run.define_metric.assert_called_with("*", step_metric="step")
-    begun = [call.kwargs for call in board.init.call_args_list]
-    assert {(s["id"], s["mode"], s["project"], s["dir"]) for s in begun} == {
-        ((tmp_path / "run" / "wandb_id").read_text(), "offline", "spiketriton", f"{tmp_path}/run")
-    }
-    assert run.finish.call_count == len(begun) == 2
-
-
-@pytest.mark.parametrize(
-    ("module", "key", "found", "words"),
-    [
-        (
-            "wandb",
-            "wandb=online",
-            wandb(ConnectionError("No\nkey")),
-            'wandb = "online": .*: No key',
-        ),
-        ("wandb", "wandb=online", None, r"pip install 'spiketriton\[wandb\]'"),
-        ("torch.utils.tensorboard", "tensorboard=true", None, r"spiketriton\[tensorboard\]'"),
-    ],
-)
-def test_a_board_that_refuses_or_is_not_installed_is_named(
-    tmp_path, monkeypatch, module, key, found, words
-):
-    monkeypatch.setitem(sys.modules, module, found)
-    with pytest.raises(UserError, match=words):
-        quick_trainer(tmp_path / "run", f"monitor.{key}")
 
 
 def test_two_calls_of_fit_are_one_run(usual, tmp_path):
