@@ -9,6 +9,7 @@ from profiling.harness.contenders import Case, Options, Row
 from profiling.harness.peers import ATAN
 from profiling.harness.timing import Timing
 from spiketriton.config import Recipe, load_recipe, replace
+from spiketriton.config.names import SEQUENCES
 from spiketriton.config.shipped import shipped_recipes
 from spiketriton.system.errors import UserError
 from spiketriton.training.environment import choose_precision, name_of
@@ -23,14 +24,18 @@ IMAGES = {
     "fashion_mnist": (1, 28, 10),
     "cluttered_fashion_mnist": (1, 40, 10),
     "digits": (1, 8, 10),
+    "mnist": (1, 28, 10),
     "dvs_gesture": (2, 128, 11),
     "cifar10_dvs": (2, 48, 10),
     "n_mnist": (2, 34, 10),
     "n_caltech101": (2, 48, 101),
     "digits_dvs": (2, 32, 10),
     "eventfolder": (2, 128, 10),
+    "spoken_digits": (40, 1, 10),
+    "shd": (700, 1, 20),
+    "ssc": (700, 1, 35),
 }
-"""Channels, side and classes of each data set's images."""
+"""Channels, side and classes of each data set's images, or sequences."""
 
 
 NAMED = {
@@ -78,8 +83,8 @@ class RecipeCase(Case):
             "toml": recipe.to_toml(),
             "T": recipe.time_steps,
             "batch": recipe.train.batch_size // recipe.train.accumulate,
-            "image": [channels, *[recipe.data.image_size or side] * 2],
-            "frames": [recipe.time_steps] if recipe.data.split_words else [],
+            "image": shape_of(recipe, channels, side),
+            "frames": [recipe.time_steps] if _has_time(recipe) else [],
             "classes": classes or recipe.data.classes,
             "precision": name_of(choose_precision(recipe.train.precision, options.device).value),
             "layout": "channels_last",
@@ -88,3 +93,19 @@ class RecipeCase(Case):
     def images_per_s(self, timings: dict[str, Timing]) -> dict[str, Row]:
         batch = self.spec["batch"]
         return {name: {"images_per_s": batch / timing.median} for name, timing in timings.items()}
+
+
+def _has_time(recipe: Recipe) -> bool:
+    """Whether its data are shown a frame or a step at a time."""
+    sequence = recipe.data.name in SEQUENCES or recipe.data.sequence != "none"
+    return sequence or bool(recipe.data.split_words)
+
+
+def shape_of(recipe: Recipe, channels: int, side: int) -> list[int]:
+    """Of an image or a frame, [C, S, S]; of a step of a sequence [C]."""
+    side = recipe.data.image_size or side
+    if recipe.data.name in SEQUENCES or recipe.data.sequence in ("pixels", "permuted"):
+        return [channels]
+    if recipe.data.sequence in ("rows", "columns"):
+        return [channels * side]
+    return [channels, side, side]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -48,7 +49,7 @@ from spiketriton.models.blocks import Block
 from spiketriton.models.convolutions import FasterConv2d
 from spiketriton.models.feedforward import Layer
 from spiketriton.neurons import Norm, SpikingNeuron
-from spiketriton.plugins.tasks import build_loss
+from spiketriton.plugins.tasks import build_loss, image_dim
 from spiketriton.system.errors import UserError
 from spiketriton.training.environment import choose_precision, name_of
 from spiketriton.training.gpu.graphs import WARM_UP, CudaGraphs, Steps, obstacle_of
@@ -92,21 +93,23 @@ class Bench:
         self.batches = self.place.batches(zip(images, labels, strict=True))
 
     @property
-    def first_images(self) -> tuple[Tensor, Tensor]:
+    def first_images(self) -> tuple[Tensor, ...]:
         """The first images of the first batch: what the definition saves of all would fill a GPU."""
         (images, labels), T = self.batches[0], self.spec["T"]
-        most = max(2, MOST_CHECKED // (T * self.spec["image"][1] * self.spec["image"][2]))
-        return images[..., :most, :, :, :], labels[:most]
+        most = max(2, MOST_CHECKED // (T * math.prod(self.spec["image"][1:])))
+        dim = image_dim(images)
+        return images.narrow(dim, 0, min(most, images.shape[dim])), labels[:most]
 
     def model(self, *overrides: str) -> Network:
         """The recipe's network, with the weights that all contenders start from.
 
         A norm that starts at 0 starts at `OPENED`: behind it no mistake of its branch would be seen.
         """
-        channels, side, _ = self.spec["image"]
+        channels, *sides = self.spec["image"]
+        sizes = {"channels": channels, "image_size": sides[0] if sides else 1}
         torch.manual_seed(0)
         recipe = replace(self.recipe, *overrides)
-        net = build_model(recipe, classes=self.spec["classes"], channels=channels, image_size=side)
+        net = build_model(recipe, classes=self.spec["classes"], **sizes, sequence=not sides)
         for module in net.modules():
             if isinstance(module, Norm) and not module.weight.any():
                 nn.init.constant_(module.weight, OPENED)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from spiketriton import predict
 from spiketriton.api import load_run as load_in_python
 from spiketriton.convert import __main__ as convert
 from spiketriton.diagnose.__main__ import main as diagnose_main
 from spiketriton.evaluate import __main__ as evaluate
+from spiketriton.evaluate.baselines import baselines_of
 from spiketriton.evaluate.evaluation import Evaluation
 from spiketriton.evaluate.evaluation import evaluate as evaluated
 from spiketriton.export import __main__ as export
@@ -132,6 +134,9 @@ def test_an_evaluation_counts_frame_by_frame(run, tmp_path, capsys):
     assert found["macs_once"] == 0
     assert found["macs_per_step"] == found["layer_macs"]["conv1"] == 12 * 12 * 4 * 2 * 9
     assert found["data"] == "n_mnist (split official)"
+    assert "without the order in time: the number of events alone" in said
+    (alone,) = found["baselines"]
+    assert alone["name"] == "the number of events alone"
     names = {path.name for path in tmp_path.iterdir()}
     assert {"accuracy.png", "latency.png", "events.png", "events.gif"} <= names
     with pytest.raises(UserError, match="recordings of 4 frames have no step 5"):
@@ -155,6 +160,38 @@ def test_samples_are_the_frames_of_test_recordings(run):
         index = split.labels.tolist().index(int(sample.label))
         assert np.array_equal(sample.frames, split.read(np.array([index]))[0])
         assert len(sample.answers) == 4
+
+
+def test_the_number_of_events_alone_is_a_baseline(run):
+    """Of recordings whose classes differ in that number, it says all; the number is that of the files."""
+    loaded = load_run(run)
+    trained, tested = loaded.data.train.dataset.split, loaded.data.test.dataset.split
+    for split in (trained, tested):
+        split.facts["events"] = 100 * 2.0 ** split.labels.numpy()
+    (found,) = baselines_of(loaded, loaded.data.test)
+    assert found.value == 1.0
+    for split in (trained, tested):
+        split.facts["events"] = 100
+    (found,) = baselines_of(loaded, loaded.data.test)
+    assert found.value == 0.1
+
+
+def test_a_recording_is_predicted_by_its_file(root, run, capsys):
+    path = next((root / "n_mnist" / "Test" / "3").iterdir())
+    loaded = load_in_python(run)
+    test = load_run(run).data.test
+    labels = test.dataset.split.labels.tolist()
+    recordings = sorted((root / "n_mnist" / "Test" / "3").iterdir())
+    frames = test.dataset.split.read(np.array([labels.index(3) + recordings.index(path)]))
+    expected = loaded.predict(frames)
+    torch.testing.assert_close(loaded.predict(str(path)), expected)
+    predict.main([str(run), str(path), "--json", "--top", "1"])
+    said = json.loads(capsys.readouterr().out)
+    assert said["classes"] == pytest.approx(
+        {str(int(expected.argmax())): float(expected.max())}, abs=1e-6
+    )
+    predict.main([str(run), str(path.parent)])
+    assert len(capsys.readouterr().out.splitlines()) == len(recordings)
 
 
 def test_conversion_is_refused(root, run, tmp_path):

@@ -23,7 +23,7 @@ from profiling.sections.step import (
     in_precisions,
     modes,
 )
-from spiketriton.config.names import Events, Images
+from spiketriton.config.names import SEQUENCES, Events, Images
 from spiketriton.config.shipped import shipped_recipes
 from spiketriton.models import Network
 from spiketriton.models.convolutions import FasterConv2d
@@ -215,7 +215,7 @@ def test_a_step_has_its_memory_beside_its_time(measured, quick):
 def test_the_images_of_every_shipped_recipe_are_known_here():
     """Or `step` would not know what to feed its network."""
     shipped = {find_recipe(name).data.name for name in shipped_recipes()}
-    assert shipped <= {*recipes.IMAGES} <= {*get_args(Images), *get_args(Events)}
+    assert shipped <= {*recipes.IMAGES} <= {*get_args(Images), *get_args(Events), *SEQUENCES}
 
 
 def test_each_kind_of_block_in_each_mode(measured, quick):

@@ -50,6 +50,15 @@ SAME = {
         *("train.mixup=0.2", "train.cutmix=1", "train.accumulate=2", "loss.kind=tet"),
         "loss.class_weights=balanced",
     ],
+    "sequence": [
+        *("data.sequence=rows", "time_steps=8", "model.name=sequence", "model.depth=2"),
+        "loss.read=last",
+    ],
+    "ragged": [  # sequences of different lengths
+        *('plugins.modules=["tests.small_sequences"]', "data.name=tones", "data.image_size=0"),
+        *("time_steps=12", "model.name=sequence", "model.depth=2", "model.norm=none"),
+        *("data.train_images=0", "data.test_images=0"),
+    ],
     # somebody's network, with a weight that nothing reads, and none of our norms
     "spare": ["model.name=tests.models.foreign_nets:Spare", "train.ema=0.9"],
     # without spikes: a membrane within rounding of the threshold would make two runs differ
