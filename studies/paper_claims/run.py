@@ -1,4 +1,4 @@
-"""Two claims of arXiv 2006.04436, before training: a table and a picture of docs/gradient_flow.md.
+"""Two claims of arXiv 2006.04436, before training: the table and the picture of log.md.
 
     python studies/paper_claims/run.py --root data       # CIFAR-10's images are in data/cifar10; five minutes of a core
 
@@ -30,12 +30,7 @@ from spiketriton.show.figures import BLUE, GREEN, ORANGE, STYLE
 from spiketriton.system.errors import UserError
 
 HERE = Path(__file__).parent
-DOCS = HERE.parents[1] / "docs"
-ROWS, PAGE, PICTURE = (
-    HERE / "rows.csv",
-    DOCS / "gradient_flow.md",
-    DOCS / "img" / "paper_claims.png",
-)
+ROWS, PAGE, PICTURE = HERE / "rows.csv", HERE / "log.md", HERE / "paper_claims.png"
 BEGIN, END = "<!-- made by studies/paper_claims/run.py: begin -->\n", "<!-- end -->\n"
 IMAGES, SEEDS = 64, (0, 1, 2)
 NET = (

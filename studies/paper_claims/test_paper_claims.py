@@ -1,4 +1,4 @@
-"""What docs/gradient_flow.md says of the paper's claims before training, and the neuron that it is measured with."""
+"""What log.md says of the paper's claims before training, and the neuron that it is measured with."""
 
 import re
 from pathlib import Path
@@ -10,9 +10,8 @@ from spiketriton_kernels import Surrogate, use_backend
 from spiketriton_kernels.nn import LIF
 from studies.paper_claims import cut, run
 
-DOCS = Path(__file__).parents[2] / "docs"
 ROWS = run.read()
-PAGE = DOCS / "gradient_flow.md"
+PAGE = Path(__file__).with_name("log.md")
 
 
 def test_the_table_and_the_sentences_are_those_of_the_rows():

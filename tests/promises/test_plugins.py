@@ -113,7 +113,7 @@ def test_a_missing_plugin_is_named_and_may_have_moved(folder, capsys):
     Image.new("L", (8, 8)).save("a.b=c.png")
     predict(["run", "plugins.modules=new/mine.py", "a.b=c.png"])
     assert capsys.readouterr().out.startswith("a.b=c.png: ")
-    with pytest.raises(UserError, match="no image is given; accepted: image files"):
+    with pytest.raises(UserError, match="no file is given; accepted: files"):
         predict(["run", "plugins.modules=new/mine.py"])
 
 
