@@ -30,6 +30,7 @@ IMAGES = {
     "n_mnist": (2, 34, 10),
     "n_caltech101": (2, 48, 101),
     "digits_dvs": (2, 32, 10),
+    "dvs_biolab": (2, 128, 5),
     "eventfolder": (2, 128, 10),
     "spoken_digits": (40, 1, 10),
     "shd": (700, 1, 20),

@@ -35,7 +35,13 @@ Images = Literal[
     "synthetic",
 ]
 Events = Literal[
-    "dvs_gesture", "cifar10_dvs", "n_mnist", "n_caltech101", "eventfolder", "digits_dvs"
+    "dvs_gesture",
+    "cifar10_dvs",
+    "n_mnist",
+    "n_caltech101",
+    "dvs_biolab",
+    "eventfolder",
+    "digits_dvs",
 ]
 EVENTS = get_args(Events)
 Sequences = Literal["spoken_digits", "shd", "ssc"]
@@ -56,6 +62,7 @@ SPLITS_OF = {
     "cifar10_dvs": ("first100", "random90"),
     "n_mnist": ("official",),
     "n_caltech101": ("random90",),
+    "dvs_biolab": ("official",),
     "eventfolder": ("official", "first100", "random90"),
     "digits_dvs": ("official",),
 }

@@ -286,6 +286,9 @@ class DataConfig(TableOfPart):
     """seed of `random90`"""
     bins: Literal["number", "time"] = key("number", only={"data.name": EVENTS})
     """time_steps bins of a recording: of equally many events, or equally long"""
+    cut_ms: int = key(0, numbers=COUNT_OR_ZERO, only={"data.name": ("eventfolder", "dvs_biolab")})
+    """cut each recording into parts of this many milliseconds, each with its label; a rest that is shorter is left out;
+    0: whole recordings"""
     count: Literal["log", "clip", "raw"] = key("log", only={"data.name": EVENTS})
     """what the network sees of n events of a pixel and bin: ln(1 + n), 1 if any, or n"""
     format: Literal[

@@ -6,6 +6,7 @@ Archives are unpacked in a folder of the data set's name in data.root:
     cifar10_dvs     airplane.zip ... truck.zip: airplane/cifar10_airplane_0.aedat, ...
     n_mnist         Train.zip and Test.zip: Train/0/00002.bin, ...
     n_caltech101    Caltech101.zip: Caltech101/accordion/image_0001.bin, ...
+    dvs_biolab      github.com/eberlawrence/DVS128_BioLab: DataSet2/Caixa.aedat, ...
 
 eventfolder reads your own: root/train/<class>/* and root/val/<class>/* (or root/test/<class>/*) with
 the split "official", root/<class>/* with another one:
@@ -31,7 +32,7 @@ from spiketriton.data.download import RemoteFile, data_root, unpacked
 from spiketriton.data.splits import drawn_of_each, folders_of_splits
 from spiketriton.events import simulated
 from spiketriton.events.cache import CACHE, Recording, Recordings
-from spiketriton.events.formats import DVS128, FORMATS, Sensor
+from spiketriton.events.formats import DVS128, FORMATS, Sensor, read_events
 from spiketriton.system.errors import UserError, one_line
 
 ENDINGS = tuple(sorted({format.ending for format in FORMATS.values()}))
@@ -170,6 +171,77 @@ def n_caltech101(config: DataConfig) -> Recordings:
     )
 
 
+_OBJECTS = {
+    "box": "Caixa",
+    "mug": "Caneca",
+    "box cutter": "Estilete",
+    "pencil": "Lapiseira",
+    "scissors": "Tesoura",
+}
+"""Those of which there are two takes, with the names of their files."""
+_TAKES = ("DataSet2", "NeuromorphicObjectDataSet_100/aedatFiles")
+_BIOLAB = "https://github.com/eberlawrence/DVS128_BioLab"
+
+
+@plugins.data("dvs_biolab")
+def dvs_biolab(config: DataConfig) -> Recordings:
+    """Small objects in front of a real DVS128, each in two takes of seconds: one take trains, the other tests.
+
+    The repository has no licence: it is read where somebody has cloned it.
+    """
+    root = data_root(config)
+    for folder in (root / config.name, root):
+        if all((folder / take).is_dir() for take in _TAKES):
+            break
+    else:
+        raise UserError(
+            f"{config.name}: no folders {' and '.join(_TAKES)} in {root / config.name}; git clone --depth 1 {_BIOLAB} "
+            f"{root / config.name}, or set data.root to the folder that holds it"
+        )
+    train, test = (
+        [
+            Recording(folder / take / f"{name}.aedat", label)
+            for label, name in enumerate(_OBJECTS.values())
+        ]
+        for take in _TAKES
+    )
+    sensor = sensor_of(config)
+    return Recordings(
+        root=folder,
+        classes=tuple(_OBJECTS),
+        train=cut(train, config, "aedat2", sensor),
+        test=cut(test, config, "aedat2", sensor),
+        format="aedat2",
+        sensor=sensor,
+        size=128,
+        mirrors=True,
+    )
+
+
+def cut(
+    whole: Sequence[Recording], config: DataConfig, format: str, sensor: Sensor
+) -> list[Recording]:
+    """The parts of `data.cut_ms` of each recording, from its first event on; with 0 the recordings themselves.
+
+    UserError: a file is damaged, or shorter than a part.
+    """
+    if not config.cut_ms:
+        return [*whole]
+    parts, long = [], 1000 * config.cut_ms
+    for one in whole:
+        events = read_events(one.path, format, sensor=sensor, backward="sort")
+        first, last = (int(events["t"][at]) for at in (0, -1)) if len(events) else (0, -1)
+        count = (last - first + 1) // long
+        if count < 1:
+            raise UserError(
+                f"{one.path} has {max(0, last - first + 1) / 1000:g} ms of events; accepted with data.cut_ms = "
+                f"{config.cut_ms}: as long or longer"
+            )
+        starts = range(first, first + count * long, long)
+        parts += [Recording(one.path, one.label, (start, start + long)) for start in starts]
+    return parts
+
+
 @plugins.data("eventfolder")
 def eventfolder(config: DataConfig) -> Recordings:
     """Your own recordings, a folder for each class."""
@@ -187,6 +259,9 @@ def eventfolder(config: DataConfig) -> Recordings:
                     f"{name} ({', '.join(others)})"
                 )
         parts = _in_folders(root, names, classes, config)
+    for name in ("train", "test", "validation"):
+        if name in parts:
+            parts[name] = cut(parts[name], config, config.format, sensor)
     return Recordings(**parts, format=config.format, sensor=sensor, size=max(sensor), mirrors=True)
 
 
@@ -212,6 +287,7 @@ _SENSORS: dict[str, Sensor] = {
     "cifar10_dvs": DVS128,
     "n_mnist": (34, 34),
     "n_caltech101": (180, 240),
+    "dvs_biolab": DVS128,
     "digits_dvs": simulated.SENSOR,
 }
 

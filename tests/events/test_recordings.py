@@ -12,9 +12,10 @@ from spiketriton.data.download import RemoteFile
 from spiketriton.events import recordings
 from spiketriton.events.recordings import GESTURES, Recordings, held_out, number_of
 from spiketriton.system.errors import UserError
+from tests.event_files import write_events
 from tests.events.support import spikingjelly
 from tests.small_data import data_recipe
-from tests.small_events import make_events
+from tests.small_events import make_events, random_events
 
 SPLIT = {"cifar10_dvs": "first100", "n_caltech101": "random90"}
 
@@ -186,3 +187,59 @@ def test_the_number_of_a_recording_is_the_last_in_its_name():
     assert [number_of(Path(name)) for name in names] == [17, 3, 42, 2]
     with pytest.raises(UserError, match=r"wave\.npy: its file name has no number"):
         number_of(Path("wave.npy"))
+
+
+def make_biolab(root):
+    """Two takes of each object, of 1.05 s (0.85 for the second), which begin at 5 ms."""
+    rng = np.random.default_rng(0)
+    for take, end in (
+        ("DataSet2", 1_050_000),
+        ("NeuromorphicObjectDataSet_100/aedatFiles", 850_000),
+    ):
+        for name in ("Caixa", "Caneca", "Estilete", "Lapiseira", "Tesoura", "Mouse"):
+            events = random_events(rng, 2000, (128, 128), start=5000, end=end)
+            events["t"][0], events["t"][-1] = 5000, 5000 + end - 1
+            write_events(root / take / f"{name}.aedat", events, "aedat2")
+
+
+@pytest.mark.parametrize("place", ["dvs_biolab", "."])
+def test_long_recordings_are_cut_and_one_take_tests_the_other(tmp_path, place):
+    make_biolab(tmp_path / place)
+    found = read("dvs_biolab", tmp_path, "cut_ms = 200")
+    assert found.classes == ("box", "mug", "box cutter", "pencil", "scissors")
+    assert (len(found.train), len(found.test)) == (5 * 5, 5 * 4)
+    first = found.train[:5]
+    assert {one.label for one in first} == {0}
+    assert [one.span[0] for one in first] == [5000 + 200_000 * n for n in range(5)]
+    assert all(one.span[1] - one.span[0] == 200_000 for one in found.train)
+    assert "DataSet2" in str(first[0].path)
+    assert not any("DataSet2" in str(one.path) for one in found.test)
+    whole = read("dvs_biolab", tmp_path, "")
+    assert [str(one.path) for one in whole.train] == [str(one.path) for one in found.train[::5]]
+    with pytest.raises(UserError, match=r"850 ms of events; accepted with data.cut_ms = 900"):
+        read("dvs_biolab", tmp_path, "cut_ms = 900")
+
+
+def test_the_takes_that_are_missing_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"DataSet2 and .* git clone --depth 1 https://github.com"):
+        read("dvs_biolab", tmp_path, "cut_ms = 200")
+
+
+def test_an_eventfolder_is_cut_too(tmp_path):
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in ("push", "wave"):
+            events = random_events(rng, 500, (40, 50), end=310_000)
+            write_events(tmp_path / part / name / "0.npy", events, "npy")
+    sensor = 'sensor = "50x40"'
+    found = read("eventfolder", tmp_path, f"{sensor}\ncut_ms = 100")
+    assert [one.label for one in found.train] == [0, 0, 0, 1, 1, 1]
+    assert len(found.test) == 6
+    config = data_recipe("eventfolder", tmp_path, data=f"{sensor}\ncut_ms = 100").data
+    source = found.source(config, 2)
+    whole = read("eventfolder", tmp_path, sensor)
+    every = whole.source(data_recipe("eventfolder", tmp_path, data=sensor).data, 2).train
+    assert len(source.train) == 6
+    counts = source.train.facts["events"].reshape(2, 3).sum(1)
+    assert (counts <= every.facts["events"]).all()
+    assert (counts > 0.9 * every.facts["events"]).all()
