@@ -39,7 +39,7 @@ from spiketriton.gradients.prober import Prober
 from spiketriton.gradients.verdict import Learned, Verdict, judge
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
-from spiketriton.plugins.tasks import answers, task_of
+from spiketriton.plugins.tasks import answers, has_time, task_of
 from spiketriton.runs.request import Request
 from spiketriton.runs.rows import Row, replace_file
 from spiketriton.show.verdict import line, sentences
@@ -214,7 +214,7 @@ def diagnose(
     *,
     optimizer: str | None = None,
     loss: Callable[..., Tensor] | None = None,
-    images: int | None = None,
+    time_first: bool | None = None,
     time_steps: int = 4,
     tries: int = STEPS,
 ) -> NetDiagnosis:
@@ -227,12 +227,15 @@ def diagnose(
         net: any module whose neurons are those of `spiketriton_kernels.nn`, or of a library that
             `spiketriton_kernels.nn.swap` knows; a copy is swapped and measured, in training mode. Of a run's network,
             `run.model`, with the run's weights, the verdict knows the run's tests, too.
-        batch: (x, y), inputs [T, B, ...] or [B, ...] and labels [B]; or x alone, with a `loss`.
+        batch: (x, y), inputs [T, B, ...] or [B, ...] and labels [B]; or x alone, with a `loss`; of sequences for one of
+            our networks also (x, y, lengths).
         optimizer: that it will be trained with, "adamw", "muon", or "sgd" without a limit on the gradient's norm; None:
             that of the recipe of one of our networks, which is judged by it either way, else AdamW.
-        loss: (outputs, y) -> scalar, of x alone (outputs) -> scalar; None: cross-entropy of the outputs
-            [B, K], or of their mean over time, [T, B, K].
-        images: the dimension of x that counts images; None: the first of the size of y, of x alone 0.
+        loss: (outputs, y) -> scalar, of x alone (outputs) -> scalar; None: that of the recipe of one of our networks,
+            which reads as the recipe says, else cross-entropy of the outputs [B, K], or of their mean over time,
+            [T, B, K].
+        time_first: whether x is [T, B, ...]; None: as the labels fit, which has to be said where both do; of x alone
+            [B, ...].
         time_steps: of inputs [B, ...] that the network wants with time.
         tries: steps for which each change is trained on the first images of the batch; 0: none is tried.
 
@@ -240,38 +243,68 @@ def diagnose(
         UserError: no neuron that can be measured, and why; inputs or labels that do not fit.
     """
     pair = (batch, None) if isinstance(batch, Tensor) else (*batch,)  # a DataLoader gives a list
-    if len(pair) != 2 or not isinstance(pair[0], Tensor) or not isinstance(pair[1], Tensor | None):
+    x, y, lengths = (*pair, None)[:3] if len(pair) in (2, 3) else (None, None, None)
+    if not (isinstance(x, Tensor) and all(isinstance(p, Tensor | None) for p in (y, lengths))):
         kinds = ", ".join(type(part).__name__ for part in pair)
         raise UserError(f"a batch of {kinds}; accepted: (x, y), or x, which are tensors")
-    x, y = pair
+    ours = net.made_from if isinstance(net, Network) else None
+    if lengths is not None and ours is None:
+        raise UserError("a batch with lengths; accepted of networks of a recipe alone: (x, y)")
     if optimizer is None:
-        ours = net.made_from if isinstance(net, Network) else None
         optimizer = "adamw" if ours is None else ours.train.optimizer
     if optimizer not in RATES:
         raise UserError(f"optimizer = {optimizer!r}: accepted: {', '.join(RATES)}")
     for name, value in (("time_steps", time_steps), ("tries", tries)):
         if not isinstance(value, int) or value < (least := int(name == "time_steps")):
             raise UserError(f"{name} = {value!r}: accepted: an integer from {least} on")
+    if y is not None and loss is None and ours is not None:
+        loss = _loss_of(ours)
     if y is None and loss is None:
         raise UserError("inputs without labels need a loss; accepted: (x, y), or x and loss=...")
-    if images is None:
-        sizes = [i for i, size in enumerate(x.shape[:2]) if y is None or size == len(y)]
-        if not sizes:
-            assert y is not None, "dimension 0 counts images without labels"
-            raise UserError(
-                f"{len(y)} labels for inputs {tuple(x.shape)}; accepted: a label for each image"
-            )
-        images = sizes[0]
+    if time_first is None and ours is not None:
+        time_first = has_time(x)
+    images = int(_has_time(x, y, time_first))
     given = (lambda out, _: loss(out)) if loss is not None and y is None else loss
+    batch = (x, y) if lengths is None else (x, y, lengths)
     with undisturbed():
-        return _diagnosed(
-            net, (x, y), images, given or _cross_entropy, optimizer, time_steps, tries
+        return _diagnosed(net, batch, images, given or _cross_entropy, optimizer, time_steps, tries)
+
+
+def _has_time(x: Tensor, y: Tensor | None, time_first: bool | None) -> bool:
+    """Whether x is [T, B, ...]: as was said, or as the labels fit. UserError: neither fits, or both do."""
+    if y is None:
+        return bool(time_first)
+    shape, labels = tuple(x.shape), len(y)
+    fits = {first: shape[first : first + 1] == (labels,) for first in (False, True)}
+    if time_first is None and all(fits.values()):
+        raise UserError(
+            f"inputs {shape} with {labels} labels are {labels} images of {labels} time steps, or {labels} images "
+            "without time; accepted: time_first=True for the first reading, time_first=False for the second"
         )
+    if not (any(fits.values()) if time_first is None else fits[time_first]):
+        said = "" if time_first is None else f" and time_first={time_first}"
+        raise UserError(
+            f"{labels} labels for inputs {shape}{said}; accepted: a label for each image"
+        )
+    return fits[True] if time_first is None else time_first
+
+
+def _loss_of(recipe: Recipe) -> Callable[..., Tensor]:
+    """That of a recipe's task, which reads as it says; class weights, of whose counts a batch knows nothing, are 1."""
+    weighed = recipe.loss.class_weights != "none"
+    task = task_of(replace(recipe, "loss.class_weights=none").loss if weighed else recipe.loss)
+
+    def loss(out: Tensor, labels: Tensor, *lengths: Tensor) -> Tensor:
+        if task.classifies:
+            _refuse_unfit_labels(out, labels)
+        return task.loss(out, labels, *lengths)
+
+    return loss
 
 
 def _diagnosed(
     net: nn.Module,
-    batch: tuple[Tensor, Any],
+    batch: tuple[Any, ...],
     images: int,
     loss: Callable[..., Tensor],
     optimizer: str,
@@ -295,8 +328,8 @@ def _diagnosed(
     verdict = judge(measured, of, signal, learned, begun=begun)
     found = own_cures([neuron for _, neuron in copy.neurons()], verdict) if tries else []
     trials = None
-    if found:
-        trials = try_on_batch(fresh, batch, images, loss, found, optimizer, tries)
+    if found and len(batch) == 2:  # of lengths no trial knows
+        trials = try_on_batch(fresh, (batch[0], batch[1]), images, loss, found, optimizer, tries)
     return NetDiagnosis(measured, signal.overlap, verdict, trials)
 
 
@@ -307,13 +340,18 @@ def _sums(net: nn.Module) -> Tensor:
 
 def _cross_entropy(out: Tensor, labels: Tensor) -> Tensor:
     out = out.mean(0) if out.ndim == 3 else out
+    _refuse_unfit_labels(out, labels)
+    return nn.functional.cross_entropy(out, labels)
+
+
+def _refuse_unfit_labels(out: Tensor, labels: Tensor) -> None:
+    """UserError: they are no classes of the outputs [..., K]."""
     whole = labels.dtype in (torch.int64, torch.uint8)
     if labels.ndim == 1 and not (whole and 0 <= labels.min() <= labels.max() < out.shape[-1]):
         raise UserError(
             f"labels {labels.dtype} from {labels.min():g} to {labels.max():g}; accepted: int64 from 0 to "
             f"{out.shape[-1] - 1}, as the outputs {list(out.shape)} have classes, or a loss of one's own"
         )
-    return nn.functional.cross_entropy(out, labels)
 
 
 class Run:

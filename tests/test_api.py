@@ -22,6 +22,7 @@ import spiketriton
 from spiketriton import api
 from spiketriton.data import build_data
 from spiketriton.diagnose.words import change
+from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import UserError
 from spiketriton.train import main
@@ -341,7 +342,7 @@ def test_any_network_of_neurons_is_diagnosed_and_left_alone(optimizer, word):
         net,
         x,
         loss=lambda out: nn.functional.cross_entropy(out.mean(0), y),
-        images=1,
+        time_first=True,
         optimizer=optimizer,
         tries=0,
     )
@@ -428,6 +429,29 @@ class Deep(nn.Module):
             y = neuron(norm(layer(x).flatten(0, 1)).unflatten(0, x.shape[:2]))
             x = x + y if self.skip and n == 9 else y
         return self.fc(x)
+
+
+def test_as_many_images_as_time_steps_are_read_as_a_person_says():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 12), LIF(2.0, decay_input=False), nn.Linear(12, 3))
+    x, y = torch.randn(9, 9, 6), torch.arange(9) % 3
+    words = "are 9 images of 9 time steps, or 9 images without time; accepted: time_first=True"
+    with pytest.raises(UserError, match=words):
+        spiketriton.diagnose(net, (x, y), tries=0)
+    found = spiketriton.diagnose(net, (x, y), time_first=True, tries=0)
+    assert found.measured.grad_input_rms.shape == (1, 9)
+    assert api._has_time(x, y, False) is False
+    with pytest.raises(UserError, match="time_first=False; accepted: a label for each image"):
+        spiketriton.diagnose(net, (x[:5], y), time_first=False)
+
+
+def test_a_network_of_a_recipe_is_measured_by_what_its_recipe_reads():
+    recipe = small_recipe("loss.read=last", "model.name=mlp", "model.depth=2", "time_steps=3")
+    torch.manual_seed(0)
+    net = build_model(recipe, classes=10, channels=1, image_size=8)
+    found = spiketriton.diagnose(net, (torch.randn(6, 1, 8, 8), torch.arange(6)), tries=0)
+    assert not found.measured.direct[:, :-1].any()
+    assert found.verdict.credit == found.measured.credit[:, 0].min() > 0
 
 
 def test_a_lost_signal_is_named_where_the_layers_form_a_chain():

@@ -42,12 +42,12 @@ class Called(nn.Module):
             if isinstance(module, KernelNeuron):
                 adopt(module)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor, **lengths: Tensor) -> Any:
         for module in self.net.modules():
             if isinstance(module, KernelNeuron):
                 module.reset()
         if self.takes == "as given":
-            return self.net(x)
+            return self.net(x, **lengths)
         if self.takes == "time first":
             return self.net(x.expand(self.steps, *x.shape).contiguous())
         return torch.stack([self.net(step) for step in (x if self.timed else [x] * self.steps)])

@@ -36,8 +36,8 @@ class Signal:
     arrives: whether the outputs differ between images at all.
     chain: of a deep network of LIF that is not ours, whether no path goes around any layer.
     memory: what a net that is shown something new at each step remembers by: "states" that its neurons carry from step
-        to step, or "windows" of steps (parallel neurons); "" where the input stands still, or where both or neurons of
-        other kinds are there, of which no row speaks.
+        to step, "resets" where the gradient of a soft reset takes away from them, or "windows" of steps (parallel
+        neurons); "" where the input stands still, or of kinds of neurons, and mixtures, of which no row speaks.
     """
 
     overlap: np.ndarray

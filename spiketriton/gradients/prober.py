@@ -205,11 +205,14 @@ class Prober:
     def memory(self) -> str:
         """What the net remembers by, see `Signal.memory`."""
         x, kinds = self.batches[0][0], [neuron for _, neuron in self.layers]
-        if self.images % x.ndim == 0 or self.steps < LIMITS.memory.steps:
+        if self.images % x.ndim == 0 or self.steps < LIMITS.window:
             return ""
         if all(isinstance(neuron, kernels.ParallelNeuron) for neuron in kinds):
             return "windows"
-        return "states" if all(map(_carries, kinds)) else ""
+        if not all(map(_carries, kinds)):
+            return ""
+        cancels = any(n.reset_mode == "soft" and not n.detach_reset for n in kinds)
+        return "resets" if cancels else "states"
 
 
 def tells_apart(out: Tensor, images: int) -> bool:

@@ -62,14 +62,13 @@ class Predicts(NamedTuple):
 
 
 class Remembers(NamedTuple):
-    """A limit of what reaches the first time step, and what became of the registered nets beyond it by which it was not
-    chosen: how many there were, and how many learnt. steps: from how many on it was tried.
+    """A limit of the share that reaches the first time step, and what became of the registered nets beyond it that did
+    not choose it: how many there were, and how many learnt.
     """
 
     limit: float
     learnt: int
     trainings: int
-    steps: int
 
 
 class LIMITS:
@@ -82,11 +81,16 @@ class LIMITS:
     # ratio is not above `large`; in other nets, and without norms, it told nothing
     chain, large = Predicts(0.25, 0, 10, 20, ("lif",)), 1e4
     plain = Predicts(0.1, 0, 21, 48, ("if", "lif", "plif"))
-    # through time, by the rows of studies/through_time: the smallest share of a layer of states; of windows it is 0 at
-    # the first layer, where no layer's window reaches back so far
-    memory = Remembers(0.025, 0, 0, 8)
-    # the largest share of a layer, under SGD without a limit on the gradient's norm
-    burst = Remembers(1e6, 0, 0, 8)
+    # through time, by the rows of studies/through_time: the smallest share of a layer at the first step, by what a net
+    # remembers by (`Signal.memory`); of windows what reaches the first layer, nothing where none goes back so far
+    memory = {  # noqa: RUF012
+        "states": Remembers(0.0175, 3, 17),
+        "resets": Remembers(3e-4, 0, 3),
+        "windows": Remembers(0.0, 0, 7),
+    }
+    # the largest share of a layer at any step, under SGD without a limit on the gradient's norm
+    burst = Remembers(1e15, 0, 0)
+    window = 8  # steps from which on all of these were tried
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
     chance = 0.99  # ... and in a test, below which no net is at chance
@@ -442,10 +446,10 @@ def _through(
     there = [np.flatnonzero(steps) for steps in arriving >= FAINT]
     reached = [arriving.shape[1] - 1 - int(steps[0]) for steps in there if len(steps)]
     back = min(reached, default=0) if len(reached) == len(among) else 0
-    word, judged = Word.FREE, LIMITS.memory if memory else None
-    if judged is not None and arrives <= (judged.limit if memory == "states" else 0):
+    word, judged = Word.FREE, LIMITS.memory.get(memory)
+    if judged is not None and arrives <= judged.limit:
         word = Word.FORGETS
-    elif memory == "states" and unlimited and largest > LIMITS.burst.limit:
+    elif memory in ("states", "resets") and unlimited and largest > LIMITS.burst.limit:
         word, judged = Word.BURSTS, LIMITS.burst
     return Through(
         word,

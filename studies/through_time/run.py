@@ -1,7 +1,9 @@
 """Which nets that have to remember do not learn, and what their gradients through time said before.
 
-python studies/through_time/run.py draw                       register.csv, from a seed: before any training
-python studies/through_time/run.py train --root data          rows.csv: trains what is not there yet, one thread
+python -m studies.through_time.run draw                   register.csv, from a seed: before any training
+python -m studies.through_time.run train --root data      rows.csv: trains what is not there yet, one thread
+python -m studies.through_time.run measure --root data    adds to rows.csv what is said of them untrained
+python -m studies.through_time.run judge                  the tables of README.md
 """
 
 import argparse
@@ -13,15 +15,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-import nets
 import torch
-from nets import CHANNELS, CLASSES, KINDS, LEAKY, PARALLEL, Net, Row, trained
+
+import spiketriton
+from studies.through_time import nets
+from studies.through_time.nets import (
+    CHANNELS,
+    CLASSES,
+    KINDS,
+    LEAKY,
+    PARALLEL,
+    Net,
+    Row,
+    trained,
+)
 
 HERE = Path(__file__).parent
 REGISTER, ROWS = HERE / "register.csv", HERE / "rows.csv"
 PULSES = ("pulse", "growth")
 RATES = {"adamw": (3e-3, 1e-2), "sgd": (0.1, 0.01)}
-BUDGET = {"pulse": 250, "growth": 250, "digits": 400, "pixels": 150}  # steps
+BUDGET = {"pulse": 250, "growth": 250, "digits": 200, "pixels": 100}  # steps
 FAILS = {
     "pulse": 0.40,
     "growth": 0.40,
@@ -167,7 +180,7 @@ def train(root: str, only: str) -> None:
     )
     rows = read(ROWS)
     known = {row["id"] for row in rows}
-    for row in read(REGISTER):
+    for row in sorted(read(REGISTER), key=lambda row: row["seed"] % 30):  # halves in turn
         if row["id"] in known or not row["id"].startswith(only):
             continue
         start = time.perf_counter()
@@ -184,18 +197,43 @@ def train(root: str, only: str) -> None:
         print(made, flush=True)
 
 
+def measure(root: str) -> None:
+    """What `spiketriton.diagnose` says of the untrained nets of rows.csv, by a batch that no training sees."""
+    torch.set_num_threads(1)
+    register, rows = {row["id"]: row for row in read(REGISTER)}, read(ROWS)
+    for known in rows:
+        row = register[known["id"]]
+        x, y = task_of(row, root)[0](
+            row["batch"], torch.Generator().manual_seed(30_000 + row["seed"])
+        )
+        said = spiketriton.diagnose(
+            Net(row), (x, y), optimizer=row["optimizer"], time_first=True, tries=0
+        )
+        found = said.verdict.through
+        known |= {"credit": f"{found.credit:.3g}", "arrives": f"{found.arrives:.3g}"}
+        known |= {"largest": f"{found.largest:.3g}", "back": found.back}
+        known |= {
+            "firing": f"{said.verdict.forward.rate:.2g}",
+            "outputs": said.verdict.forward.arrives,
+        }
+        known["judged"] = found.judged is not None
+    write(ROWS, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("draw", "train"))
+    parser.add_argument("what", choices=("draw", "train", "measure"))
     parser.add_argument("--root", default="data", help="folder of spoken_digits/ and mnist_src/")
     parser.add_argument("--only", default="", help="rows whose id begins so")
     args = parser.parse_args()
     if args.what == "draw":
         write(REGISTER, draw())
-    else:
+    elif args.what == "train":
         train(args.root, args.only)
+    else:
+        measure(args.root)
 
 
 if __name__ == "__main__":

@@ -105,9 +105,16 @@ def over_time(memory: str) -> Signal:
 @pytest.mark.parametrize(
     ("memory", "credit", "direct", "word"),
     [
-        ("states", [0.9, 0.2, 0.02], [0, 0, 0], Word.FORGETS),
-        ("states", [0.9, 0.2, 0.03], [0, 0, 0], Word.FREE),
-        ("states", [0.9, 0.2, 0.02], [0, 0, 0.5], Word.FREE),  # the mean is read
+        ("states", [0.9, 0.2, 0.017], [0, 0, 0], Word.FORGETS),
+        ("states", [0.9, 0.2, 0.018], [0, 0, 0], Word.FREE),
+        (
+            "resets",
+            [0.9, 0.2, 0.001],
+            [0, 0, 0],
+            Word.FREE,
+        ),  # which the gradient of a reset makes smaller
+        ("resets", [0.9, 0.2, 0.0002], [0, 0, 0], Word.FORGETS),
+        ("states", [0.9, 0.2, 0.01], [0, 0, 0.5], Word.FREE),  # the mean is read
         ("states", [0, 0.2, 0.9], [0, 0, 0], Word.FORGETS),  # a layer whose gradient died
         ("windows", [0.1, 0, 0], [0, 0, 0], Word.FREE),  # of a layer before the last one's window
         ("windows", [0, 0.5, 0.5], [0, 0, 0], Word.FORGETS),
