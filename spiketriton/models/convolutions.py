@@ -6,6 +6,7 @@ studies/convolutions has the measurements behind `SIZES` and `sparse.SHARES`. On
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +61,37 @@ def sizes_here(dtype: torch.dtype) -> Sizes | None:
     return next((sizes for name, sizes in SIZES.get(dtype, {}).items() if name in flags), None)
 
 
+def is_unsound(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether PyTorch's gradient by the weights holds memory that was never written.
+
+    PyTorch 2.13 does so in bfloat16 on CPUs, where a map is narrower than the stride (studies/convolutions).
+    """
+    if x.device.type != "cpu" or x.ndim != 4 or x.shape[3] >= conv.stride[1]:
+        return False
+    half = torch.is_autocast_enabled("cpu") or x.dtype == torch.bfloat16
+    return half and conv.kernel_size != (1, 1) and conv.padding_mode == "zeros"
+
+
+def soundly(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """PyTorch's convolution; of a map that is narrower than the stride with columns of zeros beside it."""
+    of_torch = nn.Conv2d._conv_forward
+    if not is_unsound(conv, x):
+        return of_torch(conv, x, weight, bias)
+    missing = conv.stride[1] - x.shape[3]
+    edge = conv.padding[1] if isinstance(conv.padding, tuple) else 0
+    reach = conv.dilation[1] * (conv.kernel_size[1] - 1) + 1
+    width = (x.shape[3] + 2 * edge - reach) // conv.stride[1] + 1
+    return of_torch(conv, pad(x, (0, missing)), weight, bias)[..., :width]
+
+
+def keep_sound(net: nn.Module) -> None:
+    """Has the convolutions of a network of others compute `soundly`."""
+    for module in net.modules():
+        own = isinstance(module, FasterConv2d) or "_conv_forward" in vars(module)
+        if isinstance(module, nn.Conv2d) and not own:
+            module._conv_forward = partial(soundly, module)  # type: ignore[method-assign]
+
+
 class FasterConv2d(nn.Conv2d):
     """A convolution that on a CPU is computed in the way that takes least time; the same numbers up to rounding.
 
@@ -77,6 +109,8 @@ class FasterConv2d(nn.Conv2d):
         served = tiles.serves(dtype, self.in_channels, self.out_channels, kernel, stride)
         if served and dtype == torch.bfloat16:
             return self._by(_BY_TILES, x.to(dtype), self.weight.float())
+        if is_unsound(self, x):
+            return super().forward(x)
         sizes = sizes_here(dtype)
         served = served and self.weight.dtype == torch.float32
         if served and (halves := tiles.narrowed(_last(x.detach()))) is not None:
@@ -93,6 +127,9 @@ class FasterConv2d(nn.Conv2d):
         if not any(ways):
             return super().forward(x)
         return self._by(ways, x.to(dtype), self.weight.to(dtype))
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return soundly(self, x, weight, bias)
 
     def _by(self, ways: Ways, x: Tensor, weight: Tensor) -> Tensor:
         y: Tensor = _Convolution.apply(x, weight, self.stride[0], self.padding[0], ways)

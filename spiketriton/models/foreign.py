@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spiketriton.config.parts import named_object
 from spiketriton.config.recipe import Arguments
 from spiketriton.config.words import some
+from spiketriton.models.convolutions import keep_sound
 from spiketriton.models.inspection import (
     constants_of,
     failing,
@@ -143,6 +144,7 @@ class ForeignNetwork(Network):
             self.swapped = kernels.swap(net)
         except (TypeError, ValueError) as error:
             raise UserError(f"{name}: {error}") from None
+        keep_sound(net)
         self._layers: list[tuple[str, SpikingNeuron]] = []
         self._replaced: list[tuple[nn.Module, str]] = []
         self.unmeasured: dict[str, str] = dict(self.swapped.left)

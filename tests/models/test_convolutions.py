@@ -1,6 +1,8 @@
 """Convolutions by matrix products and of spikes alone: torch's convolution, where and only where they are faster."""
 
+import copy
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -360,3 +362,46 @@ def test_images_of_all_time_steps_say_how_many_fire(an_avx2_processor):
     x = spikes(32, 32, 8, 8, share=1.0)
     x[:8] = 0
     assert type(ours(x).grad_fn) is type(theirs(x).grad_fn)
+
+
+def not_a_number_in_freed_memory() -> None:
+    freed = [torch.full((size,), torch.nan) for k in range(6, 18) for size in (1 << k, 3 << k) * 2]
+    del freed
+
+
+class Derived(nn.Conv2d):
+    """A convolution of another library, with torch's own forward."""
+
+
+NARROW = [  # height and width, kernel, stride, padding
+    *((1, 1, 3, 2, 1), (8, 1, 3, 2, 1), (2, 2, 3, 3, 1), (1, 1, 5, 2, 2), (1, 1, 2, 2, 1)),
+    *((2, 2, 5, 4, 2), (3, 3, 4, 4, 1), (1, 1, 7, 3, 3)),
+]
+
+
+@pytest.mark.parametrize("kind", [FasterConv2d, nn.Conv2d, Derived])
+@pytest.mark.parametrize(("height", "width", "kernel", "stride", "padding"), NARROW)
+def test_maps_narrower_than_the_stride_have_whole_gradients_in_bf16(
+    no_tiles, kind, height, width, kernel, stride, padding
+):
+    """PyTorch 2.13 hands out memory that it never wrote."""
+    net = nn.Sequential(kind(20, 24, kernel, stride, padding))
+    convolutions.keep_sound(net)
+    exact = nn.Conv2d(20, 24, kernel, stride, padding).double()
+    exact.load_state_dict(net[0].state_dict())
+    x = torch.randn(4, 20, height, width).contiguous(memory_format=torch.channels_last)
+    truth = there_and_back(exact, x.double())
+    for _ in range(4):
+        with torch.autocast("cpu", BF16):
+            out = net(x)
+        weights = torch.linspace(-1, 1, out.numel()).view_as(out)
+        not_a_number_in_freed_memory()
+        (out * weights).sum().backward()
+        assert out.shape == truth[0].shape
+        for mine, true in zip([out, net[0].weight.grad], [truth[0], truth[2]], strict=True):
+            assert (mine - true).norm() <= 0.02 * true.norm()
+        net.zero_grad()
+    twin = copy.deepcopy(net)
+    twin[0].weight.data.zero_()
+    assert torch.equal(twin(x)[:, :, 0, 0], twin[0].bias.expand(len(x), -1))
+    assert pickle.loads(pickle.dumps(net))(x).equal(net(x))
