@@ -41,7 +41,7 @@ def test_every_table_stands_on_a_page():
 
 
 def test_the_numbers_of_the_sentences_are_those_of_the_rows():
-    text = PAGE.read_text("utf-8")
+    text = "\n".join(path.read_text("utf-8") for path in tables.PAGES)
     assert tables.missing(text, ROWS) == []
     seed = "data.image_size=16 model.name=resnet56 model.block=ms train.lr=6e-3 seed=2"
     assert tables.missing(text, changed(seed, "0.9"))

@@ -49,13 +49,13 @@ def test_a_row_is_its_curve(row):
 
 
 def test_the_race_is_the_rows_of_its_recipe():
-    """docs/results.md: how soon the curves of `cifar10_speedrun` reach two accuracies, on average of three seeds."""
+    """race.md: how soon the curves of `cifar10_speedrun` reach two accuracies, on average of three seeds."""
     command = "spiketriton train recipes/cifar10_speedrun.toml train.threads=1"
     seeds = [
         row for row in ROWS if row["command"] in (command, *(f"{command} seed={n}" for n in (1, 2)))
     ]
     assert [row["seed"] for row in seeds] == ["0", "1", "2"]
-    text = " ".join((ROOT / "docs" / "results.md").read_text("utf-8").split())
+    text = " ".join((HERE / "race.md").read_text("utf-8").split())
     for accuracy, words in ((0.75, "**75 % after {} minutes"), (0.80, "80 % after {}**")):
         first = []
         for row in seeds:
