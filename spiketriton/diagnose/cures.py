@@ -4,15 +4,16 @@ They are the defaults that a recipe does not take, and for networks of one's own
 changing its code. Nothing here is known to help a net that has not tried it: `trials.py` does.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from torch import Tensor, nn
 
 from spiketriton.config import Recipe
-from spiketriton.config.names import BLOCK_NETS, CHAINS, SKIPLESS
+from spiketriton.config.names import BLOCK_NETS, CHAINS, LEAKY, SKIPLESS
 from spiketriton.gradients.verdict import Verdict, Word, starts_closed
 from spiketriton_kernels.nn import SpikingNeuron
 from spiketriton_kernels.nn.handed import Handed
@@ -34,6 +35,13 @@ class Why(StrEnum):
     RATE = "a lower learning rate"
     INPUT = "the whole input"
     THRESHOLD = "a lower threshold"
+    TAU = "a longer memory"
+    NO_LEAK = "no leak"
+    PARALLEL = "all steps at once"
+    DETACHED = "no gradient through the reset"
+    HEIGHT = "a lower surrogate"
+    MEAN = "the mean is read"
+    EACH_STEP = "every step has a loss"
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Cure:
     key: str
     value: float | bool | str
     why: Why
+    steps: int = 0  # of the window, where a module's neurons are to remember all of it
 
     @property
     def override(self) -> str:
@@ -55,6 +64,8 @@ CLIPPING = Cure("", "a limit of 1 on the gradient's norm", Why.CLIPPING)
 NORM = Cure("", "batch norm in front of every neuron", Why.NORM)
 INPUT = Cure("", "decay_input=False of every neuron", Why.INPUT)
 THRESHOLD = Cure("", "half of every neuron's v_threshold", Why.THRESHOLD)
+DETACHED = Cure("", "detach_reset=True of every neuron", Why.DETACHED)
+HEIGHT = Cure("", "half of the height of every neuron's surrogate", Why.HEIGHT)
 
 
 def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
@@ -64,9 +75,10 @@ def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
     silent = verdict.forward.arrives is False and verdict.word in (Word.FREE, Word.SILENT)
     if not (stuck or silent or verdict.obstacles) or verdict.word in WAITS:
         return []
+    found += _through_time(recipe, verdict)
     slower = Cure("train.lr", float(f"{recipe.peak_lr / 3:.2g}"), Why.RATE)
     lost = verdict.forward.word != Word.FREE
-    exploding = verdict.backward.word != Word.FREE
+    exploding = verdict.backward.word != Word.FREE or verdict.through.word == Word.BURSTS
     if (exploding or (stuck and recipe.train.optimizer == "sgd")) and not recipe.clipping:
         found.append(Cure("train.clip_grad_norm", 1.0, Why.CLIPPING))
     known = (*BLOCK_NETS, *SKIPLESS)
@@ -91,11 +103,44 @@ def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
     return [*found, *[slower] * stuck]
 
 
+def _through_time(recipe: Recipe, verdict: Verdict) -> list[Cure]:
+    """What lets more of the gradient back through time, or less where it explodes; other readings last."""
+    neuron, loss, steps = recipe.neuron, recipe.loss, verdict.through.steps
+    attached = not neuron.detach_reset and neuron.resets_by != "none"
+    detached = [Cure("neuron.detach_reset", True, Why.DETACHED)] * attached
+    if verdict.through.word == Word.BURSTS:
+        high = neuron.kind != "ilif" and neuron.surrogate.height > 1
+        return [*detached, *[Cure("neuron.surrogate.height", 1.0, Why.HEIGHT)] * high]
+    if verdict.through.word != Word.FORGETS:
+        return []
+    found = []
+    if neuron.kind in LEAKY and neuron.tau < steps:
+        found.append(Cure("neuron.tau", float(steps), Why.TAU))
+    if neuron.kind != "if":
+        found.append(Cure("neuron.kind", "if", Why.NO_LEAK))
+    found += detached
+    if neuron.kind != "psn":
+        found.append(Cure("neuron.kind", "psn", Why.PARALLEL))
+    if loss.read == "last":
+        found.append(Cure("loss.read", "mean", Why.MEAN))
+    if loss.kind == "cross_entropy":
+        found.append(Cure("loss.kind", "tet", Why.EACH_STEP))
+    return found
+
+
 def own_cures(neurons: Sequence[SpikingNeuron], verdict: Verdict) -> list[Cure]:
     """What to try of a module without a recipe."""
     if verdict.word in WAITS:
         return []
-    found = [CLIPPING] if verdict.backward.word == Word.EXPLODING else []
+    through = verdict.through
+    exploding = verdict.backward.word == Word.EXPLODING or through.word == Word.BURSTS
+    found = [CLIPPING] if exploding else []
+    if through.word == Word.BURSTS:
+        found += [DETACHED, HEIGHT]
+    if through.word == Word.FORGETS:
+        told = f"tau = {through.steps}, the length of the window, of every neuron"
+        found += [Cure("", told, Why.TAU, through.steps), DETACHED]
+    found = [cure for cure in found if cure is CLIPPING or any(_fits(cure, n) for n in neurons)]
     if {Word.LOST, Word.SILENT, Word.CHANCE} & {
         verdict.word,
         verdict.forward.word,
@@ -106,7 +151,13 @@ def own_cures(neurons: Sequence[SpikingNeuron], verdict: Verdict) -> list[Cure]:
 
 
 def _fits(cure: Cure, neuron: SpikingNeuron) -> bool:
-    return cure is not INPUT or getattr(neuron, "decay_input", False) is True
+    if cure is INPUT:
+        return getattr(neuron, "decay_input", False) is True
+    if cure is DETACHED:
+        return not neuron.detach_reset and neuron.reset_mode != "none"
+    if cure.why == Why.TAU:
+        return any(hasattr(neuron, name) for name in ("tau", "init_tau", "decay"))
+    return True
 
 
 def change_neurons(net: nn.Module, cure: Cure, x: Tensor) -> None:
@@ -119,6 +170,12 @@ def change_neurons(net: nn.Module, cure: Cure, x: Tensor) -> None:
             neuron.add_module("norm_in_front", nn.LazyBatchNorm1d(device=device))
         elif cure is INPUT:
             neuron.decay_input = False
+        elif cure is DETACHED:
+            neuron.detach_reset = True
+        elif cure is HEIGHT:
+            neuron.surrogate = replace(neuron.surrogate, height=neuron.surrogate.height / 2)
+        elif cure.why == Why.TAU:
+            _remember(neuron, cure.steps)
         elif isinstance(neuron.v_threshold, Tensor):
             neuron.v_threshold.data.mul_(0.5)
         else:
@@ -129,6 +186,19 @@ def change_neurons(net: nn.Module, cure: Cure, x: Tensor) -> None:
         norm = getattr(neuron, "norm_in_front", None)
         if isinstance(norm, nn.LazyBatchNorm1d):  # still: no call has reached it
             neuron.norm_in_front = nn.Identity()
+
+
+def _remember(neuron: SpikingNeuron, steps: int) -> None:
+    """Gives a neuron the time constant `steps`."""
+    own: Any = neuron
+    if hasattr(neuron, "init_tau"):  # a parameter w, of which 1 / tau is the sigmoid
+        own.w.data.fill_(-math.log(steps - 1))
+    elif hasattr(neuron, "tau"):
+        own.tau = float(steps)
+    elif isinstance(neuron.decay, Tensor):
+        neuron.decay.data.fill_(1 - 1 / steps)
+    else:
+        own.decay = 1 - 1 / steps
 
 
 def _normalised(neuron: nn.Module, given: tuple[Any, ...]) -> Tensor | None:

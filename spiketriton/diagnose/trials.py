@@ -25,7 +25,7 @@ from spiketriton.training.placement import Placement
 from spiketriton.training.randomness import seed_everything
 
 STEPS = 50
-MOST_CHANGES = 4
+MOST_CHANGES = 6
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,13 @@ WHY = {
     Why.RATE: "a step may have been too large",
     Why.CLIPPING: "SGD takes steps as large as the gradient, which bursts in deep spiking nets",
     Why.INPUT: "LIF(tau) divides its input by tau; without that its neurons are sooner at their threshold",
+    Why.TAU: "a membrane then keeps what it was shown at the first step until the last",
+    Why.NO_LEAK: "a membrane without a leak keeps everything, and so does its gradient",
+    Why.PARALLEL: "a parallel neuron reads all steps at once, by weights that it learns",
+    Why.DETACHED: "the reset takes away from the gradient of the membrane, or adds to it, at every spike",
+    Why.HEIGHT: "the gradient is multiplied by the surrogate's height at every step that the reset hands it on",
+    Why.MEAN: "each step then has a way of its own to the loss",
+    Why.EACH_STEP: "each step then has a loss of its own",
     Why.THRESHOLD: "neurons that never fire are sooner at their threshold",
 }
 

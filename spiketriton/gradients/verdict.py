@@ -295,6 +295,7 @@ class Through:
     arrives: the smallest of a layer on any way, or what arrives at the first layer of windows.
     weakest, strongest: layers (index) of the smallest and of the largest share.
     largest: share of a layer at any step.
+    steps: T.
     back: steps before the last one at which at least a hundredth arrives on any way, where fewest do.
     """
 
@@ -306,6 +307,7 @@ class Through:
     strongest: int = 0
     largest: float = math.nan
     back: int = 0
+    steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -460,6 +462,7 @@ def _through(
         among[int(most.argmax())],
         largest,
         back,
+        arriving.shape[1],
     )
 
 

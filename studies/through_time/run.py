@@ -31,7 +31,7 @@ from studies.through_time.nets import (
 )
 
 HERE = Path(__file__).parent
-REGISTER, ROWS = HERE / "register.csv", HERE / "rows.csv"
+REGISTER, ROWS, CURES = (HERE / f"{name}.csv" for name in ("register", "rows", "cures"))
 PULSES = ("pulse", "growth")
 RATES = {"adamw": (3e-3, 1e-2), "sgd": (0.1, 0.01)}
 BUDGET = {"pulse": 250, "growth": 250, "digits": 200, "pixels": 100}  # steps
@@ -220,11 +220,70 @@ def measure(root: str) -> None:
     write(ROWS, rows)
 
 
+LIMITS = {"states": 0.0175, "resets": 3e-4, "windows": 0.0}
+"""Chosen on the first halves of the pulses: the highest recall with at most 5 % false alarms, by a grid of 0.0025; of
+resets, under the smallest share of a net that learnt."""
+
+
+def remembers_by(row: Row) -> str:
+    """As `Signal.memory`."""
+    if row["kind"] in PARALLEL:
+        return "windows"
+    attached_soft = row["reset"] == "soft" and not row["detach"]
+    if row["kind"] == "ilif" and attached_soft:
+        return ""
+    return "resets" if attached_soft else "states"
+
+
+def forgets(row: Row, known: Row) -> bool:
+    """Whether it is told "vanishing through time"."""
+    limit = LIMITS.get(remembers_by(row))
+    return limit is not None and known["arrives"] <= limit
+
+
+def cures_of(row: Row) -> dict[str, Row]:
+    """Changes of a net that vanishes through time, one at a time; the reading last."""
+    made: dict[str, Row] = {}
+    if row["kind"] in LEAKY:
+        made["tau = T"] = {"tau": float(row["T"])}
+    if row["kind"] != "if":
+        made["IF"] = {"kind": "if", "reset": row["reset"] or "hard", "detach": True}
+    made["ALIF, tau = T"] = {
+        "kind": "alif",
+        "tau": float(row["T"]),
+        "reset": "soft",
+        "detach": True,
+    }
+    if row["kind"] != "psn":
+        made["PSN"] = {"kind": "psn"}
+    if row["kind"] not in PARALLEL and not row["detach"]:
+        made["detach_reset"] = {"detach": True}
+    made["mean"] = {"read": "mean"}
+    return {name: change for name, change in made.items() if {**row, **change} != row}
+
+
+def cure(root: str) -> None:
+    """cures.csv: of pulses that are told "vanishing through time" and fail, the accuracy with each change."""
+    torch.set_num_threads(1)
+    register, found = {row["id"]: row for row in read(REGISTER)}, read(CURES)
+    done = {(row["id"], row["change"]) for row in found}
+    told = [row for row in read(ROWS) if forgets(register[row["id"]], row) and row["fails"]]
+    for known in sorted(told, key=lambda known: -register[known["id"]]["half"]):
+        row = register[known["id"]]
+        for name, change in cures_of(row).items() if row["family"] in PULSES else ():
+            if (row["id"], name) not in done:
+                accuracy, by_rate = best(row | change, root)
+                made = {"id": row["id"], "change": name, "before": known["accuracy"]}
+                found.append(made | {"accuracy": round(accuracy, 4), "by_rate": by_rate})
+                write(CURES, found)
+                print(found[-1], flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("draw", "train", "measure"))
+    parser.add_argument("what", choices=("draw", "train", "measure", "cure"))
     parser.add_argument("--root", default="data", help="folder of spoken_digits/ and mnist_src/")
     parser.add_argument("--only", default="", help="rows whose id begins so")
     args = parser.parse_args()
@@ -232,8 +291,10 @@ def main() -> None:
         write(REGISTER, draw())
     elif args.what == "train":
         train(args.root, args.only)
-    else:
+    elif args.what == "measure":
         measure(args.root)
+    else:
+        cure(args.root)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,134 @@
+"""What is tried of a net whose gradient vanishes or explodes through time."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spiketriton
+from spiketriton.diagnose.cures import (
+    CLIPPING,
+    DETACHED,
+    HEIGHT,
+    Cure,
+    Why,
+    change_neurons,
+    cures,
+    own_cures,
+)
+from spiketriton.diagnose.words import WHY, change
+from spiketriton.gradients.measurement import Signal
+from spiketriton.gradients.verdict import Verdict, Word, judge
+from spiketriton.neurons import adopt
+from spiketriton_kernels import nn as kernels
+from spiketriton_kernels.nn import LIF
+from tests.show.support import measurement
+from tests.small_runs import small_recipe
+
+
+def verdict(word: Word) -> Verdict:
+    """Of two layers and 20 steps."""
+    ones = np.ones((2, 20))
+    fading = 1e-3 if word == Word.FORGETS else 1e20
+    shares = {"credit": fading ** np.linspace(1, 0, 20) * ones, "direct": 0 * ones}
+    found = judge(
+        measurement(ones, firing_rate=ones, **shares),
+        "sgd",
+        Signal(np.ones(2), True, memory="states"),
+    )
+    assert found.word == word
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "expected"),
+    [
+        (
+            ["loss.read=last"],
+            Word.FORGETS,
+            [
+                "neuron.tau=20",
+                "neuron.kind=if",
+                "neuron.kind=psn",
+                "loss.read=mean",
+                "loss.kind=tet",
+            ],
+        ),
+        (
+            ["loss.kind=tet", "neuron.tau=20", "neuron.detach_reset=false"],
+            Word.FORGETS,
+            ["neuron.kind=if", "neuron.detach_reset=true", "neuron.kind=psn"],
+        ),
+        (["neuron.kind=if", "loss.kind=tet"], Word.FORGETS, ["neuron.kind=psn"]),
+        (
+            ["neuron.detach_reset=false", "neuron.surrogate.height=5", "train.optimizer=sgd"],
+            Word.BURSTS,
+            ["neuron.detach_reset=true", "neuron.surrogate.height=1", "train.clip_grad_norm=1"],
+        ),
+    ],
+)
+def test_a_recipe_is_tried_with_what_reaches_further(changes, word, expected):
+    recipe = small_recipe("model.norm=bn", "train.clip_grad_norm=0", *changes)
+    assert [change(cure) for cure in cures(recipe, verdict(word))][: len(expected)] == expected
+    assert all(cure.why in WHY for cure in cures(recipe, verdict(word)))
+
+
+def test_neurons_of_ones_own_are_given_a_longer_memory():
+    kinds = [
+        LIF(2.0),
+        kernels.PLIF(2.0),
+        kernels.ALIF(2.0),
+        kernels.CuBaLIF(3.0, detach_reset=False),
+        kernels.IF(),
+    ]
+    found = own_cures(kinds, verdict(Word.FORGETS))
+    assert [cure.why for cure in found] == [Why.TAU, Why.DETACHED]
+    net = nn.Sequential(*map(adopt, kinds))
+    x = torch.randn(20, 3, 4)
+    for cure in found:
+        change_neurons(net, cure, x)
+    assert net[0].tau == 20
+    assert torch.sigmoid(net[1].w).item() == pytest.approx(1 / 20)
+    assert net[2].decay == net[3].decay == pytest.approx(0.95)
+    assert net[3].detach_reset
+
+
+def test_neurons_of_ones_own_whose_gradient_explodes_are_tried_with_less_of_it():
+    neuron = LIF(50.0, detach_reset=False)
+    found = own_cures([neuron], verdict(Word.BURSTS))
+    assert found == [CLIPPING, DETACHED, HEIGHT]
+    before = neuron.surrogate.height
+    change_neurons(nn.Sequential(adopt(neuron)), HEIGHT, torch.randn(4, 2, 3))
+    assert neuron.surrogate.height == before / 2
+
+
+def test_a_net_that_forgets_a_pulse_is_told_and_shown_what_helps():
+    """A class for four steps, then nothing, read at the last of 40 steps."""
+    torch.manual_seed(0)
+    y = torch.arange(32) % 4
+    x = torch.zeros(40, 32, 8)
+    x[:4] = torch.randn(4, 8)[y]
+
+    class Net(nn.Module):
+        def __init__(self, tau: float) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.net = nn.Sequential(
+                nn.Linear(8, 64), LIF(tau, decay_input=False), nn.Linear(64, 4)
+            )
+            self.net[0].weight.data.mul_(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)[-1]
+
+    found = spiketriton.diagnose(Net(2.0), (x, y), tries=20)
+    assert found.verdict.word == "vanishing through time"
+    assert found.verdict.credit == found.measured.credit[0, 0] < 1e-9
+    assert "vanishing: " in str(found)
+    assert "tau = 40, the length of the window" in str(found)
+    assert [cure for cure, _ in found.trials.changed] == [
+        Cure("", "tau = 40, the length of the window, of every neuron", Why.TAU, 40)
+    ]
+    lasting = spiketriton.diagnose(Net(200.0), (x, y), tries=0)
+    assert lasting.verdict.word == "no obstacle found"
+    assert lasting.verdict.credit > 0.1
