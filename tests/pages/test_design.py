@@ -33,3 +33,13 @@ def test_every_folder_of_code_is_described():
     files = {path for folder in CODE for path in (ROOT / folder).rglob("*.py")}
     there = {f"{path.parent.relative_to(ROOT)}/" for path in files}
     assert described == there - {"profiling/"}
+
+
+def test_every_picture_is_shown_by_a_page():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown = {
+        name
+        for page in pages
+        for name in re.findall(r"\]\((?:docs/)?img/([\w.]+)\)", page.read_text("utf-8"))
+    }
+    assert {path.name for path in (ROOT / "docs" / "img").iterdir()} == shown
