@@ -50,10 +50,7 @@ SAME = {
         *("train.mixup=0.2", "train.cutmix=1", "train.accumulate=2", "loss.kind=tet"),
         "loss.class_weights=balanced",
     ],
-    "sequence": [
-        *("data.sequence=rows", "time_steps=8", "model.name=sequence", "model.depth=2"),
-        "loss.read=last",
-    ],
+    "sequence": ["data.sequence=rows", "time_steps=8", "model.name=sequence", "model.depth=2"],
     "ragged": [  # sequences of different lengths
         *('plugins.modules=["tests.small_sequences"]', "data.name=tones", "data.image_size=0"),
         *("time_steps=12", "model.name=sequence", "model.depth=2", "model.norm=none"),
