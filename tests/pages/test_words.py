@@ -1,4 +1,4 @@
-"""The pages that a newcomer reads: sentences that can be read once, within a length in all."""
+"""The pages that a newcomer reads: sentences that can be read once, and numbers as the recipes have them."""
 
 import re
 from pathlib import Path
@@ -91,19 +91,3 @@ def test_the_front_page_has_the_numbers_of_the_recipes():
         assert (measured[2], measured[3][0]) == (time, unit[0]), name
     events = (ROOT / "docs" / "events.md").read_text("utf-8")
     assert f"| {dict(row[:2] for row in rows)['digits_dvs']} ± " in events
-
-
-def words_by_hand(page: str) -> int:
-    """As `wc -w` counts, without what scripts make: its bars and bullets, code and numbers are words."""
-    made = r"<!-- (?:results:|\w+: begin|made by).*?<!-- end.*?-->"
-    return len(re.sub(made, "", page, flags=re.DOTALL).split())
-
-
-def test_what_is_counted():
-    made = "<!-- made by a.py: begin -->\n| not | counted |\n<!-- end -->"
-    assert words_by_hand(f"two words\n{made}\n| 3 |\n* and") == 7
-
-
-def test_the_pages_stay_short():
-    assert sum(words_by_hand((ROOT / page).read_text("utf-8")) for page in BY_HAND) <= 16_000
-    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) < 111
