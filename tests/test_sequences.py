@@ -113,6 +113,16 @@ def test_spikes_behind_the_end_are_not_counted(run):
         assert 0 < spikes[layer.name] < places
 
 
+def test_ilif_runs_with_binary_spikes(folder, capsys):
+    """Twelve steps of up to two spikes as 24 of one, of sequences of different lengths."""
+    path = trained(folder, "ilif", "neuron.kind=ilif", "neuron.levels=2")
+    evaluate([str(path), "--trust-plugins", "--binary", "--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["binary"]["steps"] == 2 * STEPS
+    assert found["binary"]["equal"] == found["binary"]["images"] == 20
+    assert found["binary"]["accuracy"] == found["values"][-1]
+
+
 def test_the_report_has_a_sequence(run):
     report([str(run.path), "--trust-plugins"])
     text = (run.path / "report.html").read_text("utf-8")

@@ -93,12 +93,7 @@ def statistics_of(steps: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _floats(values: Tensor | np.ndarray, dimensions: int, accepted: str) -> Tensor:
     found = as_tensor(values)
-    real = found.is_floating_point() or found.dtype in (
-        torch.uint8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-    )
+    real = found.dtype != torch.bool and not found.is_complex()
     if not real or found.ndim != dimensions or 0 in found.shape:
         raise UserError(
             f"sequences of {found.dtype} {list(found.shape)}; accepted: numbers {accepted} with a step or more, or "

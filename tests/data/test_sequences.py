@@ -65,6 +65,14 @@ def test_sequences_of_one_length_have_no_lengths():
     assert (lengths == STEPS).all()
 
 
+@pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "int64", "float16", "float64"])
+def test_any_real_numbers_will_do(kind):
+    values = np.arange(24).reshape(2, 4, 3).astype(kind)
+    split = SequenceSplit(values, [0, 1])
+    assert split.values.dtype == torch.float32
+    assert np.array_equal(split.values.numpy(), values.astype("float32"))
+
+
 @pytest.mark.parametrize(
     ("values", "lengths", "words"),
     [
