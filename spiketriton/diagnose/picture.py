@@ -1,13 +1,20 @@
-"""The picture of a diagnosis: heat map, depth profile and time profile."""
+"""The picture of a diagnosis: heat map, depth profile and time profile, and how far back the gradient reaches."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
+
 from spiketriton.diagnose.ablations import Change
 from spiketriton.diagnose.diagnosis import Diagnosis
+from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.verdict import FAINT
 from spiketriton.show import figures
 from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, new_figure, positive
 from spiketriton.show.verdict import line
+
+LEAST = 1e-4  # the darkest share
 
 
 def draw(found: Diagnosis, path: Path) -> None:
@@ -17,8 +24,13 @@ def draw(found: Diagnosis, path: Path) -> None:
     with figures.style():
         layers = 0.16 * max(len(measured.names), 14) + 0.9  # inches of a panel with a row for each
         title = f"{found.subject.recipe.name}{note}: {line(found.verdict)}"
-        figure = new_figure(11, layers + 3.4, title)
-        grid = figure.add_gridspec(2, 3, width_ratios=[1.2, 1, 0.75], height_ratios=[layers, 1.6])
+        told = not np.isnan(measured.credit).all() and measured.credit.shape[1] > 1
+        reached = 0.1 * max(len(measured.names), 14) + 0.9  # inches
+        figure = new_figure(11, layers + 3.4 + told * (reached + 0.6), title)
+        heights = [layers, 1.6, reached][: 2 + told]
+        grid = figure.add_gridspec(
+            len(heights), 3, width_ratios=[1.2, 1, 0.75], height_ratios=heights
+        )
         heat, depth, image = (figure.add_subplot(grid[0, i]) for i in range(3))
         time = figure.add_subplot(grid[1, :2])
         size, unit = "Size of the gradient", "gradient (RMS, log scale)"
@@ -50,9 +62,30 @@ def draw(found: Diagnosis, path: Path) -> None:
         key = figure.add_subplot(grid[1, 2])
         key.axis("off")
         key.legend(handles=depth.get_lines(), title="surrogate", loc="center left")
+        if told:
+            _reaches(figure.add_subplot(grid[2, :]), measured)
         figures.explain(
             figure,
             f"{figures.GRADIENT}. Per layer: its growth from a layer to the one before.\nForward signal: "
             "similarity of the spikes for an image and for a copy with 5 % noise, at the last layer",
         )
         figures.write(figure, path)
+
+
+def _reaches(axes: Axes, measured: Measurement) -> None:
+    """What of the last step's gradient reaches each layer and time step, and as far back as it is a hundredth."""
+    arriving = measured.arriving
+    unit = f"share of the last step's gradient ({LEAST:g} and less: darkest)"
+    shown = np.clip(arriving, LEAST, 10)
+    back = (arriving >= FAINT).argmax(1)
+    reached = (arriving >= FAINT).any(1)
+    heat_map(axes, shown, measured.names, "How far back the gradient reaches", unit, logs=True)
+    axes.plot(
+        np.where(reached, back, np.nan) - 0.5,
+        range(len(back)),
+        color=ORANGE,
+        marker="<",
+        clip_on=False,
+        label="a hundredth reaches so far",
+    )
+    axes.legend(loc="lower right", fontsize=8)

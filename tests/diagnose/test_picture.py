@@ -66,3 +66,16 @@ def test_every_panel_shows_its_numbers(tmp_path, monkeypatch):
         f"Through time: {measurement(grads).time_ratio:.3g}x",
     )
     assert figure.get_suptitle() == "small: not judged"
+
+
+def test_how_far_back_the_gradient_reaches_is_drawn_where_it_was_told_apart(tmp_path, monkeypatch):
+    ones = np.ones((2, 4))
+    credit = np.array([[1e-9, 0.02, 0.5, 0], [0, 0, 0, 0]])
+    direct = np.array([[0, 0, 0, 1.0], [0, 0, 0, 0]])
+    figure = drawn(monkeypatch, tmp_path / "x.png", measurement(ones, credit=credit, direct=direct))
+    axes = next(axes for axes in figure.axes if "How far back" in axes.get_title("left"))
+    shown = axes.get_images()[0].get_array().filled(-9)
+    assert shown == pytest.approx(np.log10(np.clip(credit + direct, 1e-4, 10)))
+    (line,) = axes.get_lines()
+    assert line.get_xdata() == pytest.approx([0.5, np.nan], nan_ok=True)  # from step 1 on; nowhere
+    assert list(line.get_ydata()) == [0, 1]

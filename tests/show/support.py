@@ -117,7 +117,7 @@ def ann(**changes: Any) -> Evaluation:
 
 def measurement(grad_input_rms: np.ndarray, **fields: np.ndarray) -> Measurement:
     """Layers `layer 0`, `layer 1`, ... with these gradients [layers, T]; all else is 0."""
-    others = (name for name in COLUMNS if name != "grad_input_rms")
+    others = (n for n in COLUMNS if n not in ("grad_input_rms", "credit", "direct"))
     zeros = {name: np.zeros(grad_input_rms.shape) for name in others}
     layers = tuple(f"layer {i}" for i in range(len(grad_input_rms)))
     return Measurement(names=layers, grad_input_rms=grad_input_rms, **(zeros | fields))
