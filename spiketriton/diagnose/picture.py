@@ -88,4 +88,4 @@ def _reaches(axes: Axes, measured: Measurement) -> None:
         clip_on=False,
         label="a hundredth reaches so far",
     )
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="lower right", fontsize=8, labelcolor="white")

@@ -8,7 +8,7 @@ from spiketriton.data import Data
 from spiketriton.plugins.tasks import Score
 from spiketriton.training.testing import Results
 
-SELDOM = 10  # measurements, of which one tells the ways through time apart, in two passes more
+SELDOM = 20  # measurements, of which one tells the ways through time apart, in two passes more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Plan:
         return every > 0 and (step in (1, self.steps) or step % every == 0)
 
     def tells_ways(self, step: int) -> bool:
-        """Whether the ways through time are told apart: at every tenth measurement, the first and the last."""
+        """Whether the ways through time are told apart: at every twentieth measurement, the first and the last."""
         return self.measures(step) and (
             step in (1, self.steps) or step % (SELDOM * self.measure_every) == 0
         )

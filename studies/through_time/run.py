@@ -1,23 +1,26 @@
 """Which nets that have to remember do not learn, and what their gradients through time said before.
 
-python -m studies.through_time.run draw                   register.csv, from a seed: before any training
-python -m studies.through_time.run train --root data      rows.csv: trains what is not there yet, one thread
-python -m studies.through_time.run measure --root data    adds to rows.csv what is said of them untrained
-python -m studies.through_time.run judge                  the tables of README.md
+python studies/through_time/run.py draw                   register.csv, from a seed: before any training
+python studies/through_time/run.py train --root data      rows.csv: trains what is not there yet, one thread
+python studies/through_time/run.py measure --root data    adds to rows.csv what is said of them untrained
+python studies/through_time/run.py judge                  the tables of README.md
 """
 
 import argparse
 import csv
 import math
 import random
+import statistics
 import subprocess
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import spiketriton
+from spiketriton.evaluate.evaluation import wilson
 from studies.through_time import nets
 from studies.through_time.nets import (
     CHANNELS,
@@ -31,7 +34,9 @@ from studies.through_time.nets import (
 )
 
 HERE = Path(__file__).parent
+PAGE, DOCS = HERE / "README.md", HERE.parents[1] / "docs" / "gradient_flow.md"
 REGISTER, ROWS, CURES = (HERE / f"{name}.csv" for name in ("register", "rows", "cures"))
+MADE = "made by studies/through_time/run.py"
 PULSES = ("pulse", "growth")
 RATES = {"adamw": (3e-3, 1e-2), "sgd": (0.1, 0.01)}
 BUDGET = {"pulse": 250, "growth": 250, "digits": 200, "pixels": 100}  # steps
@@ -203,6 +208,8 @@ def measure(root: str) -> None:
     register, rows = {row["id"]: row for row in read(REGISTER)}, read(ROWS)
     for known in rows:
         row = register[known["id"]]
+        if known.get("arrives", "") != "":
+            continue
         x, y = task_of(row, root)[0](
             row["batch"], torch.Generator().manual_seed(30_000 + row["seed"])
         )
@@ -279,11 +286,148 @@ def cure(root: str) -> None:
                 print(found[-1], flush=True)
 
 
+def counts(half: int, families: tuple[str, ...] = PULSES) -> dict[str, tuple[int, int]]:
+    """Of the pulses of a half: how many were told of those that failed for time, and of those that learnt, by kind.
+
+    A net fails for time where it learns a pulse at the end; of other tasks every failure counts.
+    """
+    register, found = {row["id"]: row for row in read(REGISTER)}, dict[str, tuple[int, int]]()
+    for kind in ("states", "resets", "windows", ""):
+        for outcome in ("fails", "learns"):
+            told = many = 0
+            for known in read(ROWS):
+                row = register[known["id"]]
+                if row["half"] != half or row["family"] not in families:
+                    continue
+                if remembers_by(row) != kind or known["arrives"] == "":
+                    continue
+                for_time = known["fails"] and (known["control"] == "" or known["control"] >= 0.4)
+                if for_time if outcome == "fails" else not known["fails"]:
+                    many, told = many + 1, told + forgets(row, known)
+            found[f"{kind or 'not judged'}, {outcome}"] = (told, many)
+    return found
+
+
+def totals(half: int, families: tuple[str, ...], outcome: str, kinds: str = "") -> str:
+    """Of the nets of a half that `fails` or `learns`, how many were told; of all kinds, or of one."""
+    pairs = [
+        pair
+        for name, pair in counts(half, families).items()
+        if name.endswith(outcome) and name.startswith(kinds)
+    ]
+    return share(sum(told for told, _ in pairs), sum(many for _, many in pairs))
+
+
+def judge() -> Iterator[str]:
+    """The tables of README.md."""
+    yield 'Told "vanishing through time" before training, of the nets that fail for time, and of those that learn:'
+    yield ""
+    yield "| second half, which chose nothing | fail | learn: false alarms |"
+    yield "| --- | ---: | ---: |"
+    for what, families in (
+        ("pulses", PULSES),
+        ("spoken digits", ("digits",)),
+        ("permuted pixels", ("pixels",)),
+    ):
+        found = [totals(2, families, outcome) for outcome in ("fails", "learns")]
+        if any(found):
+            yield f"| {what} | {' | '.join(found)} |"
+    for kind in ("states", "resets", "windows", "not judged"):
+        found = [totals(2, PULSES, outcome, kind) for outcome in ("fails", "learns")]
+        yield f"| pulses: {kind} | {' | '.join(found)} |"
+    found = [totals(1, PULSES, outcome) for outcome in ("fails", "learns")]
+    yield f"| first half: pulses | {' | '.join(found)} |"
+    first = [totals(1, ("digits",), outcome) for outcome in ("fails", "learns")]
+    yield f"| first half, which chose nothing: spoken digits | {' | '.join(first)} |"
+    yield ""
+    yield from cured()
+
+
+def cured() -> Iterator[str]:
+    """What each change does to pulses that are told so, and fail."""
+    found = read(CURES)
+    told = {row["id"]: row["before"] for row in found}
+    yield "| change of a pulse that was told so, and fails | above chance | median accuracy, % |"
+    yield "| --- | ---: | ---: |"
+    before = 100 * statistics.median(told.values())
+    yield f"| as it is | 0 of {len(told)} | {before:.0f} |"
+    for name in dict.fromkeys(row["change"] for row in found):
+        after = [row["accuracy"] for row in found if row["change"] == name]
+        above = share(sum(a >= FAILS["pulse"] for a in after), len(after))
+        yield f"| {name} | {above} | {100 * statistics.median(after):.0f} |"
+    helped = {r["id"] for r in found if r["change"] != "mean" and r["accuracy"] >= FAILS["pulse"]}
+    yield f"| any but the mean | {share(len(helped), len(told))} |  |"
+
+
+def share(part: int, whole: int) -> str:
+    """`3 of 4 (30-95 %)`, with Wilson's interval of 95 %."""
+    if not whole:
+        return ""
+    low, high = wilson(part, whole)
+    return f"{part} of {whole} ({100 * low:.0f}-{100 * high:.0f} %)"
+
+
+def between(text: str, name: str, lines: Iterable[str]) -> str:
+    """The page with other lines between its markers of that name."""
+    begin, end = f"<!-- {name}: begin -->\n", "<!-- end -->"
+    before, _, rest = text.partition(begin)
+    return before + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
+
+
+def page(text: str) -> str:
+    return between(text, "judged", judge())
+
+
+def gradient_flow(text: str) -> str:
+    """The tables of docs/gradient_flow.md."""
+    told = [
+        '| told "vanishing through time", of the | second half of the pulses | spoken digits, all |',
+        "| --- | ---: | ---: |",
+    ]
+    for what, outcome in (("nets that fail for time", "fails"), ("nets that learn", "learns")):
+        both = [counts(half, ("digits",)) for half in (1, 2)]
+        pairs = [p for half in both for name, p in half.items() if name.endswith(outcome)]
+        digits = share(sum(told for told, _ in pairs), sum(many for _, many in pairs))
+        told.append(f"| {what} | {totals(2, PULSES, outcome)} | {digits} |")
+    return between(between(text, f"{MADE}, credit", told), f"{MADE}, cures", cured())
+
+
+def beyond(kind: str, half: int = 2) -> tuple[int, int]:
+    """Of pulses of a half that are told, how many learnt, and how many there are."""
+    register = {row["id"]: row for row in read(REGISTER)}
+    told = [
+        known
+        for known in read(ROWS)
+        if (row := register[known["id"]])["half"] == half
+        and row["family"] in PULSES
+        and remembers_by(row) == kind
+        and forgets(row, known)
+    ]
+    return sum(not known["fails"] for known in told), len(told)
+
+
+def chosen() -> float:
+    """The limit of states by the first half: the highest recall with at most 5 % false alarms, the lowest such one."""
+    register, pairs = {row["id"]: row for row in read(REGISTER)}, list[tuple[float, bool]]()
+    for known in read(ROWS):
+        row = register[known["id"]]
+        mine = row["half"] == 1 and row["family"] in PULSES and remembers_by(row) == "states"
+        if mine and (not known["fails"] or known["control"] >= 0.4):
+            pairs.append((known["arrives"], known["fails"]))
+    best = (0, 0.0)
+    for limit in (0.0025 * n for n in range(1, 41)):
+        fails = sum(arrives <= limit for arrives, failed in pairs if failed)
+        learnt = sum(arrives <= limit for arrives, failed in pairs if not failed)
+        if learnt <= 0.05 * sum(not failed for _, failed in pairs):
+            best = max(best, (fails, -limit))
+    return -best[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("draw", "train", "measure", "cure"))
+    parser.add_argument("what", choices=("draw", "train", "measure", "cure", "judge"))
     parser.add_argument("--root", default="data", help="folder of spoken_digits/ and mnist_src/")
     parser.add_argument("--only", default="", help="rows whose id begins so")
     args = parser.parse_args()
@@ -293,8 +437,11 @@ def main() -> None:
         train(args.root, args.only)
     elif args.what == "measure":
         measure(args.root)
-    else:
+    elif args.what == "cure":
         cure(args.root)
+    else:
+        PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
+        DOCS.write_text(gradient_flow(DOCS.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":
