@@ -21,6 +21,7 @@ namespace {
 
 constexpr int64_t TILE = 1024, LANES = 16, DEPTH = 32;  // bytes of a tile; its rows and columns; what one product sums up
 constexpr int64_t KEPT = 384 << 10, WEIGHTS = 512 << 10;  // bytes of images and of weights that stay in a second-level cache
+constexpr int64_t AHEAD = 2048;  // bytes
 typedef uint16_t Half;
 
 // Memory that a thread keeps between calls.
@@ -62,6 +63,13 @@ struct Tiles {
 #define STORE(t, to, step) \
     asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"((void *)(to)), "r"((int64_t)(step)) : "memory")
 #define MULTIPLY(sum, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
+
+// Asks for as many values as are read now, some kilobytes behind them: rows are read too unevenly for the hardware to foresee.
+template <class In>
+inline void ahead(const In *at, int64_t values) {
+    const char *from = (const char *)at + AHEAD;
+    for (int64_t i = 0; i < values * int64_t(sizeof(In)); i += 64) _mm_prefetch(from + i, _MM_HINT_T0);
+}
 
 // 16 rows of 16 dwords, turned.
 inline void turn(__m512i r[16]) {
@@ -650,6 +658,7 @@ void by_weight(const Sizes &s, const Half *x, const In *dy, float *dw) {
                 Walk<Half> walk(read.data() + k * p.below, from, p.below, inputs * C, images, 2 * begin);
                 for (int64_t q = begin; q < end; q++) {
                     const Half *one = walk.next(), *other = walk.next();
+                    if (k == 0 && one) ahead(one, 2 * C);
                     char *to = pairs + (k * p.in * span + q) * 64;
                     for (int64_t c = 0; c < p.in; c++, to += span * 64)
                         _mm512_store_si512(to, paired(one ? one + c * LANES : zeros, other ? other + c * LANES : zeros));
@@ -660,6 +669,7 @@ void by_weight(const Sizes &s, const Half *x, const In *dy, float *dw) {
                 const In *places[DEPTH];
                 Walk<In> walk(written.data(), gradients, p.rows * p.pitch, outputs * O, images, q * DEPTH);
                 for (int64_t i = 0; i < DEPTH; i++) places[i] = walk.next();
+                if (places[0]) ahead(places[0], DEPTH * O);
                 for (int64_t o = 0; o < p.out * PARTS; o++) {
                     const int64_t part = o % PARTS, block = o / PARTS;
                     __m512i lines[16];
