@@ -2,8 +2,8 @@
 
 Imports torch, triton, the standard library and itself: install it with pip, or copy the folder.
 
-Read definition.py (the equations as a loop), neuron.py (the records that a call is made of), lif.py and fire.py (a call
-is checked), passes.py (memory is allocated) and backends/ (who computes it). gradient.py and operators.py are a call's
+Read neurons/lif.py (a neuron), neuron.py (the records that a call is made of), lif.py and fire.py (a call is checked),
+passes.py (memory is allocated) and backends/ (who computes it). gradient.py and operators.py are a call's
 two ways into autograd; surrogate.py has the slopes, nn/ the modules, steps/ neurons of one's own.
 """
 

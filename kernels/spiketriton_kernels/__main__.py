@@ -13,6 +13,7 @@ import torch
 from .backends import native
 from .cache import cache_folder
 from .convolutions import library
+from .steps import forms
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -24,13 +25,13 @@ def main(words: list[str] | None = None) -> int:
         description="Compiles the CPU kernels ahead, with every reset and surrogate, 10 to 25 seconds of a processor "
         f"each, into {cache_folder()} (SPIKETRITON_CACHE).",
     )
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(native.KINDS))
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(forms.kinds()))
     parser.add_argument("--dtype", nargs="+", choices=_DTYPES, default=["float32"])
     parser.add_argument("--jobs", type=int, default=1, help="compilers at once")
     given = parser.parse_args(words)
-    kinds = given.kinds or native.KINDS
-    if unknown := sorted({*kinds} - {*native.KINDS}):
-        parser.error(f"KIND {', '.join(unknown)}: accepted: {', '.join(native.KINDS)}")
+    kinds = given.kinds or forms.kinds()
+    if unknown := sorted({*kinds} - {*forms.kinds()}):
+        parser.error(f"KIND {', '.join(unknown)}: accepted: {', '.join(forms.kinds())}")
     if given.jobs < 1:
         parser.error(f"--jobs {given.jobs}: accepted: a number from 1 on")
     wanted = [

@@ -1,19 +1,14 @@
-"""The checks of a call's arguments: ``make_neuron`` of the constants, ``check_call`` of the tensors."""
+"""The checks of a call's arguments: ``check_constants`` of a neuron's numbers, ``check_call`` of the tensors."""
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
 
-from .neuron import MAX_LEVELS, Inputs, Neuron, Norm, membrane_dtype
-from .surrogate import Surrogate
+from .neuron import Inputs, Neuron, Norm, membrane_dtype
 
-RESETS = ("soft", "hard", "none")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-DEFAULT_SURROGATE = Surrogate("atan")
 
 PROBE_FIELDS = (
     "grad_spike_sq",  # sum of (dL/ds)^2
@@ -49,7 +44,7 @@ def check_float(name: str, value: object) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
-def _check_parameter(name: str, value: torch.Tensor, x: torch.Tensor) -> None:
+def check_constant(name: str, value: torch.Tensor, x: torch.Tensor) -> None:
     """A parameter as a tensor must fit x."""
     if not value.is_floating_point():
         raise TypeError(f"{name} as a tensor must be floating point, got {value.dtype}")
@@ -101,70 +96,6 @@ def check_like(
         )
 
 
-def make_neuron(
-    kind: str,
-    decay: float | torch.Tensor,
-    gain: float | torch.Tensor,
-    threshold: float | torch.Tensor,
-    reset: str = "soft",
-    v_reset: float = 0.0,
-    detach_reset: bool = True,
-    surrogate: Surrogate = DEFAULT_SURROGATE,
-    reset_delay: bool = False,
-    rho: float | torch.Tensor = 0.0,
-    beta: float | torch.Tensor = 0.0,
-    levels: int = 1,
-) -> Neuron:
-    """The checked record of a neuron's constants, as far as they can be checked without an input.
-
-    Raises:
-        TypeError: a wrong type. ValueError: a wrong value. Both name what was given and what is accepted.
-    """
-    given = (
-        kind, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay, rho, beta, levels
-    )  # fmt: skip
-    plain = tuple(map(type, given)) == _PLAIN and type(surrogate.width) is float
-    return (_remembered if plain and not torch.compiler.is_compiling() else _record)(*given)
-
-
-_PLAIN = (str, float, float, float, str, float, bool, Surrogate, bool, float, float, int)
-
-
-def _record(
-    kind, decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay, rho, beta, levels
-) -> Neuron:  # fmt: skip
-    if reset not in RESETS:
-        raise ValueError(f"reset {reset!r} is unknown; accepted: {', '.join(RESETS)}")
-    if not isinstance(surrogate, Surrogate):
-        raise TypeError(
-            f"surrogate must be a spiketriton_kernels.Surrogate, got {type(surrogate).__name__}"
-        )
-    numbers = dict(decay=decay, gain=gain, threshold=threshold, rho=rho, beta=beta)
-    for name, value in numbers.items():
-        if not isinstance(value, torch.Tensor):
-            check_float(name, value)
-    check_float("v_reset", v_reset)
-    if not isinstance(detach_reset, bool):
-        raise TypeError(f"detach_reset must be True or False, got {detach_reset!r}")
-    if not isinstance(levels, int) or isinstance(levels, bool) or not 1 <= levels <= MAX_LEVELS:
-        raise ValueError(f"levels {levels!r}: accepted: an integer from 1 to {MAX_LEVELS}")
-    if reset_delay and reset != "none":
-        if not detach_reset or v_reset != 0.0:
-            raise ValueError(
-                f"reset_delay goes with detach_reset=True and v_reset=0.0; got detach_reset={detach_reset}, "
-                f"v_reset={v_reset}"
-            )
-        reset = f"delayed_{reset}"
-    return Neuron(
-        decay, gain if isinstance(gain, torch.Tensor) else float(gain), threshold, reset, float(v_reset), detach_reset,
-        surrogate.shape, surrogate.height, surrogate.width, kind, rho, beta, levels,
-    )  # fmt: skip
-
-
-_remembered = functools.lru_cache(maxsize=256)(_record)
-"""Networks call a few kinds of neurons again and again: equal floats give equal records; surrogates never change."""
-
-
 def check_call(
     inputs: Inputs, neuron: Neuron, norm: Norm | None = None, probe: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
@@ -174,31 +105,26 @@ def check_call(
         TypeError: a wrong type or dtype. ValueError: a wrong value, shape or device. Both name what was given and
             what is accepted.
     """
-    x, v_init, m_init, residual, spike_add = inputs
+    x, states, residual, spike_add = inputs
     check_input("x" if norm is None else "y", x)
     given = {"x": x}
     if not neuron.is_plain:
-        for name, value in neuron.given().items():
-            if name != "constants":
-                _check_parameter("surrogate width" if name == "width" else name, value, x)
-            elif value.shape[1] not in (1, x.shape[2] if x.dim() > 2 else 1):
-                raise ValueError(
-                    f"the step's constants have {value.shape[1]} values; accepted: 1, or C = dim 2 of the input of "
-                    f"shape {tuple(x.shape)}"
-                )
-            given[name] = value
+        learnt = neuron.given()
+        for name, value in zip(learnt, learnt.values(), strict=True):
+            word = neuron.step.constants[int(name.split()[1])]
+            check_constant(word, value, x)
+        given |= learnt
     if norm is not None:
         given |= _check_norm(x, norm)
-    if not v_init is m_init is residual is spike_add is None:
-        states = (membrane_dtype(x.dtype), x.dtype)
-        own = neuron.own
-        first = x.shape[1:] if own is None else torch.Size((len(own.states), *x.shape[1:]))
-        for name, tensor, shape, dtypes in (
-            ("v_init", v_init, first, states), ("m_init", m_init, x.shape[1:], states),
-            ("residual", residual, x.shape, (x.dtype,)), ("spike_add", spike_add, x.shape, (x.dtype,)),
+    if not states is residual is spike_add is None:
+        dtypes = (membrane_dtype(x.dtype), x.dtype)
+        first = torch.Size((len(neuron.step.states), *x.shape[1:]))
+        for name, tensor, shape, accepted in (
+            ("states", states, first, dtypes), ("residual", residual, x.shape, (x.dtype,)),
+            ("spike_add", spike_add, x.shape, (x.dtype,)),
         ):  # fmt: skip
             if tensor is not None:
-                check_like(name, tensor, x, shape, dtypes)
+                check_like(name, tensor, x, shape, accepted)
                 given[name] = tensor
     if probe is not None:
         check_like("probe", probe, x, torch.Size([x.shape[0], len(PROBE_FIELDS)]), (torch.float32,))

@@ -18,9 +18,18 @@ from typing import Literal, overload
 import torch
 import torch.distributed as dist
 
-from .arguments import DEFAULT_SURROGATE, make_neuron
-from .functions import Request, Reset, Several, by_definition, by_kernels
+from .functions import (
+    DEFAULT_SURROGATE,
+    Request,
+    Reset,
+    Several,
+    by_definition,
+    by_kernels,
+    stacked,
+    told,
+)
 from .neuron import Call, Inputs, Norm
+from .neurons.lif import LIF
 from .surrogate import Surrogate
 
 
@@ -105,14 +114,17 @@ def multistep_bn_lif(
         TypeError, ValueError: naming the argument, what was given and what is accepted.
         RuntimeError: on double backward.
     """
-    neuron = make_neuron(
-        "lif", decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay
+    neuron = told(
+        LIF,
+        surrogate,
+        (reset, detach_reset, reset_delay),
+        (decay, gain, threshold, v_reset),
     )
     norm = Norm(
         bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, bn_scale, step_gain, process_group
     )  # fmt: skip
-    call = Call(return_v=return_v, return_current=return_current, return_trace=return_trace)
-    return Request(Inputs(y, v_init, None, residual, spike_add), neuron, call, norm, probe)
+    call = Call(return_states=return_v, return_current=return_current, return_trace=return_trace)
+    return Request(Inputs(y, stacked(y, v_init), residual, spike_add), neuron, call, norm, probe)
 
 
 multistep_bn_lif_reference = by_definition(

@@ -15,7 +15,7 @@ from .arguments import check_call
 from .backends.eager import update_running
 from .gradient import ARGUMENTS, UNSAVED, Walk, gradients
 from .layout import dense
-from .neuron import Call, Inputs, Neuron, Norm, Outputs, Running, Upstream
+from .neuron import Call, Inputs, Neuron, Norm, Outputs, Running, Upstream, place
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
@@ -57,12 +57,12 @@ class _Fire(torch.autograd.Function):
             tensors = tuple(tensor for name, tensor in named if name not in UNSAVED)
         ctx.save_for_backward(out.saved, *tensors)
         ctx.set_materialize_grads(False)
-        alone = out.v_last is out.m_last is out.trace is out.current is None
-        return out[:1] if alone else (*out[:4], None, out.current)
+        alone = out.states is out.trace is out.current is None
+        return out[:1] if alone else (*out[:3], None, out.current)
 
     @staticmethod
     def backward(ctx: Any, grad_s: Any, *grads: Any) -> Any:
-        upstream = Upstream(grad_s, *grads[:3], *grads[4:])
+        upstream = Upstream(grad_s, *grads[:2], *grads[3:])
         if grad_s is None and all([grad is None for grad in grads]):
             return (None,) * len(ctx.needs_input_grad)
         saved, *rest = ctx.saved_tensors
@@ -74,13 +74,16 @@ class _Fire(torch.autograd.Function):
             upstream = upstream._replace(spikes=torch.zeros_like(x))
         walk: Walk
         if torch.is_grad_enabled():  # create_graph=True: the operator refuses to be differentiated
-            walk = operators.walk(upstream, saved, given, neuron.words(call), neuron.floats())
+            stacked = given | stack(neuron)
+            walk = operators.walk(upstream, saved, stacked, neuron.words(call), neuron.floats())
         else:
-            inputs = Inputs(x, get("v_init"), get("m_init"), get("residual"))
+            inputs = Inputs(x, get("states"), get("residual"))
             back = _recorded(passes.neuron_backward)
             walk = functools.partial(back, upstream, inputs, saved, neuron)
         needs = ctx.needs_input_grad[1:]
-        return None, *gradients(grad_s, given, ctx.names, needs, call, neuron.bn_scale, walk)
+        rows = {} if neuron.is_plain else {place(i): row for i, row in enumerate(neuron.step.rows)}
+        found = gradients(grad_s, given, ctx.names, needs, call, neuron.bn_scale, rows, walk)
+        return None, *found
 
 
 _Asked = tuple[Inputs, Neuron, Call, Running | None, bool, tuple[str, ...]]
@@ -172,16 +175,27 @@ def _by_operator(
             mean, var = channel_statistics(given["x"], running)
         neuron = neuron.behind(norm, mean, var)
         given |= {"mean": mean, "var": var}
-    spikes, v_last, m_last, trace, _, current = operators.neuron_forward(
+    given |= stack(neuron)
+    spikes, states, trace, _, current = operators.neuron_forward(
         *[given.get(name) for name in ARGUMENTS], neuron.words(call), neuron.floats()
     )
     return Outputs(
         spikes,
-        v_last if call.return_v else None,
-        m_last if call.return_m else None,
+        states if call.return_states else None,
         trace if call.return_trace else None,
         current=current if call.return_current else None,
     )
+
+
+def stack(neuron: Neuron) -> dict[str, torch.Tensor]:
+    """The constants that are tensors in one, [tensors, C or 1], as an operator is given them; none where none is."""
+    some = [c for c in neuron.constants if isinstance(c, torch.Tensor)]
+    if not some:
+        return {}
+    sizes = [c.numel() for c in some]
+    size = max(sizes) if min(sizes) else 0
+    wide = torch.promote_types(torch.float32, some[0].dtype)
+    return {"constants": torch.stack([c.to(wide).reshape(-1).expand(size) for c in some])}
 
 
 def channel_statistics(

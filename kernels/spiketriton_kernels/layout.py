@@ -58,11 +58,6 @@ def like(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x, dtype=value.dtype).copy_(value)
 
 
-def step_like(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A tensor of one time step [B, ...] in the memory order of x[0]."""
-    return like(value.unsqueeze(0), x[:1])[0]
-
-
 def channel_axis(x: torch.Tensor) -> tuple[int, int]:
     """(number of channels, inner): the channel of the element at offset n of a time step is (n // inner) % channels."""
     return axis_of(x.shape, x.stride())

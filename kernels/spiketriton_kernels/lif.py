@@ -23,9 +23,18 @@ from typing import Literal, overload
 
 import torch
 
-from .arguments import DEFAULT_SURROGATE, make_neuron
-from .functions import Request, Reset, Several, by_definition, by_kernels
+from .functions import (
+    DEFAULT_SURROGATE,
+    Request,
+    Reset,
+    Several,
+    by_definition,
+    by_kernels,
+    stacked,
+    told,
+)
 from .neuron import Call, Inputs
+from .neurons.lif import LIF
 from .surrogate import Surrogate
 
 
@@ -88,11 +97,14 @@ def multistep_lif(
         TypeError, ValueError: naming the argument, what was given and what is accepted.
         RuntimeError: on double backward, which the fused kernels do not have.
     """
-    neuron = make_neuron(
-        "lif", decay, gain, threshold, reset, v_reset, detach_reset, surrogate, reset_delay
+    neuron = told(
+        LIF,
+        surrogate,
+        (reset, detach_reset, reset_delay),
+        (decay, gain, threshold, v_reset),
     )
-    call = Call(return_v=return_v, return_trace=return_trace)
-    return Request(Inputs(x, v_init), neuron, call, probe=probe)
+    call = Call(return_states=return_v, return_trace=return_trace)
+    return Request(Inputs(x, stacked(x, v_init)), neuron, call, probe=probe)
 
 
 multistep_lif_reference = by_definition(

@@ -13,7 +13,8 @@ import torch
 
 from . import passes
 from .gradient import ARGUMENTS, SAVED, Walk, gradients
-from .neuron import FLOATS, TENSORS, Call, Gradients, Inputs, Neuron, Outputs, Upstream
+from .neuron import Call, Gradients, Inputs, Neuron, Outputs, Upstream, parsed, place
+from .steps.step import named
 
 _NEURON = ", ".join("Tensor x" if name == "x" else f"Tensor? {name}" for name in SAVED)
 _CALL = "str words, float[] floats"
@@ -28,8 +29,8 @@ def _read(args: Sequence[Any]) -> tuple[Inputs, Neuron, Call]:
     *tensors, words, floats = args
     given = dict(zip(ARGUMENTS, tensors, strict=False))
     inputs = Inputs(*[given.get(name) for name in Inputs._fields])  # type: ignore[arg-type]
-    neuron = Neuron.of(inputs.x, [given[name] for name in TENSORS], words, floats)
-    return inputs, neuron, Call.of(words)
+    there = {name: value for name, value in given.items() if value is not None}
+    return inputs, Neuron.of(inputs.x, there, words, floats), parsed(words)[2]
 
 
 def _filled(x: torch.Tensor, found: Iterable[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
@@ -54,7 +55,7 @@ def _(*args: Any) -> tuple[torch.Tensor, ...]:
     return _filled(inputs.x, passes.allocate_forward(inputs.x, neuron, call))
 
 
-_UPSTREAM = "Tensor grad_s, Tensor? grad_v_last, Tensor? grad_m_last, Tensor? grad_trace, Tensor? grad_current"
+_UPSTREAM = ", ".join(("Tensor grad_s", *(f"Tensor? grad_{n}" for n in Upstream._fields[1:])))
 
 
 @torch.library.custom_op(
@@ -138,14 +139,13 @@ def walk(
     return back
 
 
-def _backward(ctx, grad_s, grad_v_last, grad_m_last, grad_trace, _grad_saved, grad_current):
+def _backward(ctx, grad_s, grad_states, grad_trace, _grad_saved, grad_current):
     saved, *rest = ctx.saved_tensors
     given = dict(zip(ctx.names, rest, strict=True))
-    call, numbers = Call.of(ctx.words), dict(zip(FLOATS, ctx.floats, strict=True))
+    name, tensors, call = parsed(ctx.words)
     upstream = Upstream(  # without those of the empty tensors that stand for what was not wanted
         grad_s,
-        grad_v_last if call.return_v else None,
-        grad_m_last if call.return_m else None,
+        grad_states if call.return_states else None,
         grad_trace if call.return_trace else None,
         grad_current if call.return_current else None,
     )
@@ -154,8 +154,10 @@ def _backward(ctx, grad_s, grad_v_last, grad_m_last, grad_trace, _grad_saved, gr
     if grad_s is None:
         upstream = upstream._replace(spikes=torch.zeros_like(rest[0]))
     back = walk(upstream, saved, given, ctx.words, ctx.floats)
-    needs = ctx.needs_input_grad[: len(ARGUMENTS)]
-    found = gradients(grad_s, given, ARGUMENTS, needs, call, numbers["bn_scale"], back)
+    needs, learns = ctx.needs_input_grad[: len(ARGUMENTS)], named(name).rows
+    rows = {place(i): learns[i] for i, is_tensor in enumerate(tensors) if is_tensor}
+    _, bn_scale, *_ = ctx.floats
+    found = gradients(grad_s, given, ARGUMENTS, needs, call, bn_scale, rows, back)
     return *found, None, None
 
 

@@ -14,7 +14,7 @@ from .arguments import PROBE_FIELDS
 from .backends import eager, native, triton_neuron, triton_norm
 from .backends.choice import backend_for
 from .backends.triton_tiles import CHUNK, chunk_length
-from .layout import like, step_like
+from .layout import like
 from .neuron import Call, Gradients, Inputs, Neuron, Outputs, Running, Upstream, membrane_dtype
 from .surrogate import own_surrogate
 
@@ -23,8 +23,8 @@ _STATISTICS = {"triton": triton_norm, "native": native, "torch": eager}
 
 
 def serving(x: torch.Tensor, neuron: Neuron) -> str:
-    """The backend that serves a call; a surrogate of one's own has the one that it is written for."""
-    backend, own = backend_for(x, native.kind_of(neuron)), own_surrogate(neuron.shape)
+    """The backend that serves a call; a surrogate that no step can be printed with has the one it is written for."""
+    backend, own = backend_for(x, neuron.step), own_surrogate(neuron.step.own_surrogate)
     if own is None:
         return backend
     if own.compiled and backend != "triton":
@@ -48,45 +48,35 @@ def allocate_forward(x: torch.Tensor, neuron: Neuron, call: Call) -> Outputs:
     rows = checkpoints(x, neuron) if call.save else 0
     return Outputs(
         torch.empty_like(x),
-        _states_like(x, neuron) if call.return_v else None,
-        torch.empty_like(x[0], dtype=wide) if call.return_m else None,
+        _stacked(x, len(neuron.step.states)) if call.return_states else None,
         torch.empty_like(x, dtype=wide) if call.return_trace else None,
-        x.new_empty((rows, neuron.states, x[0].numel()), dtype=wide) if rows else None,
+        x.new_empty((rows, len(neuron.step.states), x[0].numel()), dtype=wide) if rows else None,
         torch.empty_like(x) if call.return_current else None,
     )
 
 
-def _states_like(x: torch.Tensor, neuron: Neuron) -> torch.Tensor:
-    """Memory for the membrane; of a step of one's own for all states, each in the memory order of a step of x."""
-    if neuron.own is None:
-        return torch.empty_like(x[0], dtype=membrane_dtype(x.dtype))
-    return _stacked(x, neuron.states)
-
-
 def _stacked(x: torch.Tensor, states: int) -> torch.Tensor:
+    """Memory for all states, each in the memory order of a step of x."""
     size, stride = (states, *x.shape[1:]), (x.shape[1:].numel(), *x.stride()[1:])
     return x.new_empty_strided(size, stride, dtype=membrane_dtype(x.dtype))
 
 
 def _in_order(inputs: Inputs) -> Inputs:
     """In the memory order of x, the states in the membrane's dtype."""
-    x, v_init, m_init, residual, spike_add = inputs
-    if v_init is m_init is residual is spike_add is None:
+    x, states, residual, spike_add = inputs
+    if states is residual is spike_add is None:
         return inputs
     return Inputs(
         x,
-        None if v_init is None else _state(v_init, x),
-        None if m_init is None else _state(m_init, x),
+        None if states is None else _states(states, x),
         None if residual is None else like(residual, x),
         None if spike_add is None else like(spike_add, x),
     )
 
 
-def _state(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _states(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     value = value.to(membrane_dtype(x.dtype))
-    if value.dim() < x.dim():
-        return step_like(value, x)
-    stacked = _stacked(x, len(value))  # of a step of one's own
+    stacked = _stacked(x, len(value))
     return value if value.stride() == stacked.stride() else stacked.copy_(value)
 
 
@@ -123,13 +113,13 @@ def _empty(name: str, x: torch.Tensor, neuron: Neuron) -> torch.Tensor:
         return torch.empty_like(x)
     if name == "sums":
         return x.new_empty((2, x.shape[2]), dtype=wide)
-    if name == "parameters":
-        return x.new_empty((neuron.rows, neuron.parameter_size), dtype=wide)
+    if name == "constants":
+        return x.new_empty((neuron.rows, neuron.channels), dtype=wide)
     if name == "step_gain":
         return x.new_empty(x.shape[0], dtype=wide)
     if name == "probe":
         return x.new_empty((x.shape[0], len(PROBE_FIELDS)), dtype=torch.float32)
-    return _states_like(x, neuron) if name == "v_init" else torch.empty_like(x[0], dtype=wide)
+    return _stacked(x, len(neuron.step.states))
 
 
 def neuron_backward(
@@ -151,18 +141,17 @@ def neuron_backward(
     x = inputs.x
     out = allocate_backward(x, neuron, wanted)
     if x.numel() == 0:
-        for total in (out.sums, out.parameters, out.step_gain, out.probe):
+        for total in (out.sums, out.constants, out.step_gain, out.probe):
             if total is not None:
                 total.zero_()
         return out
-    by_spikes, by_v, by_m, by_trace, by_current = upstream
+    by_spikes, by_states, by_trace, by_current = upstream
     if by_spikes.dtype != x.dtype or by_spikes.stride() != x.stride():
         upstream = upstream._replace(spikes=like(by_spikes.to(x.dtype), x))
-    if not by_v is by_m is by_trace is by_current is None:
+    if not by_states is by_trace is by_current is None:
         upstream = Upstream(
             upstream.spikes,
-            None if by_v is None else _state(by_v, x),
-            None if by_m is None else _state(by_m, x),
+            None if by_states is None else _states(by_states, x),
             None if by_trace is None else like(by_trace.to(membrane_dtype(x.dtype)), x),
             None if by_current is None else like(by_current.to(x.dtype), x),
         )

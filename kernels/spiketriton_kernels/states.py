@@ -1,27 +1,8 @@
-"""Neurons that are not LIF, over the whole time window: I-LIF, CLIF, ALIF, CuBa-LIF, and their definitions in PyTorch.
+"""I-LIF, CLIF, ALIF and CuBa-LIF over the whole time window, as functions, and their definitions in PyTorch.
 
-All charge like LIF, h[t] = decay * v[t-1] + gain * x[t], and have a second state m or other spikes:
-
-    I-LIF  s[t] = round(clamp(h[t] / threshold, 0, D))          v[t] = h[t] - threshold * s[t]
-
-    CLIF   s[t] = 1 if h[t] >= threshold else 0
-           m[t] = m[t-1] * sigmoid((1 - decay) * h[t]) + s[t]   v[t] = h[t] - s[t] * (threshold + sigmoid(m[t]))
-
-    ALIF   level[t] = threshold + beta * m[t-1]                 s[t] = 1 if h[t] >= level[t] else 0
-           m[t] = rho * m[t-1] + (1 - rho) * s[t]               soft: v[t] = h[t] - level[t] * s[t]
-                                                                hard: v[t] = 0 if s[t] else h[t]
-
-    CuBa-LIF  m[t] = rho * m[t-1] + x[t]                        h[t] = decay * v[t-1] + gain * m[t], the rest as LIF
-
-I-LIF: Luo et al. 2024, arXiv 2407.20708. CLIF: Huang et al. 2024, arXiv 2402.04663. ALIF: Bellec et al. 2018,
-arXiv 1803.09574. CuBa-LIF has a synapse in front of the membrane: m is its current (Gerstner et al. 2014, Neuronal
-Dynamics, section 1.3; snnTorch's Synaptic, NIR's CubaLIF). Backward is exact back-propagation through time through
-both states. ds/dh is the surrogate of h - threshold (of h - level); for I-LIF it is 1 / threshold where
-0 <= h / threshold <= D, else 0. ``detach_reset`` leaves the spike out of the reset's gradient; through m it always
-flows.
-
-They run in LIF's passes, and move what LIF moves: 5 elements of x's dtype per element and step in training, 2 at
-inference.
+The equations stand with the neurons: ``neurons/ilif.py``, ``clif.py``, ``alif.py`` and ``cuba.py``. Backward is exact
+back-propagation through time through all states. They run in LIF's passes, and move what LIF moves: 5 elements of x's
+dtype per element and step in training, 2 at inference.
 """
 
 from __future__ import annotations
@@ -30,22 +11,34 @@ from typing import Literal, overload
 
 import torch
 
-from .arguments import DEFAULT_SURROGATE, make_neuron
-from .functions import Request, Reset, WithStates, by_definition, by_kernels
-from .neuron import Call, Inputs, Neuron
+from .functions import (
+    DEFAULT_SURROGATE,
+    Request,
+    Reset,
+    WithStates,
+    by_definition,
+    by_kernels,
+    stacked,
+    told,
+)
+from .neuron import Call, Inputs
+from .neurons.alif import ALIF
+from .neurons.clif import CLIF
+from .neurons.cuba import CuBaLIF
+from .neurons.ilif import ILIF
+from .neurons.stepping import Told
 from .surrogate import Surrogate
 
 
 def _request(
     x: torch.Tensor,
-    neuron: Neuron,
-    v_init: torch.Tensor | None,
-    m_init: torch.Tensor | None,
+    neuron: Told,
+    states: tuple[torch.Tensor | None, ...],
     return_state: bool,
     probe: torch.Tensor | None,
 ) -> Request:
-    call = Call(return_v=return_state, return_m=return_state and neuron.has_m)
-    return Request(Inputs(x, v_init, m_init), neuron, call, probe=probe)
+    call = Call(return_states=return_state)
+    return Request(Inputs(x, stacked(x, *states)), neuron, call, probe=probe)
 
 
 @overload
@@ -94,8 +87,9 @@ def multistep_ilif(
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
-    neuron = make_neuron("ilif", decay, gain, threshold, detach_reset=detach_reset, levels=levels)
-    return _request(x, neuron, v_init, None, return_state, probe)
+    constants = decay, gain, threshold, levels
+    neuron = told(ILIF, DEFAULT_SURROGATE, (detach_reset,), constants)
+    return _request(x, neuron, (v_init,), return_state, probe)
 
 
 multistep_ilif_reference = by_definition(
@@ -162,10 +156,8 @@ def multistep_clif(
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
-    neuron = make_neuron(
-        "clif", decay, gain, threshold, detach_reset=detach_reset, surrogate=surrogate
-    )
-    return _request(x, neuron, v_init, m_init, return_state, probe)
+    neuron = told(CLIF, surrogate, (detach_reset,), (decay, gain, threshold))
+    return _request(x, neuron, (v_init, m_init), return_state, probe)
 
 
 multistep_clif_reference = by_definition(
@@ -223,10 +215,9 @@ def multistep_alif(
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
-    neuron = make_neuron(
-        "alif", decay, gain, threshold, reset, 0.0, detach_reset, surrogate, rho=rho, beta=beta
-    )
-    return _request(x, neuron, v_init, m_init, return_state, probe)
+    constants = decay, gain, threshold, rho, beta
+    neuron = told(ALIF, surrogate, (reset, detach_reset), constants)
+    return _request(x, neuron, (v_init, m_init), return_state, probe)
 
 
 multistep_alif_reference = by_definition(
@@ -282,10 +273,9 @@ def multistep_cuba(
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
-    neuron = make_neuron(
-        "cuba", decay, gain, threshold, reset, 0.0, detach_reset, surrogate, rho=rho
-    )
-    return _request(x, neuron, v_init, m_init, return_state, probe)
+    constants = decay, gain, threshold, rho
+    neuron = told(CuBaLIF, surrogate, (reset, detach_reset), constants)
+    return _request(x, neuron, (v_init, m_init), return_state, probe)
 
 
 multistep_cuba_reference = by_definition(

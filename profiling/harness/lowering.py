@@ -153,23 +153,8 @@ class Adaptive(kernels.SpikingNeuron):
         return s, torch.where(s > 0, 0.0, h), 0.9 * a + 0.1 * s
 
 
-class PlainLIF(kernels.SpikingNeuron):
-    """A step of one's own that computes what LIF does."""
-
-    states = ("v",)
-
-    def step(self, x: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        h = 0.5 * v + x
-        s = self.fire(h - 1.0)
-        return s, torch.where(s > 0, 0.0, h)
-
-
 def _adaptive(x: torch.Tensor) -> None:
     _training(Adaptive(x.shape[2]), x)
-
-
-def _plain_lif(x: torch.Tensor) -> None:
-    _training(PlainLIF(), x)
 
 
 _STATES = {
@@ -210,8 +195,6 @@ CASES: dict[str, tuple[Callable[..., None], int | str]] = {
     "join probe": (_probed, "join_groups_kernel"),
     "own step forward": (_adaptive, 0),
     "own step backward": (_adaptive, 1),
-    "LIF as own step forward": (_plain_lif, 0),
-    "LIF as own step backward": (_plain_lif, 1),
     **{f"{name} forward": (partial(_training, one), 0) for name, one in _STATES.items()},
     **{f"{name} backward": (partial(_training, one), 1) for name, one in _STATES.items()},
 }
@@ -373,7 +356,8 @@ def _given(compiled: Any, launch: Launch) -> Iterator[tuple[str, Any]]:
     for name, kind in compiled.src.signature.items():
         value = launch.arguments[name]
         if isinstance(kind, tuple):
-            fields = zip(value._fields, value, kind, strict=True)
+            names = getattr(value, "_fields", range(len(value)))
+            fields = zip(names, value, kind, strict=True)
             yield from ((f"{name}.{field}", one) for field, one, k in fields if k != "constexpr")
         elif kind != "constexpr":
             yield name.removesuffix("_ptr"), value

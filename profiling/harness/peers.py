@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from profiling.harness.contenders import Contender, Unavailable, Work
-from spiketriton.neurons import SpikingNeuron, of_engine
+from spiketriton.neurons import SpikingNeuron
 from spiketriton_kernels import Surrogate
 from spiketriton_kernels.nn import IF, LIF
 
@@ -118,7 +118,7 @@ class SpikingJelly(nn.Module):
 
         if neuron.reset_mode == "none":
             raise Unavailable("spikingjelly has no neuron without reset")
-        if not isinstance(neuron, LIF) and type(neuron) is not of_engine(IF):
+        if not isinstance(neuron, LIF) and type(neuron) is not IF:
             raise Unavailable(f"{type(neuron).__name__} is not mapped to a spikingjelly neuron")
         self.options: dict[str, Any] = dict(
             v_threshold=neuron.v_threshold,

@@ -23,7 +23,7 @@ from profiling.harness import memory, peers
 from profiling.harness.contenders import OURS, Case, Contender, Options, Row, Work, agreement, wider
 from profiling.harness.peers import ATAN, Variant
 from profiling.harness.timing import Timing, buffers_beyond_cache
-from spiketriton.neurons import SpikingNeuron, of_engine
+from spiketriton.neurons import SpikingNeuron
 from spiketriton.system import machine
 from spiketriton.training.environment import PRECISIONS
 from spiketriton.training.gpu.precompile import compiles
@@ -93,8 +93,7 @@ class KernelCase(Case):
 
     def neuron(self, surrogate: Surrogate = ATAN) -> SpikingNeuron:
         reset = self.detach_reset
-        lif = of_engine(LIF)
-        return lif(tau=2.0, decay_input=False, detach_reset=reset, surrogate=surrogate)
+        return LIF(tau=2.0, decay_input=False, detach_reset=reset, surrogate=surrogate)
 
     def contenders(self, options: Options) -> list[Contender]:
         torch._dynamo.reset()  # else old cases count as recompilations of this one

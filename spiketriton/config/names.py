@@ -2,6 +2,8 @@
 
 from typing import Literal, get_args
 
+from spiketriton.config.kinds import kinds
+
 ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]  # either stem
 # CIFAR style
 SmallResNet = Literal[
@@ -71,15 +73,13 @@ SPLITS_OF = {
 NONE = "-"
 """No teacher, and no weights to begin with."""
 
-Leaky = Literal["lif", "plif", "ilif", "clif", "alif", "cuba"]
-Parallel = Literal["psn", "masked_psn", "sliding_psn"]
-LEAKY, PARALLEL = get_args(Leaky), get_args(Parallel)
+LEAKY = tuple(kind.name for kind in kinds().values() if kind.leaks)
+PARALLEL = ("psn", "masked_psn", "sliding_psn")
+_RESETS = ("hard", "soft", "none")
 RESETS_OF = {
-    "ilif": ("auto", "soft"),
-    "clif": ("auto", "soft"),
-    "alif": ("auto", "hard", "soft"),
-    "cuba": ("auto", "hard", "soft", "none"),
-    **dict.fromkeys(PARALLEL, ("auto", "none")),
+    kind.name: ("auto", *(reset for reset in _RESETS if reset in kind.resets))
+    for kind in kinds().values()
+    if kind.resets
 }
 
 

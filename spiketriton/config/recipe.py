@@ -16,9 +16,19 @@ from collections.abc import Container, Iterator, Mapping
 from functools import cache
 from operator import attrgetter
 from types import MappingProxyType, UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from spiketriton.config import parts, rules
+from spiketriton.config.kinds import kinds, with_key
 from spiketriton.config.names import (
     ARRAYS,
     BLOCK_NETS,
@@ -37,9 +47,7 @@ from spiketriton.config.names import (
     Block,
     Events,
     Images,
-    Leaky,
     Loss,
-    Parallel,
     PlainNet,
     PooledNet,
     ResNet,
@@ -408,14 +416,33 @@ class SurrogateConfig(Table):
     sigmoid of slope 25 is 0.04, a rectangle of width 1 is 0.5 (docs/words.md)"""
 
 
+if TYPE_CHECKING:
+    Kind = str
+else:
+    Kind = Literal[(*kinds(), "relu")]
+
+
+def _with_keys_of_kinds(table: type) -> type:
+    """The table with what each kind of neuron has of its own, behind `tau`: its class declares them (`kinds`)."""
+    own = {name: said for kind in kinds().values() for name, said in kind.own.items()}
+    before = dict(table.__annotations__)
+    behind = {name: before.pop(name) for name in list(before)[list(before).index("tau") + 1 :]}
+    table.__annotations__ = before | {name: type(said[0]) for name, said in own.items()} | behind
+    for name, (default, ends, doc) in own.items():
+        only = {"neuron.kind": with_key(name)}
+        setattr(table, name, key(default, doc, numbers=Range(*ends), only=only))
+    return table
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
+@_with_keys_of_kinds
 class NeuronConfig(TableOfPart):
     """The neuron of every layer."""
 
     path: ClassVar[str] = "neuron"
     _unless: ClassVar[Conditions] = {"model.name": FOREIGN}
 
-    kind: Literal["if", Leaky, Parallel, "relu"] = key("lif")
+    kind: Kind = key("lif")  # noqa: RUF009 - a field, as every key
     """integrate-and-fire without a leak, with one, with a learnable one; with up to `levels` spikes a step (I-LIF,
     Luo et al. 2024); with a complementary potential (CLIF, Huang et al. 2024); with a threshold that rises with each
     spike (ALIF, Bellec et al. 2018); behind a synapse whose current decays (CuBa-LIF); parallel (Fang et al. 2023), a
@@ -423,19 +450,7 @@ class NeuronConfig(TableOfPart):
     step; `relu`: the ANN twin"""
     tau: float = key(2.0, numbers=TAU, only={"neuron.kind": (*LEAKY, "relu")})
     """time constant of lif, plif, ilif, clif, alif and cuba: 1 - 1/tau of the membrane stays each step"""
-    order: int = key(
-        2, numbers=Range(1, 65_536), only={"neuron.kind": ("masked_psn", "sliding_psn")}
-    )
-    """steps that a step of masked_psn and sliding_psn reads: itself and those before it"""
-    levels: int = key(4, numbers=Range(1, 255), only={"neuron.kind": ("ilif",)})
-    """the most spikes of ilif in one time step"""
-    tau_adaptation: float = key(10.0, numbers=TAU, only={"neuron.kind": ("alif",)})
-    """time constant of alif's threshold"""
-    tau_synapse: float = key(2.0, numbers=TAU, only={"neuron.kind": ("cuba",)})
-    """time constant of cuba's synaptic current: 1 - 1/tau_synapse of it stays each step"""
-    beta: float = key(1.0, numbers=Range(0, 1e6), only={"neuron.kind": ("alif",)})
-    """how far alif's threshold rises while its neuron fires at every step"""
-    decay_input: bool = key(False, only={"neuron.kind": ("lif", "plif", "cuba", "relu")})
+    decay_input: bool = key(False, only={"neuron.kind": (*with_key("decay_input"), "relu")})
     """multiply the input current of lif, plif and cuba by 1/tau"""
     v_threshold: float = key(1.0, numbers=Range(0, 1e6, open="low"))
     """membrane potential at which a neuron fires"""
@@ -452,14 +467,18 @@ class NeuronConfig(TableOfPart):
     """no gradient through a hard or soft reset"""
     surrogate: SurrogateConfig = dataclasses.field(default_factory=SurrogateConfig)
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, key: str) -> Any:
+            """One that a kind declares."""
+
     @property
     def resets_by(self) -> str:
         """hard, soft or none: what `auto` stands for."""
         if self.reset != "auto":
             return self.reset
-        if self.kind in PARALLEL:
-            return "none"
-        return "soft" if self.kind in ("ilif", "clif", "alif") else "hard"
+        found = kinds().get(self.kind)
+        return found.resets[0] if found and found.resets else "hard"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

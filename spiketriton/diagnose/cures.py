@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from spiketriton.config import Recipe
 from spiketriton.config.names import BLOCK_NETS, CHAINS, LEAKY, SKIPLESS
 from spiketriton.gradients.verdict import Verdict, Word, starts_closed
+from spiketriton_kernels.neurons.handed import Handed
 from spiketriton_kernels.nn import SpikingNeuron
-from spiketriton_kernels.nn.handed import Handed
 
 WIDTH = 0.3  # of the threshold: the default
 WAITS = (Word.LEARNING, Word.FALLING, Word.EARLY)  # whatever stands in the way

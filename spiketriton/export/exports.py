@@ -26,8 +26,8 @@ from spiketriton.plugins.tasks import Reading, has_time, image_dim
 from spiketriton.runs.rows import replace_file
 from spiketriton.system.errors import UserError, need, one_line
 from spiketriton.training.trained import TrainedRun
-from spiketriton_kernels import multistep_lif_reference, use_backend
 from spiketriton_kernels import nn as kernels
+from spiketriton_kernels import use_backend
 
 CLOSE = 1e-3  # of the largest current: rounding differs between two programs, a spike that differs is more
 TIE = 1e-5  # of the threshold: nearer to it, rounding to float32 may decide whether a neuron fires
@@ -241,10 +241,9 @@ def _by_definition(neuron: kernels.SpikingNeuron, x: Tensor) -> Tensor:
     x = normalised(x)
     single = neuron.step_mode == "s"
     x = x.unsqueeze(0) if single else x
-    given = neuron.neuron_arguments()
-    spikes, v = multistep_lif_reference(x, **given, v_init=neuron.v, return_v=True)
+    spikes, states = neuron.define_from(x, neuron.held)
     if neuron.keeps_state:
-        neuron.v = v
+        neuron.held = states
     return spikes[0] if single else spikes
 
 

@@ -89,7 +89,7 @@ def not_in_nir(nodes: Graph) -> Iterator[str]:
     spiking = [neuron for neuron in neurons if isinstance(neuron, SpikingNeuron)]
     if len(spiking) < len(neurons):
         yield "ReLU (this is an ANN; export its spiking twin)"
-    kinds = {type(neuron).__name__ for neuron in spiking if neuron.kind not in ("lif", "cuba")}
+    kinds = {type(neuron).__name__ for neuron in spiking if not neuron.nir}
     if kinds:
         yield f"neurons of the kind {', '.join(sorted(kinds))} (neuron.kind)"
     resets = {neuron.reset_mode for neuron in spiking}
@@ -149,12 +149,13 @@ def _translate(
 
 @torch.no_grad()
 def _neuron(nir: ModuleType, neuron: SpikingNeuron, shape: tuple[int, ...], dt: float) -> Any:
-    constants = neuron.neuron_arguments()
+    names = ("decay", "gain", "v_threshold", "v_reset", "rho")
+    constants = [getattr(neuron, name, 0.0) for name in names]
     decay, gain, threshold, v_reset, rho = (
-        torch.as_tensor(constants.get(name, 0.0), dtype=torch.float64, device="cpu").reshape(
+        torch.as_tensor(0.0 if value is None else value, dtype=torch.float64, device="cpu").reshape(
             -1, *[1] * (len(shape) - 1)
         )
-        for name in ("decay", "gain", "threshold", "v_reset", "rho")
+        for value in constants
     )
 
     def full(value: torch.Tensor) -> np.ndarray:
@@ -165,7 +166,7 @@ def _neuron(nir: ModuleType, neuron: SpikingNeuron, shape: tuple[int, ...], dt: 
         return nir.IF(r=full(gain / dt), **fires)
     rest = 1 - decay
     fires |= {"r": full(gain / rest), "v_leak": fires["v_reset"]}
-    if neuron.kind == "cuba":
+    if neuron.nir == "CubaLIF":
         keeps = 1 - rho
         taus = {"tau_mem": full(dt / rest), "tau_syn": full(dt / keeps)}
         return nir.CubaLIF(**taus, w_in=full(1 / keeps), **fires)

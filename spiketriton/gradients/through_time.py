@@ -206,7 +206,7 @@ def _stepwise(neuron: SpikingNeuron) -> Callable[[Tensor], Tensor]:
         finally:
             neuron.stateful, neuron.probe = continues, whole
             if not continues:
-                super(SpikingNeuron, neuron).reset()  # the states, not the window
+                neuron.forget()
         return torch.cat(steps)
 
     return forward

@@ -196,7 +196,8 @@ class MSBlock(Block):
             shortcut = norm(folded(conv, x))
         current = folded(convs[-1], spikes)
         if reader is not None:
-            spikes, summed = reader.fused_norm(current, norms[-1], shortcut, return_current=True)
+            norm = norms[-1].record(current)
+            spikes, summed = reader.fused_norm(current, norm, shortcut, return_current=True)
             return summed, mark_spikes(spikes)
         return norms[-1](current) + shortcut
 

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from spiketriton.models import Network
 from spiketriton.models.graph import channels_of, graph_of
 from spiketriton.models.layers import EachStep
-from spiketriton.neurons import SpikingNeuron
 from spiketriton_kernels import multistep_lif
 from spiketriton_kernels import nn as kernels
 
 
-class ConvertedIF(SpikingNeuron, kernels.IF):
+class ConvertedIF(kernels.IF):
     """IF with soft reset in place of a ReLU: currents [T, B, C, ...] -> 0 or its threshold; it starts half way to it.
 
     threshold: float32 [C], above 0. shift: float32 [C], added to the current at each step: what calibration corrects.

@@ -1,9 +1,11 @@
 """Spiking neurons as modules over the fused kernels: [T, B, ...] -> [T, B, ...], time first.
 
-base.py watches the kernels' modules and takes the norm in front of them, norm.py is that; here is what a recipe names.
+The neurons are the kernels' modules. base.py adds what a run keeps of them, norm.py is the norm in front; here is what
+a recipe names.
 """
 
 import inspect
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,8 +13,10 @@ from torch import nn
 
 from spiketriton import plugins
 from spiketriton.config import NeuronConfig
+from spiketriton.config.kinds import kinds
+from spiketriton.config.names import PARALLEL
 from spiketriton.config.parts import chosen
-from spiketriton.neurons.base import SpikingNeuron, adopt, of_engine, told_of_spikes
+from spiketriton.neurons.base import SpikingNeuron, adopt, told_of_spikes
 from spiketriton.neurons.norm import Norm, one_by_one
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import Surrogate
@@ -23,7 +27,6 @@ __all__ = [
     "SpikingNeuron",
     "adopt",
     "build_neuron",
-    "of_engine",
     "one_by_one",
     "told_of_spikes",
 ]
@@ -36,7 +39,11 @@ def build_neuron(config: NeuronConfig, steps: int = 4, channels: int | None = No
     """
     part = chosen("neurons", config.kind)
     if part.built_in:
-        return part.make(config, steps, channels)
+        try:
+            own = part.make(config, steps, channels)
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from None
+        return adopt(own) if isinstance(own, SpikingNeuron) else own
     if "channels" not in inspect.signature(part.make).parameters:
         made = part.make(config)
     elif channels is None:
@@ -56,44 +63,33 @@ def _relu(config: NeuronConfig, steps: int, channels: int | None) -> nn.Module:
     return nn.ReLU()
 
 
-@plugins.neuron("psn", "masked_psn", "sliding_psn")
+@plugins.neuron(*PARALLEL)
 def _parallel(config: NeuronConfig, steps: int, channels: int | None) -> nn.Module:
     options: dict[str, Any] = {"v_threshold": config.v_threshold, "surrogate": _surrogate(config)}
     if config.kind == "psn":
-        return of_engine(kernels.PSN)(steps, **options)
+        return kernels.PSN(steps, **options)
+    order = getattr(config, "order")  # noqa: B009 - which its class declares
     if config.kind == "masked_psn":
-        return of_engine(kernels.MaskedPSN)(config.order, steps, lambda_init=1.0, **options)
-    return of_engine(kernels.SlidingPSN)(config.order, **options)
+        return kernels.MaskedPSN(order, steps, lambda_init=1.0, **options)
+    return kernels.SlidingPSN(order, **options)
 
 
-# the class of each kind that has a membrane, and the keys of which its constants are
-KINDS: dict[str, tuple[type[kernels.SpikingNeuron], tuple[str, ...]]] = {
-    "if": (kernels.IF, ()),
-    "lif": (kernels.LIF, ("tau", "decay_input")),
-    "plif": (kernels.PLIF, ("tau", "decay_input")),
-    "ilif": (kernels.ILIF, ("tau", "levels")),
-    "clif": (kernels.CLIF, ("tau",)),
-    "alif": (kernels.ALIF, ("tau", "tau_adaptation", "beta")),
-    "cuba": (kernels.CuBaLIF, ("tau", "tau_synapse", "decay_input")),
-}
-
-
-@plugins.neuron(*KINDS)
+@plugins.neuron(*(kind for kind in kinds() if kind not in PARALLEL))
 def _with_membrane(config: NeuronConfig, steps: int, channels: int | None) -> nn.Module:
-    make, keys = KINDS[config.kind]
-    options: dict[str, Any] = {key: getattr(config, key) for key in keys}
+    kind = kinds()[config.kind]
+    make = getattr(import_module(kind.module), kind.made_by)
+    named = kind.keys | {name: name for name in kind.own}
+    options: dict[str, Any] = {argument: getattr(config, key) for argument, key in named.items()}
     options |= {"v_threshold": config.v_threshold, "detach_reset": config.detach_reset}
     if config.threshold_learnt:
         shape = _shape("threshold_learnt", config.threshold_learnt, channels)
         options["v_threshold"] = nn.Parameter(torch.full(shape, config.v_threshold))
-    if make is not kernels.ILIF:
+    if make.has_surrogate:
         options["surrogate"] = _surrogate(config)
-    if make not in (kernels.ILIF, kernels.CLIF):
+    if len(make.resets) > 1:
         reset = config.resets_by
         options |= {"reset": reset, "v_reset": config.v_reset if reset == "hard" else None}
-    if make is kernels.PLIF:
-        options["init_tau"] = options.pop("tau")
-    return of_engine(make)(**options)
+    return make(**options)
 
 
 def _surrogate(config: NeuronConfig) -> Surrogate:

@@ -1,4 +1,4 @@
-"""What all spiking neurons share: the kernels' module, watched, and with the engine's norm in the same operation."""
+"""What the engine adds to the kernels' neurons: a surrogate's width among the weights, and who is told of spikes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,156 +7,37 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spiketriton.neurons.norm import Norm
-from spiketriton.system.errors import UserError
-from spiketriton_kernels import nn as kernels
-from spiketriton_kernels.neuron import Outputs
-from spiketriton_kernels.nn.handed import Handed
+from spiketriton_kernels.neurons.handed import Handed
+from spiketriton_kernels.nn import SpikingNeuron
+
+WIDTH = "_extra_state"
 
 
-class SpikingNeuron(kernels.SpikingNeuron):
-    """A neuron of the engine: input currents [T, B, ...] -> spikes [T, B, ...].
-
-    Everything is explained in `spiketriton_kernels.nn.SpikingNeuron`; wrong constants and shapes
-    are a `UserError` here. The surrogate's width, which a run may have measured, is part of the
-    `state_dict`.
-
-    Attributes:
-        on_fire: None, or a function that each call hands its spikes.
-        window: 0 where one call shows a whole window, else the steps of all of its calls together;
-            `reset` or `begin` begins the next window.
-    """
-
-    on_fire: Callable[[Tensor], object] | None = None
-    window = _seen = 0
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        try:
-            super().__init__(*args, **options)
-        except (TypeError, ValueError) as error:
-            raise UserError(str(error)) from None
-
-    def get_extra_state(self) -> Tensor:
-        """The surrogate's width, float64 []; of a width that is a tensor, which the neuron keeps itself, [0]."""
-        width = self.surrogate.width
-        return torch.tensor([] if isinstance(width, Tensor) else width, dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        if not isinstance(state, Tensor) or state.numel() > 1:
-            raise ValueError(f"a surrogate's width is one number, not {str(state)[:40]}")
-        if state.numel():
-            self.surrogate = replace(self.surrogate, width=state.item())
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # weights of other programs have no width
-        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    @property
-    def is_binary(self) -> bool:
-        """Whether its spikes are 0 or 1, as far as is known; those of I-LIF are 0..levels."""
-        if self.has_step():
-            return self.backend != "eager" and self.traced().is_binary
-        return self.kind != "ilif"
-
-    @property
-    def fuses(self) -> bool:
-        """Whether `fused_norm` computes what a call does: not with a `forward` of one's own, which it would pass by."""
-        return self.takes_norm and type(self).forward is kernels.SpikingNeuron.forward
-
-    def fused_norm(
-        self,
-        y: Tensor,
-        norm: Norm,  # type: ignore[override]  # the module, of which it makes the record
-        residual: Tensor | None = None,
-        spike_add: Tensor | None = None,
-        *,
-        return_current: bool = False,
-    ) -> Any:
-        """`self(norm(y) + residual) + spike_add` in one operation; see the kernels' module.
-
-        `norm` counts the batch and updates its running statistics as in a call. Forward hooks of the
-        neuron and of the norm do not fire.
-        """
-        self._check(y)
-        # the record itself comes from a neuron that `swap` has joined with a norm of torch's
-        record = norm.record(y) if isinstance(norm, Norm) else norm
-        return super().fused_norm(y, record, residual, spike_add, return_current=return_current)
-
-    def _check(self, x: Tensor) -> None:
-        try:
-            super()._check(x)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-
-    def _fire(self, x: Tensor, *args: Any, **tensors: Any) -> Outputs:
-        whole = self.probe
-        self.probe = self._rows(whole, len(x)) if self.window else whole
-        try:
-            out = super()._fire(x, *args, **tensors)
-        finally:
-            self.probe = whole
-        if self.on_fire is not None:
-            self.on_fire(out.spikes)
-        return out
-
-    def _rows(self, probe: Tensor | None, steps: int) -> Tensor | None:
-        """The rows of the probe for the next `steps` steps of the window; none beyond it."""
-        whole = probe is not None and len(probe) == steps
-        if whole and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            return probe  # a checkpoint repeats the call within backward
-        before = self._seen
-        self._seen += steps
-        if probe is None or whole:
-            return probe
-        row = before * len(probe) // self.window
-        return probe[row : row + steps] if self._seen <= self.window else None
-
-    @property
-    def strayed(self) -> str:
-        """What its last window was, where it was not what `window` says; "" elsewhere."""
-        if self._seen == self.window or not self.window:
-            return ""
-        return f"is shown {self._seen} time steps, and when the network was looked at {self.window}"
-
-    def begin(self) -> None:
-        """Begins the next window, and keeps the states."""
-        self._seen = 0
-
-    def reset(self) -> None:
-        super().reset()
-        self.begin()
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles make the class of `of_engine` again, which has no name in a module."""
-        kind = type(self).__bases__[-1]
-        if _CLASSES.get(kind) is not type(self):
-            return super().__reduce_ex__(protocol)
-        return _bare, (kind,), self.__getstate__()
+def adopt(neuron: SpikingNeuron) -> SpikingNeuron:
+    """Makes the surrogate's width, which a run may have measured, part of the neuron's `state_dict`: float64 []; of a
+    width that is a tensor, which the neuron keeps itself, [0]."""
+    if _add_width not in neuron._state_dict_hooks.values():
+        neuron.register_state_dict_post_hook(_add_width)
+        neuron.register_load_state_dict_pre_hook(_take_width)
+    return neuron
 
 
-def _bare(kind: type[kernels.SpikingNeuron]) -> SpikingNeuron:
-    made = of_engine(kind)
-    return made.__new__(made)
+def _add_width(neuron: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    width = neuron.surrogate.width  # type: ignore[union-attr]
+    given = [] if isinstance(width, Tensor) else width
+    state_dict[f"{prefix}{WIDTH}"] = torch.tensor(given, dtype=torch.float64)
 
 
-_CLASSES: dict[type, Any] = {}
-
-
-def of_engine(kind: type[kernels.SpikingNeuron]) -> Any:
-    """The engine's class of a neuron of the kernels, a subclass of both, made once."""
-    made = type(kind.__name__, (SpikingNeuron, kind), {"__doc__": kind.__doc__})
-    return _CLASSES.setdefault(kind, made)
-
-
-def adopt(neuron: kernels.SpikingNeuron) -> SpikingNeuron:
-    """Makes a neuron of the kernels one of the engine, in place."""
-    if not isinstance(neuron, SpikingNeuron):
-        neuron.__class__ = of_engine(type(neuron))
-    return neuron  # type: ignore[return-value]
+def _take_width(neuron: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights of other programs have none."""
+    width = state_dict.pop(f"{prefix}{WIDTH}", torch.tensor([]))
+    if not isinstance(width, Tensor) or width.numel() > 1:
+        raise ValueError(f"a surrogate's width is one number, not {str(width)[:40]}")
+    if width.numel():
+        neuron.surrogate = replace(neuron.surrogate, width=width.item())  # type: ignore[type-var]
 
 
 def normalised(x: Any) -> Tensor:

@@ -152,11 +152,22 @@ def run_command(
     sys.exit(EXIT_DONE if code is None else code)
 
 
+def _refused_by_kernels(error: Exception) -> bool:
+    """Whether a neuron refused what it was given, as a window of another length."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_globals.get("__name__", "").startswith(_CHECKS)
+
+
+_CHECKS = ("spiketriton_kernels.neurons.", "spiketriton_kernels.arguments")
+
+
 def _mistake_of_others(error: Exception) -> str:
     """What the user, the system or somebody else's code did wrong, in one line; "" for our own mistakes."""
     if isinstance(error, UserError):
         return one_line(error)
     if isinstance(error, OSError) and error.errno in _REFUSED:
         return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}"
+    if isinstance(error, TypeError | ValueError) and _refused_by_kernels(error):
+        return one_line(error)
     mistake = "" if os.environ.get(TRACEBACK) else in_code_of_others(error)
     return mistake and f"{mistake}; {TRACEBACK}=1 shows its traceback"

@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import spiketriton_kernels.nn.neurons as neuron_module
 from spiketriton.config import Recipe
 from spiketriton.gradients.monitor import GradientMonitor, elements_per_image
 from spiketriton.models import Network, build_model
 from spiketriton.system.ranks import Ranks
 from spiketriton.training.optim import clipped_norm
 from spiketriton.training.placement import Placement
-from spiketriton_kernels import Surrogate, multistep_lif_reference
-from spiketriton_kernels.neuron import Call, Inputs, Neuron, Outputs
+from spiketriton_kernels.neuron import Outputs
+from spiketriton_kernels.nn import SpikingNeuron
 from tests.small_runs import small_recipe, small_trainer
 
 T, B, SIZE = 3, 4, 8
@@ -65,20 +64,15 @@ def rms(x: Tensor) -> float:
 def retained(calls: list[tuple[Tensor, Tensor]]) -> Callable[..., Outputs]:
     """The reference neuron in place of the kernel; keeps currents and spikes with gradients."""
 
-    def fire(inputs: Inputs, neuron: Neuron, call: Call, *norm_and_probe: None) -> Outputs:
-        x = inputs.x.view_as(
-            inputs.x
-        )  # in MS blocks a current goes elsewhere too, and only this way counts
-        constants = (neuron.decay, neuron.gain, neuron.threshold)
-        reset = (neuron.reset, neuron.v_reset, neuron.detach_reset)
-        surrogate = Surrogate(neuron.shape, neuron.height, neuron.width)
-        spikes = multistep_lif_reference(x, *constants, *reset, surrogate)
+    def run(neuron: SpikingNeuron, x: Tensor, *_: object) -> Outputs:
+        x = x.view_as(x)  # in MS blocks a current goes elsewhere too, and only this way counts
+        spikes = neuron.define(x)
         x.retain_grad()
         spikes.retain_grad()
         calls.append((x, spikes))
         return Outputs(spikes)
 
-    return fire
+    return run
 
 
 NETS = {
@@ -101,7 +95,7 @@ def test_norms_equal_those_of_retained_gradients(net, monkeypatch):
         rows = measure(model)
 
     calls: list[tuple[Tensor, Tensor]] = []
-    monkeypatch.setattr(neuron_module, "fire", retained(calls))
+    monkeypatch.setattr(SpikingNeuron, "_run", retained(calls))
     _, model = network(*overrides)
     with autocast():
         loss_of(model).backward()

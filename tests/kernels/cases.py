@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from spiketriton_kernels import SHAPES, Surrogate, fire
-from spiketriton_kernels.arguments import make_neuron
-from spiketriton_kernels.definition import define
-from spiketriton_kernels.neuron import Call, Inputs, Neuron, Norm, Outputs
+from spiketriton_kernels.functions import stacked, told
+from spiketriton_kernels.neuron import Call, Inputs, Norm, Outputs
+from spiketriton_kernels.neurons import ALIF, CLIF, ILIF, LIF, CuBaLIF
+from spiketriton_kernels.neurons.stepping import Told
 from tests.kernels.support import (
     DTYPES,
     LAYOUTS,
@@ -41,6 +42,8 @@ EQUATIONS: dict[str, dict[str, Any]] = {
 }
 KINDS = {equation["kind"]: name for name, equation in EQUATIONS.items()}
 """The last equation of each kind."""
+
+CLASSES = {"lif": LIF, "ilif": ILIF, "clif": CLIF, "alif": ALIF, "cuba": CuBaLIF}
 
 SIZES = [(3, 5, 7), (7, 3), (2, 8, 4, 4), (2, 1, 65), (2, 3, 2, 2, 3)]
 """[B, C, ...]: odd numbers, no space, powers of two, one channel, a volume."""
@@ -71,7 +74,6 @@ PLAIN = {name: next(iter(values)) for name, values in OPTIONS.items()}
 
 COMPILED = {
     "lif": (torch.float32, torch.float64, torch.bfloat16),
-    "delayed": (torch.float32, torch.float16),
     "ilif": (torch.float32, torch.float64, torch.float16),
 }
 """Dtypes in which C++ is compiled without --slow, of other kinds float32: up to ten seconds each. A kind is the same in
@@ -81,8 +83,7 @@ every dtype, and what reads and writes a dtype is the same in every kind, but fo
 def compiled(case: dict[str, Any]) -> dict[str, Any]:
     """The case, in a dtype of ``COMPILED``."""
     name = case["equation"]
-    kind = "delayed" if "delayed" in name else EQUATIONS[name]["kind"]
-    dtypes = COMPILED.get(kind, (torch.float32,))
+    dtypes = COMPILED.get(EQUATIONS[name]["kind"], (torch.float32,))
     return case if case["dtype"] in dtypes else case | {"dtype": dtypes[-1]}
 
 
@@ -145,7 +146,7 @@ def drawn(case: dict[str, Any], device: torch.device | str = "cpu") -> dict[str,
         add = dyadic((T, *size), dtype, device, next(seeds), low=0.0)
         tensors["spike_add"] = as_layout(add, case["other_layout"])
     if case["states"] != "none":
-        for name in ("v_init", "m_init")[: 1 + (kind in ("clif", "alif", "cuba"))]:
+        for name in ADDED[: len(CLASSES[kind].states)]:
             state = large("other_layout", 0.1, 0.4)[0]
             tensors[name] = state.to(wide) if case["states"] == "wide" else state
     return tensors
@@ -158,14 +159,40 @@ def learning(case: dict[str, Any], name: str) -> bool:
     return name not in BUFFERS and name in groups.get(case["learns"], (name,))
 
 
-def neuron_of(case: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Neuron:
+def neuron_of(case: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Told:
     constants: dict[str, Any] = {
         name: tensors.get(name, value) for name, value in CONSTANTS.items()
     }
     surrogate = Surrogate(case["shape"], case["height"], constants.pop("width"))
-    equation = EQUATIONS[case["equation"]]
-    detach = case["detach_reset"] or "reset_delay" in equation
-    return make_neuron(**equation, **constants, surrogate=surrogate, detach_reset=detach)
+    equation = dict(EQUATIONS[case["equation"]])
+    cls = CLASSES[equation.pop("kind")]
+    delayed = equation.pop("reset_delay", False)
+    constants["v_threshold"] = constants.pop("threshold")
+    constants |= {name: equation.get(name, 0.0) for name in ("v_reset", "levels")}
+    options = dict(
+        reset_mode=equation.get("reset", "soft"),
+        detach_reset=case["detach_reset"] or delayed,
+        reset_delay=delayed,
+    )
+    return told(
+        cls,
+        surrogate,
+        tuple([options[name] for name in cls.options if name != "leaks_to_reset"]),
+        tuple([constants[name] for name in cls.constants]),
+    )
+
+
+def by_kernels(
+    inputs: Inputs, neuron: Told, call: Call, norm: Norm | None, probe: torch.Tensor | None = None
+) -> Outputs:
+    return fire.fire(inputs, neuron.record(inputs.x), call, norm, probe)
+
+
+def define(
+    inputs: Inputs, neuron: Told, call: Call, norm: Norm | None, smooth: bool = False
+) -> Outputs:
+    """By the definition, from a neuron whose class has the equations."""
+    return neuron.define(inputs, call, norm, smooth=smooth)
 
 
 def called(
@@ -174,7 +201,7 @@ def called(
     tensors: dict[str, torch.Tensor],
     **more: Any,
 ) -> dict[str, torch.Tensor]:
-    """What ``fire`` or ``define`` gives of these tensors, by name."""
+    """What ``by_kernels`` or ``define`` gives of these tensors, by name."""
     neuron, get = neuron_of(case, tensors), tensors.get
     norm = None
     if case["norm"] != "none":
@@ -183,10 +210,13 @@ def called(
             *norms, case["norm"] == "batch", momentum=0.3, eps=0.01, scale=case["scale"], step_gain=get("step_gain")
         )  # fmt: skip
     wanted = dict(return_trace=case["trace"], return_current=case["current"])
-    call = Call(return_v=True, return_m=neuron.has_m, **wanted)
-    inputs = Inputs(tensors["x"], *map(get, ADDED))
+    call, x = Call(return_states=True, **wanted), tensors["x"]
+    states = stacked(x, *[get(name) for name in ADDED[: len(neuron.neuron.states)]])
+    inputs = Inputs(x, states, get("residual"), get("spike_add"))
     out = function(inputs, neuron, call, norm, **more)
-    return {name: getattr(out, name) for name in RESULTS if getattr(out, name) is not None}
+    last = dict(zip(("v_last", "m_last"), out.states, strict=False))
+    named = out._asdict() | last
+    return {name: named[name] for name in RESULTS if named.get(name) is not None}
 
 
 def answered(
@@ -234,7 +264,7 @@ def assert_as_defined(
     """A call on the kernels is its definition in float64; returns what that gives."""
     tensors = drawn(case, device)
     probe = tensors["x"].new_zeros(case["T"], 8, dtype=torch.float32).requires_grad_()
-    found = answered(fire.fire, case, tensors, probe=probe if case["probe"] else None)
+    found = answered(by_kernels, case, tensors, probe=probe if case["probe"] else None)
     exact = answered(define, case, tensors, torch.float64)
     assert found.keys() == exact.keys()
     for name, right in exact.items():

@@ -162,12 +162,12 @@ def test_the_default_start_has_equal_margins(neuron, steps, expected):
     assert (gain, bias) == (0.0, pytest.approx(expected))
     if neuron["kind"] == "relu":
         return
-    arguments = build_neuron(NeuronConfig(**neuron, reset="none")).neuron_arguments()
+    made = build_neuron(NeuronConfig(**neuron, reset="none"))
     silent = 0.0
     for _ in range(steps):
-        silent = arguments["decay"] * silent + arguments["gain"] * bias
-    above = arguments["gain"] * (1 + bias) - arguments["threshold"]
-    assert above == pytest.approx(arguments["threshold"] - silent)
+        silent = made.decay * silent + made.gain * bias
+    above = made.gain * (1 + bias) - made.v_threshold
+    assert above == pytest.approx(made.v_threshold - silent)
 
 
 @pytest.mark.parametrize(

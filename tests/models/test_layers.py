@@ -6,7 +6,7 @@ from torch import nn
 
 from spiketriton.models import memory
 from spiketriton.models.layers import StridedPointwise, norm_neuron, over_time
-from spiketriton.neurons import Norm, SpikingNeuron, of_engine
+from spiketriton.neurons import Norm, SpikingNeuron
 from spiketriton_kernels import nn as kernels
 from tests.models.support import SHALLOW_MLP, B, T, build, images, norms_of
 
@@ -74,7 +74,7 @@ def test_only_the_fused_net_uses_the_fused_operation(monkeypatch):
     assert calls == []
 
 
-LIF = of_engine(kernels.LIF)
+LIF = kernels.LIF
 
 
 class Louder(LIF):

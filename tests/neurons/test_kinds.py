@@ -13,7 +13,7 @@ from spiketriton.export.nir_graph import to_nir
 from spiketriton.gradients.prober import Prober
 from spiketriton.gradients.through_time import cut_time
 from spiketriton.models import build_model
-from spiketriton.neurons import SpikingNeuron, build_neuron, of_engine
+from spiketriton.neurons import SpikingNeuron, build_neuron
 from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import load_run
@@ -70,7 +70,7 @@ def test_gradients_of_every_kind_reach_every_layer(kind, block):
     measured = Prober(net, [(images, labels)], loss).measure()
     assert (measured.depth_profile > 0).all()
     neurons = [m for m in net.modules() if isinstance(m, SpikingNeuron)]
-    assert {type(neuron) for neuron in neurons} == {of_engine((KINDS | PARALLEL)[kind])}
+    assert {type(neuron) for neuron in neurons} == {(KINDS | PARALLEL)[kind]}
 
 
 @pytest.mark.parametrize("kind", PARALLEL)
@@ -84,13 +84,13 @@ def test_a_parallel_neuron_has_its_keys_and_runs_whole_windows_only(kind):
     images, _ = batch()
     assert not net.streams
     net.set_stateful()
-    with pytest.raises(UserError, match="accepted: whole windows"):
+    with pytest.raises(ValueError, match="accepted: whole windows"):
         net(images)
     net.set_stateful(False)
     if kind == "sliding_psn":
         assert len(net.eval()(images, 6)) == 6
     else:
-        with pytest.raises(UserError, match="was shown 6 time steps; accepted: 4"):
+        with pytest.raises(ValueError, match="was shown 6 time steps; accepted: 4"):
             net(images, 6)
 
 

@@ -13,7 +13,7 @@ from spiketriton.neurons import Norm
 from spiketriton.neurons import norm as module
 from spiketriton.neurons.base import normalised
 from spiketriton.system.errors import UserError
-from spiketriton_kernels.nn.handed import hand_on
+from spiketriton_kernels.neurons.handed import hand_on
 from tests.neurons.test_neurons import B, C, T, currents
 
 

@@ -7,15 +7,12 @@ import torch
 
 from profiling.harness.contenders import Status, Unavailable
 from profiling.harness.peers import ATAN, variants
-from spiketriton.neurons import of_engine
 from spiketriton_kernels import nn as kernels
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
 
-IF, LIF, PLIF, ILIF, PSN = (
-    of_engine(getattr(kernels, kind)) for kind in ("IF", "LIF", "PLIF", "ILIF", "PSN")
-)
+IF, LIF, PLIF, ILIF, PSN = (getattr(kernels, kind) for kind in ("IF", "LIF", "PLIF", "ILIF", "PSN"))
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,17 @@ import hashlib
 import struct
 from collections.abc import Iterable
 
-from ..neuron import GIVEN, NORM, PARAMETERS, Gradients, Inputs, Outputs, Upstream
+from ..neuron import NORM, Gradients, Inputs, Outputs, Upstream
 
 _CODES = {"int32_t": "i", "int64_t": "q", "double": "d", "void *": "P", "float *": "P"}
 
 
 class Part(struct.Struct):
-    """Fields that are packed together: (type in C++, name), in order; an array is NAME[COUNT]."""
+    """Fields that are packed together: (type in C++, name), in order."""
 
     def __init__(self, *fields: tuple[str, str]) -> None:
         self.fields = fields
-        super().__init__("@" + "".join(f"{_count(name)}{_CODES[kind]}" for kind, name in fields))
+        super().__init__("@" + "".join(_CODES[kind] for kind, _ in fields))
 
     def of(self, **given: float) -> bytes:
         """What is named; 0 for all else. For calls whose own cost does not matter."""
@@ -27,10 +27,6 @@ class Part(struct.Struct):
         if unknown := sorted({*given} - {*names}):
             raise TypeError(f"{', '.join(unknown)}: accepted: {', '.join(names)}")
         return self.pack(*[given.get(name, 0) for name in names])
-
-
-def _count(name: str) -> int:
-    return int(name.partition("[")[2].rstrip("]") or 1)
 
 
 def _all(kind: str, names: Iterable[str], before: str = "") -> list[tuple[str, str]]:
@@ -43,18 +39,11 @@ INPUT = Part(
 )
 """x [T, B, ...]."""
 
-NEURON = Part(
-    *_all("int32_t", ("reset", "detach_reset")),
-    *_all("int64_t", ("rows", "parameter_size", f"sizes[{len(PARAMETERS)}]")),
-    *_all("double", (f"numbers[{len(GIVEN)}]", "v_reset", "v_start")),
-    *_all("void *", (f"parameters[{len(PARAMETERS)}]",)),
-)
-
 FORTH = Part(
     *_all("double", ("eps", "bn_scale", "count", "momentum")),
     *_all("void *", NORM),
-    *_all("void *", Inputs._fields),
-    *_all("void *", [name for name in Outputs._fields if name != "saved"]),
+    *_all("void *", ("first" if name == "states" else name for name in Inputs._fields)),
+    *_all("void *", ("last" if n == "states" else n for n in Outputs._fields if n != "saved")),
     *_all("void *", ("running_mean", "running_var")),
 )
 """The norm, what every pass reads, and what a forward pass writes. None is 0."""
@@ -66,15 +55,31 @@ BACK = Part(
 )
 """What a walk back reads besides, and writes."""
 
-PARTS = (INPUT, NEURON, FORTH, BACK)
+NEURON = Part(("int64_t", "form"), ("int64_t", "rows"), ("int64_t", "row_size"))
+"""The step's number in the library; the gradients by constants, [rows, row_size]."""
+
+CONSTANT = Part(("void *", "values"), ("double", "number"), ("int64_t", "size"), ("int64_t", "row"))
+"""One constant: so many values, or where there are none a number; its row among the gradients, or -1."""
+
+PARTS = (INPUT, FORTH, BACK, NEURON)
+"""A call begins with these. Of as many as the step has, its starts and its constants follow."""
 
 
-def _printed() -> str:
-    fields = "".join(f"    {kind} {name};\n" for part in PARTS for kind, name in part.fields)
-    return f"struct Call {{\n{fields}}};\n"
+def _printed(parts: Iterable[Part]) -> str:
+    return "".join(f"    {kind} {name};\n" for part in parts for kind, name in part.fields)
 
 
-DIGEST = int(hashlib.sha256(_printed().encode()).hexdigest()[:15], 16)
+_STRUCTS = f"""\
+struct Constant {{
+{_printed([CONSTANT])}}};
+
+struct Call {{
+{_printed(PARTS)}    double starts[STATES];
+    Constant constants[CONSTANTS + 1];
+}};
+"""
+
+DIGEST = int(hashlib.sha256(_STRUCTS.encode()).hexdigest()[:15], 16)
 """Of the fields' names, types and order."""
 
 HEADER = f"""\
@@ -82,8 +87,11 @@ HEADER = f"""\
 
 #pragma once
 
-#include <cstdint>
-
-{_printed()}
+{_STRUCTS}
 constexpr int64_t CALL_DIGEST = {DIGEST};
 """
+
+
+def size(states: int, constants: int) -> int:
+    """Bytes of a call of a step."""
+    return sum(part.size for part in PARTS) + 8 * states + CONSTANT.size * (constants + 1)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import torch
 
+from ..steps.step import Step
 from ..triton_import import HAVE_TRITON, INTERPRETED
 from . import native
 
@@ -59,14 +60,14 @@ def say_once(message: str, level: int = logging.INFO) -> None:
         log.log(level, message)
 
 
-def backend_for(x: torch.Tensor, kind: str | None = None) -> str:
+def backend_for(x: torch.Tensor, step: Step | None = None) -> str:
     """The backend that serves tensors like x: its device and dtype decide, unless one is forced.
 
-    ``kind``: of ``native.KINDS`` the one that is needed; None: any.
+    ``step``: the neuron's; None: a pass without one.
     """
     on_gpu = x.is_cuda
     if _forced != "auto":
-        return _forced_backend(x, kind, on_gpu)
+        return _forced_backend(x, step, on_gpu)
     if on_gpu and HAVE_TRITON:
         return "torch" if x.dtype == torch.float64 else "triton"
     if not x.is_cpu:
@@ -77,12 +78,12 @@ def backend_for(x: torch.Tensor, kind: str | None = None) -> str:
     # Where Triton compiles, the variable is looked at once: reading it costs as much as the rest.
     if (INTERPRETED or not _said) and interpreting() and HAVE_TRITON and x.dtype != torch.float64:
         return "triton"
-    reason = native.failure(x.dtype, kind)
+    reason = native.failure(x.dtype, step)
     if reason is None:
         say_once(_NATIVE)
         return "native"
     # a step of one's own, whose author would look for the slowness elsewhere
-    own = kind is not None and kind.partition(" ")[0] not in native.KINDS
+    own = step is not None and step.form is None
     said = f"spiketriton kernels on cpu: eager PyTorch, several times slower, because {reason}"
     say_once(said, logging.WARNING if own else logging.INFO)
     return "torch"
@@ -91,7 +92,7 @@ def backend_for(x: torch.Tensor, kind: str | None = None) -> str:
 _NATIVE = "spiketriton kernels on cpu: compiled C++"
 
 
-def _forced_backend(x: torch.Tensor, kind: str | None, on_gpu: bool) -> str:
+def _forced_backend(x: torch.Tensor, step: Step | None, on_gpu: bool) -> str:
     if _forced == "triton" and not (HAVE_TRITON and (on_gpu or interpreting())):
         raise RuntimeError(
             f"the triton backend needs a CUDA tensor (or TRITON_INTERPRET=1), got {x.device}"
@@ -99,5 +100,5 @@ def _forced_backend(x: torch.Tensor, kind: str | None, on_gpu: bool) -> str:
     if _forced == "native":
         if x.device.type != "cpu":
             raise RuntimeError(f"the native backend needs a CPU tensor, got {x.device}")
-        native.library(x.dtype, kind)  # raises with the compiler's message when it cannot be built
+        native.library(x.dtype, step)  # raises with the compiler's message when it cannot be built
     return "torch" if _forced == "triton" and x.dtype == torch.float64 else _forced

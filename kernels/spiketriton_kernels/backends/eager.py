@@ -1,32 +1,19 @@
-"""The kernels' work in eager PyTorch: the definition's steps forth, and autograd through them back.
+"""The kernels' work in eager PyTorch: the step's graph, operation by operation, forth and back.
 
-Used where neither Triton nor a C++ compiler serves: float64 on a GPU, machines without a compiler, surrogates of one's
-own. The norm's gradients, and a probe's sums, follow from those by the current as ``backends`` says.
+Used where neither Triton nor a C++ compiler serves: float64 on a GPU, machines without a compiler. The norm's
+gradients, and a probe's sums, follow from those by the current as ``backends`` says.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..arguments import along_channels
-from ..definition import Constants, begin, charge, discharge
-from ..neuron import (
-    PARAMETERS,
-    Gradients,
-    Inputs,
-    Neuron,
-    Outputs,
-    Running,
-    Upstream,
-    membrane_dtype,
-)
-from ..steps.step import Step
-from ..surrogate import REACH, unit_slope
+from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream, membrane_dtype
+from ..surrogate import REACH
 
 
 class _Norm:
@@ -71,43 +58,26 @@ class _Norm:
         return self.scale * dz
 
 
-@contextlib.contextmanager
-def _autograd() -> Iterator[None]:
-    """Autograd, also within an operator, whose own one has put it aside."""
-    aside = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
-    include, exclude = (
-        torch._C._dispatch_tls_local_include_set(),
-        torch._C._dispatch_tls_local_exclude_set(),
-    )
-    with torch._C._ForceDispatchKeyGuard(include, exclude - aside), torch.enable_grad():
-        yield
-
-
 @torch.no_grad()
 def forward(
     inputs: Inputs, neuron: Neuron, out: Outputs, measures: bool, running: Running | None
 ) -> None:
     """``saved`` stays as it is: the walk back replays the whole window."""
-    x, add = inputs.x, inputs.spike_add
+    x, add, step = inputs.x, inputs.spike_add, neuron.step
     if measures:
         mean, var, *_ = neuron.norm
         channel_statistics(x, mean, var, running)
     current = _Norm(inputs, neuron).current
     if out.current is not None:
         out.current.copy_(current)
-    if neuron.own is not None:
-        return _own_forward(current, inputs, neuron, neuron.own, out)
-    c, (v, m) = Constants.of(neuron, x), begin(inputs, neuron)
+    constants, states = _constants(neuron, current), _first(inputs, neuron, current)
     for t, x_t in enumerate(current):
-        h, m = charge(x_t, v, m, c, neuron)
-        s, v, m = discharge(h, m, c, neuron)
+        s, states = step.forth(x_t, states, constants)
         out.spikes[t] = s if add is None else s + add[t].to(s.dtype)
         if out.trace is not None:
-            out.trace[t] = v
-    if out.v_last is not None:
-        out.v_last.copy_(v)
-    if out.m_last is not None:
-        out.m_last.copy_(m)
+            out.trace[t] = states[0]
+    if out.states is not None:
+        out.states.copy_(torch.stack(states))
 
 
 @torch.no_grad()
@@ -122,51 +92,7 @@ def backward(
 ) -> None:
     """Replay the window, walk back, fill what ``out`` holds tensors for."""
     norm = _Norm(inputs, neuron)
-    if neuron.own is not None:
-        own = _own_backward(norm, upstream, inputs, neuron, neuron.own, out)
-        return _behind(norm, own, upstream, count, sums, out)
-    current, probed = norm.current, out.probe is not None
-    # what is added to v has its gradient, step by step
-    carried = current.new_zeros(current.shape if probed else len(current))
-    learnt = {name: value.expand(neuron.parameter_size) for name, value in neuron.given().items()}
-    leaves = [
-        leaf.detach().requires_grad_()
-        for leaf in (current, *begin(inputs, neuron), carried, *learnt.values())
-    ]
-    with _autograd():
-        current, v, m, carried, *values = leaves
-        given: dict[str, Any] = dict(zip(learnt, values, strict=True))
-        learning = neuron._replace(**given)
-        c, steps = Constants.of(learning, current), []
-        for x_t, nothing in zip(current, carried, strict=True):
-            h, before = charge(x_t, v, m, c, learning)
-            s, v, m = discharge(h, before, c, learning)
-            v = v + nothing
-            steps.append((s, v, h, before))
-        spikes, trace, h, before = map(torch.stack, zip(*steps, strict=True))
-        found = spikes, v, m, trace
-    grad = upstream.spikes.to(norm.wide)
-    grads = (grad, upstream.v_last, upstream.m_last, upstream.trace)
-    asked = [torch.zeros_like(f) if g is None else g for f, g in zip(found, grads, strict=True)]
-    own, by_v, by_m, carry, *by_learnt = torch.autograd.grad(
-        found, leaves, asked, materialize_grads=True
-    )
-    for field, value in ((out.v_init, by_v), (out.m_init, by_m)):
-        if field is not None:
-            field.copy_(value)
-    if out.parameters is not None:
-        by_name = dict(zip(learnt, by_learnt, strict=True))
-        for row, name in zip(out.parameters, PARAMETERS, strict=False):
-            row.copy_(by_name.get(name, row))
-    if out.probe is not None:
-        out.probe.copy_(_observed(grad, own, carry, h, before, neuron))
-    _behind(norm, own, upstream, count, sums, out)
-
-
-def _behind(
-    norm: _Norm, own: Tensor, upstream: Upstream, count: float, sums: Tensor | None, out: Gradients
-) -> None:
-    """What follows from the gradient through the neuron."""
+    own = _walked(norm, upstream, inputs, neuron, out)
     dx = own if upstream.current is None else own + upstream.current.to(norm.wide)
     if out.dx is not None:
         out.dx.copy_(dx)
@@ -180,45 +106,38 @@ def _behind(
         out.step_gain.copy_((dx * norm.z).flatten(1).sum(1))
 
 
-def _begun(inputs: Inputs, current: Tensor, step: Step) -> list[Tensor]:
+def _first(inputs: Inputs, neuron: Neuron, current: Tensor) -> list[Tensor]:
     """The states before the window."""
-    if inputs.v_init is not None:
-        return list(inputs.v_init.to(current.dtype))
-    return [torch.full_like(current[0], start) for start in step.starts]
+    if inputs.states is not None:
+        return list(inputs.states.to(current.dtype))
+    return [torch.full_like(current[0], start) for start in neuron.starts]
 
 
-def _constants(neuron: Neuron, step: Step, current: Tensor) -> list[Tensor]:
-    if neuron.constants is None:
-        return []
-    rows = neuron.constants.view(len(step.constants), -1)
-    return [along_channels(row if len(row) > 1 else row[0], current, current.dtype) for row in rows]  # type: ignore[misc]
+def _constants(neuron: Neuron, current: Tensor) -> list[Tensor]:
+    """As tensors: a GPU multiplies by the reciprocal of a number that it is to divide by, which moves ties."""
+    wide, found = current.dtype, []
+    for value in neuron.constants:
+        if not isinstance(value, Tensor):
+            value = torch.full((), value, dtype=wide, device=current.device)
+        found.append(
+            along_channels(value if value.numel() > 1 else value.reshape(()), current, wide)
+        )
+    return found  # type: ignore[return-value]
 
 
-def _own_forward(current: Tensor, inputs: Inputs, neuron: Neuron, step: Step, out: Outputs) -> None:
-    add, constants = inputs.spike_add, _constants(neuron, step, current)
-    states = _begun(inputs, current, step)
-    for t, x_t in enumerate(current):
-        s, states = step.forth(x_t, states, constants)
-        out.spikes[t] = s if add is None else s + add[t].to(s.dtype)
-        if out.trace is not None:
-            out.trace[t] = states[0]
-    if out.v_last is not None:
-        out.v_last.copy_(torch.stack(states))
-
-
-def _own_backward(
-    norm: _Norm, upstream: Upstream, inputs: Inputs, neuron: Neuron, step: Step, out: Gradients
+def _walked(
+    norm: _Norm, upstream: Upstream, inputs: Inputs, neuron: Neuron, out: Gradients
 ) -> Tensor:
     """The gradient by the current; what else there is of the walk back is filled in."""
-    current, constants = norm.current, _constants(neuron, step, norm.current)
-    before = [_begun(inputs, current, step)]
+    current, step, constants = norm.current, neuron.step, _constants(neuron, norm.current)
+    before = [_first(inputs, neuron, current)]
     for x_t in current[:-1]:
         before.append(step.forth(x_t, before[-1], constants)[1])
     grad = upstream.spikes.to(norm.wide)
-    last = upstream.v_last
+    last = upstream.states
     by = [torch.zeros_like(v) for v in before[0]] if last is None else list(last.to(norm.wide))
     own = torch.empty_like(current)
-    learnt = torch.zeros(neuron.rows, neuron.parameter_size, dtype=norm.wide, device=current.device)
+    learnt = torch.zeros(neuron.rows, neuron.channels, dtype=norm.wide, device=current.device)
     others = [d for d in range(current.dim() - 1) if d != 1]  # all but channels
     for t in reversed(range(len(current))):
         if upstream.trace is not None:
@@ -232,35 +151,15 @@ def _own_backward(
             *totals, nonfinite = [field.to(norm.wide).sum() for field in fields]
             largest = walked.x.abs().nan_to_num(0.0, 0.0).amax()
             out.probe[t] = torch.stack([*totals, largest, nonfinite])
-        for row, by_constant in zip(learnt, walked.constants, strict=True):
-            row += by_constant.sum(others if len(row) > 1 else None)
+        for row, by_constant in zip(step.rows, walked.constants, strict=True):
+            if row >= 0:
+                learnt[row] += by_constant.sum(others if neuron.channels > 1 else None)
         own[t], by = walked.x, list(walked.states)
-    if out.v_init is not None:
-        out.v_init.copy_(torch.stack(by))
-    if out.parameters is not None:
-        out.parameters.copy_(learnt)
+    if out.states is not None:
+        out.states.copy_(torch.stack(by))
+    if out.constants is not None:
+        out.constants.copy_(learnt)
     return own
-
-
-def _observed(
-    grad: Tensor, own: Tensor, carry: Tensor, h: Tensor, m: Tensor, neuron: Neuron
-) -> Tensor:
-    """A probe, in the columns of ``arguments.PROBE_FIELDS``."""
-    c, h = Constants.of(neuron, h), h.detach().requires_grad_()
-    with _autograd():
-        s, v, _ = discharge(h, m, c, neuron)
-    (jump,) = torch.autograd.grad(v, h, torch.ones_like(v))
-    if neuron.reset == "delayed_hard":  # this step's reset, which the next one applies
-        jump = 1 - s
-    if not neuron.is_binary:
-        z = h / c.threshold
-        outside = (z < 0) | (z > neuron.levels)
-    else:
-        outside = unit_slope(neuron.shape, (h - c.level(m, neuron)) / c.width) < REACH
-    fields = grad.square(), own.square(), carry.square(), (c.decay * jump).abs(), outside, s
-    sums = [field.to(h.dtype).flatten(1).sum(1) for field in (*fields, ~own.isfinite())]
-    largest = own.abs().nan_to_num(0.0, 0.0).flatten(1).amax(1)
-    return torch.stack([*sums[:-1], largest, sums[-1]], 1)
 
 
 def channel_statistics(y: Tensor, mean: Tensor, var: Tensor, running: Running | None) -> None:

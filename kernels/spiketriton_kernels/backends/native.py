@@ -1,9 +1,10 @@
 """The CPU backend: native.cpp, compiled once per machine by the system's C++ compiler and called through ctypes.
 
-When a call first needs it, a few seconds of compiling for a dtype, a kind of neuron, its reset and its surrogate serve
-every size, window and other option, and are kept in the user's cache folder (``SPIKETRITON_CACHE``, else
-``$XDG_CACHE_HOME/spiketriton`` or ``~/.cache/spiketriton``). ``python -m spiketriton_kernels`` compiles whole kinds
-ahead, which serve in their place. Without a compiler the caller falls back to eager PyTorch, and the log says so once.
+When a call first needs it, a few seconds of compiling for a dtype and a neuron's step serve every size, window and
+other option, and are kept in the user's cache folder (``SPIKETRITON_CACHE``, else ``$XDG_CACHE_HOME/spiketriton`` or
+``~/.cache/spiketriton``). ``python -m spiketriton_kernels`` compiles all steps of our own neurons ahead (``forms``),
+kind by kind, which serve in their place. Without a compiler the caller falls back to eager PyTorch, and the log says
+so once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
+import struct
 import subprocess
 import tempfile
 import threading
@@ -28,15 +31,14 @@ from typing import Any
 
 import torch
 
-from .. import neuron as records
 from ..cache import cache_folder
-from ..kinds import Form, forms, header_of
 from ..layout import axis_of
-from ..neuron import PARAMETERS, Gradients, Inputs, Neuron, Outputs, Running, Upstream
-from ..steps.step import named, written
+from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream
+from ..steps import forms
+from ..steps.step import Step, constants_of, header, written
 from ..surrogate import SHAPES
 from . import call
-from .call import BACK, FORTH, INPUT, NEURON
+from .call import BACK, CONSTANT, FORTH, INPUT, NEURON
 
 try:
     import fcntl
@@ -46,25 +48,13 @@ except ImportError:  # Windows
 log = logging.getLogger("spiketriton_kernels")
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_BY_HAND = ("lif", "delayed")
-"""In the order of neurons.h; "delayed" is LIF with a delayed reset. "lif 1 1" is one with one reset and one surrogate
-alone, by their numbers there."""
-KINDS = (*records.KINDS, "delayed")
-"""Whole kinds. Of those that are printed, ``kinds.Form`` is what is compiled apart; of steps of one's own, each."""
-ANY = "lif 1 1"
-_RESETS = {"soft": 0, "delayed_soft": 0, "hard": 1, "delayed_hard": 1, "none": 3}
-_TO_RESET_LEAK = 2
 _SHAPES = {shape: number for number, shape in enumerate(SHAPES)}
-_ATAN = _SHAPES["atan"]
-"""Stands for a surrogate of one's own, which runs elsewhere."""
 _FORWARD, _BACKWARD, _STATISTICS, _PACK, _UNPACK = range(5)
 _SOURCE = Path(__file__).with_name("cpp") / "native.cpp"
 _SOURCES = (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))
 _PACKAGE = Path(__file__).parents[1]
-_PRINTING = (
-    *map(_PACKAGE.joinpath, ("kinds.py", "definition.py")),
-    *sorted((_PACKAGE / "steps").glob("*.py")),
-)
+_PRINTING = (*sorted((_PACKAGE / "steps").glob("*.py")), _PACKAGE / "neurons" / "stepping.py")
+"""Whose text, with that of its own file, says what a whole kind is; a step's name does."""
 _FLAGS = (
     "-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC",
 )  # fmt: skip
@@ -73,10 +63,14 @@ _EXTRAS = (
     ("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), (),
 )  # fmt: skip
 
-_NO_NEURON, _NOTHING_BACK = bytes(NEURON.size), bytes(BACK.size)
+_NOTHING_BACK = bytes(BACK.size)
+_NO_NEURON = bytes(1024)
+"""For a pass that reads nothing of it."""
 _NOT_RUNNING: tuple[None, None, float] = (None, None, 0.0)
 _FIELDS = Neuron._fields.index("mean")
 """How many of a neuron's fields are its own, before those of its norm."""
+_NOTHING = "statistics"
+"""In place of a step's name: a library for passes that have none."""
 
 
 class CompilerError(RuntimeError):
@@ -115,31 +109,38 @@ def _version(compiler: str) -> str:
     return subprocess.run(asked, capture_output=True, text=True, check=False).stdout
 
 
-def _build(dtype: torch.dtype, kind: str) -> Path:
-    """The library of a dtype and kind; of a whole kind instead of a part of it, where there is one."""
+def _build(dtype: torch.dtype, what: str | Step | None) -> Path:
+    """The library of a dtype and a step; of a whole kind, by its name or where there is one instead of a step's own."""
     compiler = _compiler()
     version = _version(compiler)
-    whole, *only = kind.split(" ")
-    if only and (WHOLE or _target(dtype, whole, version).exists()):
-        kind = whole
-    target = _target(dtype, kind, version)
-    chosen = [*_chosen(kind), *_in_haste()]
-    return target if target.exists() else _compiled(target, compiler, dtype, kind, chosen)
+    if isinstance(what, Step) and what.form is not None and not what.own_surrogate:
+        whole = what.form.kind
+        if WHOLE or _target(dtype, whole, version).exists():
+            what = whole
+    target = _target(dtype, what, version)
+    return (
+        target
+        if target.exists()
+        else _compiled(target, compiler, dtype, _named(what), _chosen(what))
+    )
 
 
-def _chosen(kind: str) -> list[str]:
-    """What native.cpp is told of a kind."""
-    whole, *only = kind.split(" ")
-    asked = [f'-DSPIKETRITON_CALL="{written("call", call.HEADER, "h")}"']
-    if whole in _BY_HAND:
-        told = zip(("KIND", "RESET", "SHAPE"), (_BY_HAND.index(whole), *only), strict=False)
-        return asked + [f"-DSPIKETRITON_{name}={number}" for name, number in told]
-    if whole not in KINDS:
-        name, text = kind, named(kind).cpp
+def _named(what: str | Step | None) -> str:
+    """In a file's name: the step, or the whole kind."""
+    return _NOTHING if what is None else what.name if isinstance(what, Step) else what
+
+
+def _chosen(what: str | Step | None) -> list[str]:
+    """What native.cpp is told."""
+    if what is None:
+        step = _SOURCE.with_name("none.h")
+    elif isinstance(what, Step):
+        step = written(what.name, what.cpp, "h")
     else:
-        name, text = whole, header_of([Form.named(kind)] if only else forms(whole))
-    step = f'-DSPIKETRITON_STEP="{written(name, text, "h")}"'
-    return [*asked, f"-DSPIKETRITON_KIND={len(_BY_HAND)}", step]
+        step = written(what, header(what, forms.steps(what)), "h")
+    files = dict(STEP=step, CALL=written("call", call.HEADER, "h"))
+    told = [f'-DSPIKETRITON_{name}="{path}"' for name, path in files.items()]
+    return told + _in_haste()
 
 
 def _in_haste() -> list[str]:
@@ -147,20 +148,17 @@ def _in_haste() -> list[str]:
     return ["-Og"] if WHOLE else []
 
 
-def _target(dtype: torch.dtype, kind: str, version: str) -> Path:
+def _target(dtype: torch.dtype, what: str | Step | None, version: str) -> Path:
     """Where a library lies, by all that it is made of."""
-    printing = () if kind.split(" ")[0] in _BY_HAND else _PRINTING
-    texts = (source.read_text("utf-8") for source in (*_SOURCES, *printing))
-    key = "\n".join(
-        [
-            *texts,
-            call.HEADER,
-            version,
-            _machine(),
-            repr((_FLAGS, _EXTRAS, _in_haste(), dtype, kind, torch.__version__)),
-        ]
-    )
-    name = f"{kind} {_word(dtype)}".replace(" ", "-")
+    made_of = [*_SOURCES]
+    if isinstance(what, str):
+        made_of += [*_PRINTING, Path(forms.file_of(what))]
+    texts = [source.read_text("utf-8") for source in made_of]
+    if isinstance(what, Step):
+        texts.append(what.cpp)
+    flags = repr((_FLAGS, _EXTRAS, _in_haste(), dtype, _named(what), torch.__version__))
+    key = "\n".join([*texts, call.HEADER, version, _machine(), flags])
+    name = f"{_named(what)} {_word(dtype)}".replace(" ", "-")
     return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
 
 
@@ -174,8 +172,9 @@ def _compiled(
 ) -> Path:
     if target.exists():
         return target
-    folder, name = target.parent, f"{kind.split(' ')[0]} {_word(dtype)}"
-    if " " in kind:  # what can be had ahead
+    word = re.sub(r"_[0-9a-f]{12}$", "", kind).split(" ")[0]
+    folder, name = target.parent, f"{word} {_word(dtype)}"
+    if kind not in forms.kinds():  # what can be had ahead
         said = (
             "compiling the CPU kernels for %s, once on this machine: a few seconds of a processor"
         )
@@ -241,23 +240,23 @@ def _compile(
 WHOLE = os.environ.get("SPIKETRITON_WHOLE", "0") == "1"
 """Whether a call compiles its whole kind; the tests, which need all of each, have it so."""
 
-_building: dict[tuple[torch.dtype, str], threading.Lock] = defaultdict(threading.Lock)
-_loaded: dict[tuple[torch.dtype, str | None], Library] = {}
-"""By dtype and kind; without a kind one of them."""
+_building: dict[tuple[torch.dtype, Any], threading.Lock] = defaultdict(threading.Lock)
+_loaded: dict[tuple[torch.dtype, Step | None], Library] = {}
+"""By dtype and step; without a step one of them."""
 
 
 class Library(ctypes.CDLL):
-    """``whole``: whether it has all of a kind."""
+    """``kind``: whose forms it has all of; None: of one step."""
 
-    whole = False
+    kind: str | None = None
 
 
 @functools.cache
-def load(dtype: torch.dtype, kind: str) -> Library | CompilerError:
-    """The compiled kernels of a dtype and a kind, or why there are none."""
+def load(dtype: torch.dtype, what: str | Step | None) -> Library | CompilerError:
+    """The compiled kernels of a dtype and a step, or of a whole kind, or why there are none."""
     try:
-        with _building[dtype, kind]:  # threads that come at once wait for one build
-            path = _build(dtype, kind)
+        with _building[dtype, what]:  # threads that come at once wait for one build
+            path = _build(dtype, what)
         # torch's own OpenMP runtime is already loaded globally, so the library joins its thread pool.
         loaded = Library(str(path))
     except CompilerError as error:
@@ -267,33 +266,40 @@ def load(dtype: torch.dtype, kind: str) -> Library | CompilerError:
             f"the compiled CPU kernels do not load: {error}; a folder that is mounted noexec holds no code: accepted: "
             f"another one than {path.parent}, by SPIKETRITON_CACHE"
         )
-    loaded.whole = path.name.startswith(f"{kind.split(' ')[0]}-{_word(dtype)}-")
+    form = what.form if isinstance(what, Step) else None
+    if form is not None and path.name.startswith(f"{form.kind}-{_word(dtype)}-"):
+        loaded.kind = form.kind
     loaded.spiketriton_run.argtypes = [ctypes.c_void_p, ctypes.c_int]
     loaded.spiketriton_run.restype = None
     loaded.spiketriton_call_digest.restype = ctypes.c_int64
-    told = loaded.spiketriton_call_digest(), loaded.spiketriton_call_size()
-    if told != (call.DIGEST, sum(part.size for part in call.PARTS)):
+    digest, size = loaded.spiketriton_call_digest(), loaded.spiketriton_call_size()
+    expected = size  # of a whole kind, which no call asks for by its name
+    if isinstance(what, Step):
+        expected = call.size(len(what.states), len(_constants(loaded, what)))
+    if (digest, size) != (call.DIGEST, expected):
         raise AssertionError(f"{path.name} and {call.__name__} disagree on the fields of a call")
-    _loaded[dtype, kind] = _loaded[dtype, None] = loaded
+    _loaded[dtype, None] = loaded
+    if not isinstance(what, str):
+        _loaded[dtype, what] = loaded
     return loaded
 
 
-def library(dtype: torch.dtype, kind: str | None = None) -> Library:
-    """The compiled kernels of a dtype and a kind, None: any of them.
+def library(dtype: torch.dtype, step: Step | None = None) -> Library:
+    """The compiled kernels of a dtype and a step, None: any of them.
 
     Raises CompilerError with the reason when there are none.
     """
-    found = _loaded.get((dtype, kind)) or load(dtype, kind or ANY)
+    found = _loaded.get((dtype, step)) or load(dtype, step)
     if isinstance(found, CompilerError):
         raise found
     return found
 
 
-def failure(dtype: torch.dtype, kind: str | None = None) -> CompilerError | None:
+def failure(dtype: torch.dtype, step: Step | None = None) -> CompilerError | None:
     """Why ``library`` has none; None where it has."""
-    if (dtype, kind) in _loaded:
+    if (dtype, step) in _loaded:
         return None
-    found = load(dtype, kind or ANY)
+    found = load(dtype, step)
     return found if isinstance(found, CompilerError) else None
 
 
@@ -317,73 +323,51 @@ def _places(*tensors: torch.Tensor | None) -> list[int]:
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def kind_of(neuron: Neuron) -> str:
-    """What is compiled for it."""
-    if neuron.kind in _BY_HAND:
-        return _by_hand(neuron.reset, neuron.leaks_to_reset, neuron.shape)
-    learns = () if neuron.is_plain else tuple(neuron.given())
-    return _printed(neuron.kind, neuron.reset, neuron.detach_reset, neuron.shape, learns)
-
-
-@functools.cache
-def _by_hand(reset: str, leaks_to_reset: bool, shape: str) -> str:
-    kind = "delayed" if reset.startswith("delayed") else "lif"
-    number = _TO_RESET_LEAK if leaks_to_reset else _RESETS[reset]
-    return f"{kind} {number} {_SHAPES.get(shape, _ATAN)}"
-
-
-@functools.cache
-def _printed(kind: str, reset: str, detach: bool, shape: str, learns: tuple[str, ...]) -> str:
-    if kind not in KINDS:
-        return kind
-    return Form.of(kind, reset, detach, shape if shape in _SHAPES else "atan", learns).name
-
-
 def _called(neuron: Neuron, dtype: torch.dtype) -> tuple[Library, bytes]:
     """What serves a neuron, and its part of the call."""
-    kind = kind_of(neuron)
-    found = library(dtype, kind)
+    found = library(dtype, neuron.step)
     if neuron.is_plain:
-        return found, _remembered(neuron[:_FIELDS], kind, found.whole)
-    return found, _packed(neuron, kind, found.whole)
+        return found, _remembered(found, neuron[:_FIELDS])
+    return found, _packed(found, neuron)
 
 
-def _packed(neuron: Neuron, kind: str, whole: bool) -> bytes:
-    if neuron.by_hand:
-        form = _TO_RESET_LEAK if neuron.leaks_to_reset else _RESETS[neuron.reset]
-    else:
-        form = _number(kind) if whole and neuron.own is None else 0
-    given = neuron.parameters
-    if neuron.constants is not None:
-        given = neuron.constants, *_NO_PARAMETERS
-    sizes, numbers, pointers = [], [], []
-    for value in given:
+def _packed(served: Library, neuron: Neuron) -> bytes:
+    step, form, constants = neuron.step, 0, neuron.constants
+    rows: tuple[int, ...] = step.rows
+    if (
+        served.kind is not None
+    ):  # its constants are in another order, and the surrogate's number is one of them
+        form = step.form.whole
+        given = dict(zip(step.constants, zip(constants, rows, strict=True), strict=True))
+        given["shape"] = (float(_SHAPES[step.form.shape]), -1)
+        pairs = [given.get(name, (0.0, -1)) for name in _constants(served, step)]
+        constants, rows = zip(*pairs, strict=True)
+    parts = [NEURON.pack(form, neuron.rows, neuron.channels), _starts(neuron.starts)]
+    for value, row in zip(constants, rows, strict=True):
         if isinstance(value, torch.Tensor):
-            sizes.append(value.numel())
-            numbers.append(0.0)
-            pointers.append(value.data_ptr())
+            parts.append(CONSTANT.pack(value.data_ptr(), 0.0, value.numel(), row))
         else:
-            sizes.append(1)
-            numbers.append(value)
-            pointers.append(0)
-    return NEURON.pack(
-        form, neuron.detach_reset, neuron.rows, neuron.parameter_size, *sizes, *numbers, neuron.height, neuron.levels,
-        _SHAPES.get(neuron.shape, _ATAN), neuron.v_reset, neuron.v_start, *pointers,
-    )  # fmt: skip
+            parts.append(CONSTANT.pack(0, value, 1, row))
+    return b"".join([*parts, bytes(CONSTANT.size)])
 
 
-_NO_PARAMETERS = (0.0,) * (len(PARAMETERS) - 1)
+_remembered = functools.lru_cache(maxsize=256)(
+    lambda served, fields: _packed(served, Neuron(*fields))
+)
 
 
-@functools.lru_cache(maxsize=256)
-def _remembered(fields: tuple[Any, ...], kind: str, whole: bool) -> bytes:
-    return _packed(Neuron(*fields), kind, whole)
+def _starts(starts: tuple[float, ...]) -> bytes:
+    return struct.pack(f"@{len(starts)}d", *starts)
+
+
+def _constants(served: Library, step: Step) -> tuple[str, ...]:
+    """What a library is told, in order."""
+    return step.constants if served.kind is None else _of_whole(served.kind)
 
 
 @functools.cache
-def _number(kind: str) -> int:
-    """A form's, in the library of its whole kind."""
-    return Form.named(kind).whole
+def _of_whole(kind: str) -> tuple[str, ...]:
+    return tuple(constants_of(forms.steps(kind)))
 
 
 def forward(
@@ -391,13 +375,13 @@ def forward(
 ) -> None:
     """``saved`` stays as it is: a block of neurons replays its window from cache."""
     x = inputs.x
-    spikes, v_last, m_last, trace, _, current = out
-    served, constants = _called(neuron, x.dtype)
+    spikes, last, trace, _, current = out
+    served, called = _called(neuron, x.dtype)
     running_mean, running_var, momentum = running or _NOT_RUNNING
-    more = spikes, v_last, m_last, trace, current, running_mean, running_var
+    more = spikes, last, trace, current, running_mean, running_var
     places = _places(*neuron.norm, *inputs, *more)
     forth = FORTH.pack(neuron.eps, neuron.bn_scale, 0.0, momentum, *places)
-    served.spiketriton_run(_input(x, measures) + constants + forth + _NOTHING_BACK, _FORWARD)
+    served.spiketriton_run(_input(x, measures) + forth + _NOTHING_BACK + called, _FORWARD)
 
 
 def backward(
@@ -411,11 +395,11 @@ def backward(
 ) -> None:
     """Fill what ``out`` holds tensors for."""
     x = inputs.x
-    served, constants = _called(neuron, x.dtype)
+    served, called = _called(neuron, x.dtype)
     read = _places(*neuron.norm, *inputs)
-    forth = FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *read, 0, 0, 0, 0, 0, 0, 0)
+    forth = FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *read, 0, 0, 0, 0, 0, 0)
     back = BACK.pack(*_places(*upstream, sums, *out))
-    served.spiketriton_run(_input(x) + constants + forth + back, _BACKWARD)
+    served.spiketriton_run(_input(x) + forth + back + called, _BACKWARD)
 
 
 def channel_statistics(
@@ -445,4 +429,4 @@ def _convert(pass_: int, spikes: torch.Tensor, source: torch.Tensor, target: tor
 
 def _run_simple(pass_: int, x: torch.Tensor, forth: bytes) -> None:
     """A pass without a neuron, which every kind's library has."""
-    library(x.dtype).spiketriton_run(_input(x) + _NO_NEURON + forth + _NOTHING_BACK, pass_)
+    library(x.dtype).spiketriton_run(_input(x) + forth + _NOTHING_BACK + _NO_NEURON, pass_)

@@ -1,8 +1,8 @@
 """The forward pass of the neuron in Triton, and what a walk back (triton_walk) has to do again as it does.
 
 The membrane's arithmetic is never contracted into fused multiply-adds (``enable_fp_fusion=False``), so forward and
-replay agree with the reference bit for bit. A pointer is None for what a call does not have or want, FORMS and RULES
-are constants; a kernel is then compiled without what it does not need.
+replay agree with the reference bit for bit. A pointer is None for what a call does not have or want, ABOUT is a
+constant; a kernel is then compiled without what it does not need.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from ..triton_import import tl, triton
 from .triton_norm import norm_constants
-from .triton_step import charge, of_tile, settle
 from .triton_tiles import (
     SIZES,
     Size,
@@ -56,85 +55,65 @@ def visit(
     )
 
 
-class Own(NamedTuple):
-    """Of a printed step what a kernel is compiled for: its states and constants, how these are given, which learn.
+class About(NamedTuple):
+    """Of a step what a kernel is compiled for.
 
-    ``apart``: whether its second state lies apart, as of a kind of ours, whose constants have ``places`` among
-    ``Constants``.
-    """
+    ``forms``: how each constant is given. ``rows``: how many of them learn, ``per_channel``: by channel. ``wild``:
+    whether its slopes may be infinite."""
 
     states: int
-    starts: tuple[float, ...]
     constants: int
+    forms: tuple[int, ...]
+    rows: int
     per_channel: bool
-    learns: tuple[bool, ...]
-    apart: bool
-    places: tuple[int, ...]
+    wild: bool
+
+
+FLOAT, SCALAR, CHANNEL = 0, 1, 2
+"""How a constant is given: as a number, or as a pointer to one, or to one for each channel."""
+_FLOAT, _SCALAR = tl.constexpr(FLOAT), tl.constexpr(SCALAR)
 
 
 @triton.jit
-def own_constants(given, c, tile, C, OWN: tl.constexpr):
-    """Those of a tile, from [P, C or 1]; of a kind of ours from c."""
-    COUNT: tl.constexpr = OWN.constants
+def constants_of(given, tile, ABOUT: tl.constexpr):
+    """Those of a tile: numbers, or one value for each column or for its channel."""
+    COUNT: tl.constexpr = ABOUT.constants
     values = ()
     for i in tl.static_range(COUNT):
-        if given is None:
-            value = c[OWN.places[i]]
-        elif OWN.per_channel:
-            value = tl.load(given + i * C + tile.channels, mask=tile.valid, other=1.0)
+        if ABOUT.forms[i] == _FLOAT:
+            value = given[i]
+        elif ABOUT.forms[i] == _SCALAR:
+            value = tl.load(given[i])
         else:
-            value = tl.load(given + i)
+            value = tl.load(given[i] + tile.channels, mask=tile.valid, other=1.0)
         values = values + (value,)  # type: ignore[assignment]
     return values
 
 
 @triton.jit
-def states(v_ptr, m_ptr, v_start, tile, inside, step, OWN: tl.constexpr):
-    """The states of a tile: the given ones, or v_start; of a printed step that is None for its own ones."""
-    if OWN is None:
-        v = tl.full(tile.offs.shape, v_start, tl.float32)
-        if v_ptr is not None:
-            v = tl.load(v_ptr + tile.offs, mask=inside, other=0.0)
-        found = (v,)
-    else:
-        COUNT: tl.constexpr = OWN.states
-        found = ()  # type: ignore[assignment]
-        for i in tl.static_range(COUNT):
-            ptr = state_pointer(v_ptr, m_ptr, i, step, OWN)
-            if ptr is not None:
-                state = tl.load(ptr + tile.offs, mask=inside, other=0.0)
-            elif v_start is None:
-                state = tl.full(tile.offs.shape, OWN.starts[i], tl.float32)
-            else:
-                state = tl.full(tile.offs.shape, v_start, tl.float32)
-            found = found + (state,)  # type: ignore[assignment]
+def states(ptr, starts, tile, inside, step, ABOUT: tl.constexpr):
+    """The states of a tile, one after the other in memory: the given ones, or ``starts``; None: 0."""
+    COUNT: tl.constexpr = ABOUT.states
+    FIRST: tl.constexpr = ABOUT.constants
+    found = ()
+    for i in tl.static_range(COUNT):
+        if ptr is not None:
+            state = tl.load(ptr + i * step + tile.offs, mask=inside, other=0.0)
+        elif starts is not None:
+            state = tl.full(tile.offs.shape, 0.0, tl.float32) + starts[FIRST + i]
+        else:
+            state = tl.full(tile.offs.shape, 0.0, tl.float32)
+        found = found + (state,)  # type: ignore[assignment]
     return found
 
 
 @triton.jit
-def state_pointer(v_ptr, m_ptr, i: tl.constexpr, step, OWN: tl.constexpr):
-    """Where state i lies: of a step of one's own all follow each other."""
-    if OWN.apart:
-        pointer = m_ptr if i > 0 else v_ptr
-    elif v_ptr is not None:
-        pointer = v_ptr + i * step
-    else:
-        pointer = None
-    return pointer
-
-
-@triton.jit
-def store_states(v_ptr, m_ptr, found, tile, step, OWN: tl.constexpr):
+def store_states(ptr, found, tile, step, ABOUT: tl.constexpr):
     """Where there is memory for them: the reverse of ``states``."""
-    if OWN is None:
-        if v_ptr is not None:
-            tl.store(v_ptr + tile.offs, found[0], mask=tile.inside)
-    else:
-        COUNT: tl.constexpr = OWN.states
+    COUNT: tl.constexpr = ABOUT.states
+    if ptr is not None:
         for i in tl.static_range(COUNT):
-            ptr = state_pointer(v_ptr, m_ptr, i, step, OWN)
-            if ptr is not None:
-                tl.store(ptr + tile.offs, found[i], mask=tile.inside)
+            tl.store(ptr + i * step + tile.offs, found[i], mask=tile.inside)
 
 
 @triton.jit(**SIZES)
@@ -142,33 +121,27 @@ def fire_kernel(
     inputs,  # Inputs
     norm,  # Norm
     out,  # Outputs
-    given,  # Constants
-    own_ptr,  # [P, C or 1]: the constants of a step of one's own
+    given,  # the step's constants, then its starts
     R,
     C,
     units,
     S,
     CUT: tl.constexpr,
     WINDOW: tl.constexpr,
-    FORMS: tl.constexpr,
-    RULES: tl.constexpr,
-    OWN: tl.constexpr,
-    FORTH: tl.constexpr,  # the printed step; None: LIF, by RULES
+    ABOUT: tl.constexpr,
+    FORTH: tl.constexpr,  # the printed step
 ):
     CHUNK: tl.constexpr = WINDOW.chunk
     AHEAD: tl.constexpr = WINDOW.ahead
-    STATES: tl.constexpr = RULES.states
+    STATES: tl.constexpr = ABOUT.states
     CHUNKS: tl.constexpr = (WINDOW.steps + CHUNK - 1) // CHUNK
     size = Size(R, C, units * CUT.align, S)
     row, column, channel = own_tile(tl.num_programs(0) - 1 - tl.program_id(0), size, CUT)
     tile = tile_at(row, column, channel, size, CUT)
     step = step_size(size, CUT)
-    c = of_tile(given, tile, FORMS)
-    affine = norm_constants(norm, c.eps, c.bn_scale, tile)
-    own = ()
-    if OWN is not None:
-        own = own_constants(own_ptr, c, tile, C, OWN)
-    state = states(inputs.v_init, inputs.m_init, c.v_start, tile, tile.inside, step, OWN)
+    c = constants_of(given, tile, ABOUT)
+    affine = norm_constants(norm, tile)
+    state = states(inputs.states, given, tile, tile.inside, step, ABOUT)
     read = (inputs.x, inputs.residual, inputs.spike_add)
     for chunk in range(CHUNKS):
         k = tl.cast(chunk, tl.int32)
@@ -183,11 +156,7 @@ def fire_kernel(
                 tl.store(
                     out.current + now.at, current.to(out.current.dtype.element_ty), mask=now.inside
                 )
-            if FORTH is not None:
-                s, after, _ = FORTH(current, state, own)
-            else:
-                s, v = settle(charge(state[0], current, c, RULES), c, RULES)
-                after = (v,)
+            s, after, _ = FORTH(current, state, c)
             emitted = s
             if inputs.spike_add is not None:
                 emitted = s + queues[2][j].to(tl.float32)
@@ -198,8 +167,8 @@ def fire_kernel(
         if out.saved is not None:
             kept = where_below(tile.inside, k, CHUNKS - 1)
             for i in tl.static_range(STATES):
-                tl.store(kept_at(out.saved, k, tile, step, RULES) + i * step, state[i], mask=kept)
-    store_states(out.v_last, out.m_last, state, tile, step, OWN)
+                tl.store(kept_at(out.saved, k, tile, step, ABOUT) + i * step, state[i], mask=kept)
+    store_states(out.states, state, tile, step, ABOUT)
 
 
 @triton.jit
@@ -215,6 +184,6 @@ def within(now, after, before, WINDOW: tl.constexpr):
 
 
 @triton.jit
-def kept_at(saved_ptr, k, tile, step, RULES: tl.constexpr):
+def kept_at(saved_ptr, k, tile, step, ABOUT: tl.constexpr):
     """Where the first state after chunk k is kept; each other one follows, a step further."""
-    return saved_ptr + k * RULES.states * step + tile.offs
+    return saved_ptr + k * ABOUT.states * step + tile.offs

@@ -42,13 +42,19 @@ REGISTERS = 56  # of their threads: left alone, ptxas takes 72 for the sums at t
 
 
 class Norm(NamedTuple):
-    """Of a neuron, as a kernel takes it: pointers [C], of step_gain [T]."""
+    """Of a neuron, as a kernel takes it: pointers [C], of step_gain [T], and floats."""
 
     mean: Any
     var: Any
     weight: Any
     bias: Any
     step_gain: Any
+    eps: Any
+    bn_scale: Any
+
+    @staticmethod
+    def of(neuron: Neuron) -> Norm:
+        return Norm._make((*neuron.norm, float(neuron.eps), float(neuron.bn_scale)))
 
 
 class Affine(NamedTuple):
@@ -62,7 +68,7 @@ class Affine(NamedTuple):
 
 
 @triton.jit
-def norm_constants(norm, eps, bn_scale, tile):
+def norm_constants(norm, tile):
     """``Affine``; (0, 1, 1, 0, 1) without a norm."""
     mean = 0.0
     rstd = 1.0
@@ -70,10 +76,14 @@ def norm_constants(norm, eps, bn_scale, tile):
     bias = 0.0
     if norm.mean is not None:
         mean = tl.load(norm.mean + tile.channels, mask=tile.valid, other=0.0)
-        rstd = 1.0 / tl.sqrt(tl.load(norm.var + tile.channels, mask=tile.valid, other=1.0) + eps)
-        weight = bn_scale
+        rstd = 1.0 / tl.sqrt(
+            tl.load(norm.var + tile.channels, mask=tile.valid, other=1.0) + norm.eps
+        )
+        weight = norm.bn_scale
         if norm.weight is not None:
-            weight = tl.load(norm.weight + tile.channels, mask=tile.valid, other=1.0) * bn_scale
+            weight = (
+                tl.load(norm.weight + tile.channels, mask=tile.valid, other=1.0) * norm.bn_scale
+            )
         if norm.bias is not None:
             bias = tl.load(norm.bias + tile.channels, mask=tile.valid, other=0.0)
     return Affine(mean, rstd, weight, bias, weight * rstd)
@@ -194,8 +204,6 @@ def norm_backward_kernel(
     norm,  # Norm
     sums_ptr,  # [2, C]
     dy_ptr,  # [T, N] out
-    eps,
-    bn_scale,
     count,
     R,
     C,
@@ -212,7 +220,7 @@ def norm_backward_kernel(
     row, column, channel = own_tile(tl.num_programs(0) - 1 - tl.program_id(0), size, CUT)
     tile = tile_at(row, column, channel, size, CUT)
     step = step_size(size, CUT)
-    affine = norm_constants(norm, eps, bn_scale, tile)
+    affine = norm_constants(norm, tile)
     means = channel_means(sums_ptr, C, count, affine, tile)
     for chunk in range((WINDOW.steps + CHUNK - 1) // CHUNK):
         k = tl.cast(chunk, tl.int32)
@@ -237,7 +245,7 @@ def norm_backward(dx, y, neuron: Neuron, sums, count, dy) -> None:
     T, tiles = y.shape[0], tiling(y, True, vector_width(y))
     launch(
         norm_backward_kernel, (tiles.row_tiles * tiles.lanes,), y,
-        dx, y, Norm(*neuron.norm), sums, dy, float(neuron.eps), float(neuron.bn_scale), float(count),
+        dx, y, Norm.of(neuron), sums, dy, float(count),
         WINDOW=Window(T, chunk_length(T, False), ahead=3), **tiles.geometry,
     )  # fmt: skip
 

@@ -12,16 +12,15 @@ from ..surrogate import REACH as _REACH
 from ..triton_import import tl, triton
 from .triton_fire import (
     amplified,
+    constants_of,
     current_of,
     kept_at,
-    own_constants,
     states,
     store_states,
     visit,
     within,
 )
 from .triton_norm import by_norm_input, channel_means, norm_constants
-from .triton_step import by_width, charge, of_tile, settle, step_back
 from .triton_tiles import (
     GROUP,
     SIZES,
@@ -56,37 +55,29 @@ class Written(NamedTuple):
 
     dx: Any
     dy: Any
-    v_init: Any
-    m_init: Any
+    states: Any
 
 
 class Partial(NamedTuple):
     """What the programs of a walk back sum, float32."""
 
     sums: Any  # [2, parts, L or C]
-    parameters: Any  # [rows, parts, L or C] or [groups, rows, GROUP]
+    constants: Any  # [rows, parts, L or C] or [groups, rows, GROUP]
     step_gain: Any  # [groups, T, GROUP]
     probe: Any  # [groups, T, 8, GROUP]
 
 
-class Learnt(NamedTuple):
-    """What a walk is compiled for: the rows of ``Gradients.parameters``, and whether they have channels."""
-
-    rows: int
-    per_channel: bool
-
-
 @triton.jit
 def _start_of_chunk(
-    k, inputs, saved_ptr, c, tile, step, WINDOW: tl.constexpr, RULES: tl.constexpr, OWN: tl.constexpr
+    k, inputs, saved_ptr, given, tile, step, WINDOW: tl.constexpr, ABOUT: tl.constexpr
 ):  # fmt: skip
     """The states before chunk k: the given ones, or those that the forward pass kept."""
-    STATES: tl.constexpr = RULES.states
+    STATES: tl.constexpr = ABOUT.states
     first_chunk = where_below(tile.inside, k, 1)
-    state = states(inputs.v_init, inputs.m_init, c.v_start, tile, first_chunk, step, OWN)
+    state = states(inputs.states, given, tile, first_chunk, step, ABOUT)
     if WINDOW.steps > WINDOW.chunk:
         later_chunk = where_below(tile.inside, -k, 0)
-        kept_ptr = kept_at(saved_ptr, k - 1, tile, step, RULES)
+        kept_ptr = kept_at(saved_ptr, k - 1, tile, step, ABOUT)
         found = ()
         for i in tl.static_range(STATES):
             kept = tl.load(kept_ptr + i * step, mask=later_chunk, other=0.0)
@@ -95,27 +86,18 @@ def _start_of_chunk(
     return state
 
 
-class Replayed(NamedTuple):
-    """Of each step of a chunk: x and h; of a printed step that is all that it keeps.
-
-    What of it is needed stays in registers."""
-
-    x: Any
-    h: Any
-    v_start: Any
-
-
 @triton.jit
 def _replay(
-    k, inputs, saved_ptr, norm, affine, c, own, tile, step, WINDOW: tl.constexpr, RULES: tl.constexpr,
-    OWN: tl.constexpr, FORTH: tl.constexpr,
+    k, inputs, saved_ptr, norm, affine, given, c, tile, step, WINDOW: tl.constexpr, ABOUT: tl.constexpr,
+    FORTH: tl.constexpr,
 ):  # fmt: skip
-    """Forward through chunk k again."""
+    """Forward through chunk k again: what was read of each step, and all that the step keeps.
+
+    What of it is needed stays in registers."""
     CHUNK: tl.constexpr = WINDOW.chunk
     AHEAD: tl.constexpr = WINDOW.replay_ahead
-    state = _start_of_chunk(k, inputs, saved_ptr, c, tile, step, WINDOW, RULES, OWN)
-    v_start = state[0]
-    potentials = ()
+    state = _start_of_chunk(k, inputs, saved_ptr, given, tile, step, WINDOW, ABOUT)
+    every = ()
     queues = ((), (), ())
     asked = (inputs.x, inputs.residual, None)
     for n in tl.static_range(AHEAD):
@@ -124,24 +106,9 @@ def _replay(
         queues = visit(queues, asked, j + AHEAD, k, tile, step, WINDOW, False)
         now = time_step(k, j, tile, step, WINDOW)
         current = current_of(queues, j, inputs, norm, affine, now, WINDOW)
-        if FORTH is not None:
-            _, state, kept = FORTH(current, state, own)
-            potentials = potentials + (kept,)  # type: ignore[assignment]
-        else:
-            h = charge(state[0], current, c, RULES)
-            potentials = potentials + (h,)  # type: ignore[assignment]
-            _, v = settle(h, c, RULES)
-            state = (v,)
-    return Replayed(queues[0], potentials, v_start)
-
-
-@triton.jit
-def _before(replayed, j: tl.constexpr, c, RULES: tl.constexpr):
-    """The membrane before step j of a chunk."""
-    v = replayed.v_start
-    if j > 0:
-        _, v = settle(replayed.h[j - 1], c, RULES)
-    return v
+        _, state, kept = FORTH(current, state, c)
+        every = every + (kept,)  # type: ignore[assignment]
+    return queues[0], every
 
 
 @triton.jit
@@ -169,31 +136,6 @@ def _observe(
 
 
 @triton.jit
-def _learn(
-    sums, h, v_before, current, back, now, c,
-    RULES: tl.constexpr, FORMS: tl.constexpr, OWN_AREA: tl.constexpr,
-):  # fmt: skip
-    """The sums of LIF's gradients by ``Forms``, with this step's. Those of floats stay as they are."""
-    decay, threshold, width, gain = sums
-    by_threshold = back.by_threshold
-    if RULES.reset == "delayed_soft":
-        by_threshold = by_threshold - tl.where(v_before >= c.threshold, back.by_h, 0.0)
-    if FORMS.decay != "float":
-        if RULES.leaks_to_reset:
-            v_before = v_before - c.v_reset
-        if RULES.reset == "delayed_hard":
-            v_before = tl.where(v_before >= c.threshold, 0.0, v_before)
-        decay += tl.where(now.inside, back.by_h * v_before, 0.0)
-    if FORMS.threshold != "float":
-        threshold += tl.where(now.inside, by_threshold, 0.0)
-    if FORMS.width != "float":
-        width += tl.where(now.inside, by_width(h, back, c, RULES, OWN_AREA), 0.0)
-    if FORMS.gain != "float":
-        gain += tl.where(now.inside, back.by_h * current, 0.0)
-    return decay, threshold, width, gain
-
-
-@triton.jit
 def _with_first(states, first):
     """The states, with another one in the place of the first."""
     found = (first,)
@@ -203,25 +145,12 @@ def _with_first(states, first):
 
 
 @triton.jit
-def _added(sums, shares, now, ROWS: tl.constexpr, OWN: tl.constexpr):
-    """The sums of the gradients by the constants of a printed step, with this step's."""
+def _added(sums, shares, now, ROWS: tl.constexpr):
+    """The sums of the gradients by the constants, with this step's."""
     found = ()
     for i in tl.static_range(ROWS):
-        total = sums[i]
-        if OWN.learns[i]:
-            total += tl.where(now.inside, shares[i], 0.0)
-        found = found + (total,)  # type: ignore[assignment]
+        found = found + (sums[i] + tl.where(now.inside, shares[i], 0.0),)  # type: ignore[assignment]
     return found
-
-
-@triton.jit
-def _current_again(inputs, norm, affine, now, WINDOW: tl.constexpr):
-    """The current of a step, read once more: held since the replay it would take a register a step."""
-    x = tl.load(inputs.x + now.at, mask=now.inside, other=0.0)
-    read = ((x,), ())
-    if inputs.residual is not None:
-        read = ((x,), (tl.load(inputs.residual + now.at, mask=now.inside, other=0.0),))  # type: ignore[assignment]
-    return current_of(read, 0, inputs, norm, affine, now, WINDOW)
 
 
 @triton.jit
@@ -259,9 +188,8 @@ def walk_kernel(
     sums_ptr,  # [2, C]: sum of dz, sum of dz * xhat over the channel
     out,  # Written
     partial,  # Partial
-    given,  # Constants
+    given,  # the step's constants, then its starts
     count,
-    own_ptr,  # [P, C or 1]: the constants of a step of one's own
     R,
     C,
     units,
@@ -269,38 +197,31 @@ def walk_kernel(
     programs,  # row programs; each walks every programs-th row tile
     CUT: tl.constexpr,
     WINDOW: tl.constexpr,
-    FORMS: tl.constexpr,
-    RULES: tl.constexpr,
-    LEARNT: tl.constexpr,
-    OWN_SLOPE: tl.constexpr,
+    ABOUT: tl.constexpr,
+    OWN_SLOPE: tl.constexpr,  # of a surrogate of one's own, and its primitive
     OWN_AREA: tl.constexpr,
-    OWN: tl.constexpr,
-    FORTH: tl.constexpr,  # a printed step, and its way back; None: LIF, by RULES
+    FORTH: tl.constexpr,  # the printed step, and its way back
     BACK: tl.constexpr,
 ):
     CHUNK: tl.constexpr = WINDOW.chunk
     AHEAD: tl.constexpr = WINDOW.ahead
     STAGES: tl.constexpr = WINDOW.stages
-    ROWS: tl.constexpr = LEARNT.rows
+    ROWS: tl.constexpr = ABOUT.rows
     CHUNKS: tl.constexpr = (WINDOW.steps + CHUNK - 1) // CHUNK
     size = Size(R, C, units * CUT.align, S)
     first, column, channel = own_tile(tl.program_id(0), size, CUT)
     lane = tile_at(first, column, channel, size, CUT)
     step = step_size(size, CUT)
-    c = of_tile(given, lane, FORMS)
-    affine = norm_constants(norm, c.eps, c.bn_scale, lane)
+    c = constants_of(given, lane, ABOUT)
+    affine = norm_constants(norm, lane)
     means = None
     if sums_ptr is not None:
         means = channel_means(sums_ptr, C, count, affine, lane)
     zero = tl.zeros(lane.offs.shape, tl.float32)
     sums = (zero, zero)
-    own = ()
-    learnt = (zero, zero, zero, zero)
-    if OWN is not None:
-        own = own_constants(own_ptr, c, lane, C, OWN)
-        learnt = ()  # type: ignore[assignment]
-        for _ in tl.static_range(ROWS):
-            learnt = learnt + (zero,)  # type: ignore[assignment]
+    learnt = ()
+    for _ in tl.static_range(ROWS):
+        learnt = learnt + (zero,)  # type: ignore[assignment]
     asked = (upstream.spikes, upstream.current, upstream.trace)
     for visited in tl.range(first, blocks(R, CUT.block_r), programs, num_stages=STAGES):
         row = visited
@@ -308,12 +229,12 @@ def walk_kernel(
             row = blocks(R, CUT.block_r) - 1 - visited
         tile = tile_at(row, column, channel, size, CUT)
         number = tile_number(row, column, channel, size, CUT)
-        by = states(upstream.v_last, upstream.m_last, 0.0, tile, tile.inside, step, OWN)
+        by = states(upstream.states, None, tile, tile.inside, step, ABOUT)
         for back in range(CHUNKS):
             k = tl.cast(CHUNKS - 1 - back, tl.int32)
-            replayed = _replay(
-                k, inputs, saved_ptr, norm, affine, c, own, tile, step, WINDOW, RULES, OWN, FORTH
-            )  # fmt: skip
+            read, kept = _replay(
+                k, inputs, saved_ptr, norm, affine, given, c, tile, step, WINDOW, ABOUT, FORTH
+            )
             queues = ((), (), ())
             for n in tl.static_range(AHEAD):
                 queues = visit(queues, asked, n, k, tile, step, WINDOW, True)
@@ -325,49 +246,29 @@ def walk_kernel(
                 if upstream.trace is not None:
                     carry += queues[2][CHUNK - 1 - j]
                     by = _with_first(by, carry)
-                if BACK is not None:
-                    own_dx, earlier, by_constants, factor, unit, s = BACK(
-                        replayed.h[j], own, grad_s, by, OWN_SLOPE, OWN_AREA
-                    )
-                    # Its slope may be infinite of what a norm makes of a zero beyond the tensor.
-                    if norm.mean is not None and not OWN.apart:
-                        own_dx = tl.where(now.inside, own_dx, 0.0)
-                else:
-                    h = replayed.h[j]
-                    step_of = step_back(h, grad_s, carry, c, RULES, OWN_SLOPE)
-                    own_dx = c.gain * step_of.by_h
-                    factor, unit, s = c.decay * step_of.jump, step_of.unit, step_of.s
+                own_dx, earlier, by_constants, factor, unit, s = BACK(
+                    kept[j], c, grad_s, by, OWN_SLOPE, OWN_AREA
+                )
+                # of what a norm makes of a zero beyond the tensor
+                if norm.mean is not None and ABOUT.wild:
+                    own_dx = tl.where(now.inside, own_dx, 0.0)
                 dx = own_dx  # what comes through the neuron; a probe measures that alone
                 if upstream.current is not None:
                     dx = own_dx + queues[1][CHUNK - 1 - j].to(tl.float32)
                 if out.dx is not None:
                     tl.store(out.dx + now.at, dx.to(out.dx.dtype.element_ty), mask=now.inside)
-                if BACK is not None:
-                    if partial.parameters is not None:
-                        learnt = _added(learnt, by_constants, now, ROWS, OWN)
-                else:
-                    v_before = _before(replayed, j, c, RULES)
-                    if partial.parameters is not None:
-                        current = h
-                        if FORMS.gain != "float":
-                            current = _current_again(inputs, norm, affine, now, WINDOW)
-                        learnt = _learn(
-                            learnt, h, v_before, current, step_of, now, c, RULES, FORMS, OWN_AREA
-                        )
-                    by_v = c.decay * step_of.by_h
-                    if RULES.reset == "delayed_hard":
-                        by_v = tl.where(v_before >= c.threshold, 0.0, by_v)
-                    earlier = (by_v,)
+                if partial.constants is not None:
+                    learnt = _added(learnt, by_constants, now, ROWS)
                 if partial.probe is not None:
                     _observe(
                         partial.probe, number, now, grad_s, own_dx, carry, factor, unit, s, WINDOW
                     )
                 if norm.mean is not None:
                     sums = _through_norm(
-                        sums, dx, replayed.x[j], norm, affine, means, out, partial, number, now, WINDOW
+                        sums, dx, read[j], norm, affine, means, out, partial, number, now, WINDOW
                     )  # fmt: skip
                 by = within(now, earlier, by, WINDOW)
-        store_states(out.v_init, out.m_init, by, tile, step, OWN)
+        store_states(out.states, by, tile, step, ABOUT)
 
     # One partial sum per program and channel; the host joins them in a fixed order.
     place, keep, plane = partial_place(first, column, channel, programs, size, CUT)
@@ -375,11 +276,11 @@ def walk_kernel(
         at = partial.sums + place
         tl.store(at, over_owned(sums[0], size, CUT), mask=keep)
         tl.store(at + plane, over_owned(sums[1] * affine.rstd, size, CUT), mask=keep)
-    if partial.parameters is not None:
+    if partial.constants is not None:
         for i in tl.static_range(ROWS):
-            if LEARNT.per_channel:
-                at = partial.parameters + place + i * plane
+            if ABOUT.per_channel:
+                at = partial.constants + place + i * plane
                 tl.store(at, over_owned(learnt[i], size, CUT), mask=keep)
             else:
-                at = partial.parameters + in_group(tl.program_id(0), ROWS) + i * GROUP
+                at = partial.constants + in_group(tl.program_id(0), ROWS) + i * GROUP
                 tl.store(at, total(learnt[i]))

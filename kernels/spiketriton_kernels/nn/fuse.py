@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..neurons.base import SpikingNeuron
+from ..neurons.handed import hand_on
 from .draws import drawn, undrawn
-from .handed import hand_on
-from .neurons import SpikingNeuron
 
 log = logging.getLogger("spiketriton_kernels")
 

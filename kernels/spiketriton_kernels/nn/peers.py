@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..neuron import MAX_LEVELS
+from ..neurons.base import SpikingNeuron
+from ..neurons.clif import CLIF
+from ..neurons.ilif import ILIF, MAX_LEVELS
+from ..neurons.lif import IF, LIF
+from ..neurons.plif import PLIF
+from ..neurons.psn import PSN, MaskedPSN, ParallelNeuron, SlidingPSN
 from ..surrogate import Surrogate
-from .neurons import IF, LIF, PLIF, SpikingNeuron
-from .parallel import PSN, MaskedPSN, ParallelNeuron, SlidingPSN
-from .states import CLIF, ILIF
 
 
 class Left(ValueError):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..neurons.base import SpikingNeuron
 from .draws import seeded
 from .fuse import fuse as fuse_norms
 from .fuse import join
-from .neurons import SpikingNeuron
 from .peers import is_neuron, translate
 
 

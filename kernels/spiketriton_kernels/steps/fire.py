@@ -1,15 +1,17 @@
-"""``fire``: 1 where its argument is at least 0; backward the surrogate, and the gradient of its width. ``whole``:
-several spikes."""
+"""Spikes, as a step has them. ``fire``: 1 where its argument is at least 0; backward the surrogate, and the gradient
+of its width. ``count``: several. ``relaxed``: what a spike's gradient is the derivative of."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..surrogate import own_surrogate, unit_primitive, unit_slope
-from .record import recording
+from .printed import ANY
+from .record import Refused, recording
 
 
 class _Fire(torch.autograd.Function):
@@ -36,18 +38,25 @@ class _Fire(torch.autograd.Function):
 
 
 def _opaque(op: str, shape: str, u: Tensor, width: Tensor) -> Tensor:
-    """phi(u / width), or Phi; one operation where a step is recorded, because the backends have their own."""
+    """phi(u / width), or Phi; one operation where a step is recorded, because the backends have their own.
+
+    A surrogate of one's own in PyTorch is recorded as what it computes, where it can be.
+    """
     function = unit_slope if op == "phi" else unit_primitive
     recorder = recording()
-    own = own_surrogate(shape)
-    if recorder is None or (own is not None and not own.compiled):
+    if recorder is None:
         return function(shape, u / width)
+    own = own_surrogate(shape)
+    if own is not None and not own.compiled:
+        with contextlib.suppress(Refused):
+            return function(shape, u / width)
     with torch._C._DisableTorchDispatch():
-        out = u / width if own is not None else function(shape, u / width)
+        known = own is None and shape != ANY
+        out = function(shape, u / width) if known else u / width
     return recorder.surrogate(op, shape, u, width, out)
 
 
-class _Whole(torch.autograd.Function):
+class _Count(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, unit: Tensor, levels: Any) -> Tensor:
         z = h / unit
@@ -55,7 +64,7 @@ class _Whole(torch.autograd.Function):
         ctx.save_for_backward(z, unit, inside)
         recorder = recording()
         if recorder is not None:
-            recorder.passes(inside)
+            recorder.passes(inside, levels)
         return torch.round(z.clamp(min=0).clamp(max=levels))
 
     @staticmethod
@@ -66,11 +75,48 @@ class _Whole(torch.autograd.Function):
         return by_h, by_unit, None
 
 
-def whole(h: Tensor, unit: Tensor, levels: Any) -> Tensor:
-    """round(clamp(h / unit, 0, levels)); backward as without rounding: 1 / unit between these, else 0."""
-    return _Whole.apply(h, unit, levels)
+class _Primitive(torch.autograd.Function):
+    """A surrogate's Phi, whose derivative is its phi."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, shape: str) -> Tensor:
+        ctx.shape = shape
+        ctx.save_for_backward(z)
+        return unit_primitive(shape, z)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        (z,) = ctx.saved_tensors
+        return grad * unit_slope(ctx.shape, z), None
+
+
+class _WithGradientOf(torch.autograd.Function):
+    """The value of the first argument, the gradient of the second."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, carrier: Tensor) -> Tensor:
+        return value.to(carrier.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return None, grad
 
 
 def fire(u: Tensor, shape: str, height: Any, width: Tensor) -> Tensor:
     """Spikes in the dtype of u."""
     return _Fire.apply(u, width, shape, height)
+
+
+def count(h: Tensor, unit: Tensor, levels: Any) -> Tensor:
+    """round(clamp(h / unit, 0, levels)); backward as without rounding: 1 / unit between these, else 0."""
+    return _Count.apply(h, unit, levels)
+
+
+def relaxed(u: Tensor, shape: str, height: Any, width: Tensor) -> Tensor:
+    """The surrogate's primitive, of which ``fire`` has the derivative: differentiable in the ordinary sense."""
+    return height * width * _Primitive.apply(u / width, shape)
+
+
+def with_gradient_of(value: Tensor, carrier: Tensor) -> Tensor:
+    """The value of the first, the gradient of the second."""
+    return _WithGradientOf.apply(value, carrier)

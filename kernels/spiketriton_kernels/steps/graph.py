@@ -35,6 +35,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.small: set[Ref] = set()  # inputs that are small whole numbers, never NaN
         self._known: dict[str, Ref] = {}  # by text, in which 0.0 is not -0.0
 
     def add(self, op: str, *args: Value | str) -> Ref:

@@ -303,18 +303,19 @@ EXPONENTIAL = LONG - {"sqrt", "floor", "ceil", "trunc"}
 """Those that take many instructions on a GPU, too."""
 
 
-ANY, WHOLE = "any", "whole levels"
-"""In C++ a surrogate whose number is the constant "shape"; a constant that is a small whole number."""
+ANY = "any"
+"""In C++ a surrogate whose number is the constant "shape"."""
 
 
-def _of_surrogate(op: str, shape: str, z: str, cpp: bool) -> str:
+def _of_surrogate(op: str, shape: str, z: str, cpp: bool, more: Sequence[str]) -> str:
     """phi(z), and its primitive, as the backends have them."""
     if not cpp and shape not in SHAPES:
         return f"{'own_slope' if op == 'phi' else 'own_area'}({z})"
     if not cpp:
         return f'{"phi" if op == "phi" else "primitive"}({z}, "{shape}")'
     if shape == ANY:
-        return f"{'phi' if op == 'phi' else 'primitive'}_of(c.shape, {z})"
+        *more, number = more
+        return f"{'phi' if op == 'phi' else 'primitive'}_of({', '.join((number, z, *more))})"
     if op == "phi":
         return f"phi<{shape.upper()}>({z}, number(1), number(1))"
     return f"lane_by_lane({z}, [](A z) {{ return primitive(z, {shape.upper()}); }})"
@@ -362,8 +363,9 @@ class Writer:
             elif self.cpp and node.op in _ENDS and self._is_number(node.args[1]):
                 text = _ENDS[node.op].format(*map(self.of, node.args))  # type: ignore[arg-type]
             elif node.op in ("phi", "area"):
-                shape, z = node.args
-                text = _of_surrogate(node.op, str(shape), self.of(z), self.cpp)  # type: ignore[arg-type]
+                shape, z, *more = node.args
+                rest = list(map(self.of, more))  # type: ignore[arg-type]
+                text = _of_surrogate(node.op, str(shape), self.of(z), self.cpp, rest)  # type: ignore[arg-type]
             else:
                 args = [self.of(arg) for arg in self._compared(node)]
                 written = OPERATIONS[node.op]
@@ -400,7 +402,7 @@ class Writer:
     def _is_number(self, value: Value | str) -> bool:
         """Whether it is none that may be NaN."""
         if isinstance(value, Ref):
-            return self.graph.nodes[value] == Node("input", (WHOLE,))
+            return value in self.graph.small
         return isinstance(value, float) and value == value
 
     def _products(self, needed: Sequence[Ref], wanted: Sequence[Value]) -> dict[Ref, Ref]:

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..surrogate import own_surrogate
 from .graph import Graph, Ref, Value
-from .printed import TRANSLATIONS, Untranslated
+from .printed import ANY, TRANSLATIONS, Untranslated
 
 _at_work = threading.local()
 
@@ -50,6 +49,7 @@ class Recorder(TorchDispatchMode):
         self.fired: list[tuple[Value, Value, Value, str, Callable[[], Tensor]]] = []
         self.inside: list[Value] = []
         self.later: list[Value] = []  # constants that the way back reads
+        self.widths: list[Value] = []
         self.calls: dict[Ref, tuple[str, tuple[Any, ...], dict[str, Any]]] = {}
         self.made: dict[Ref, list[Tensor]] = {}
         self.goes_back = False
@@ -86,9 +86,8 @@ class Recorder(TorchDispatchMode):
     def fires(self, u: Tensor, width: Tensor, shape: str, height: Any) -> None:
         """Notes the argument of a spike, the width of its surrogate, and what the way back reads of that."""
         by = reads = self.value(width)
-        own = own_surrogate(shape)
-        named = own is None or own.compiled
-        if named and shape != "rectangle" and not width.requires_grad:
+        self.widths.append(by)
+        if shape not in ("rectangle", ANY) and not width.requires_grad:
             reads = self.graph.add(
                 "div", 1.0, by
             )  # once a call; of a width that learns both are needed
@@ -96,11 +95,16 @@ class Recorder(TorchDispatchMode):
                 self.calls.setdefault(reads, ("aten.reciprocal.default", (by,), {}))
         if isinstance(height, Tensor):
             self.later.append(self.value(height))
+        if shape == ANY:
+            self.later.append(self.graph.add("input", "shape"))
         self.fired.append((self.value(u), by, reads, shape, lambda: u / width))
 
-    def passes(self, inside: Tensor) -> None:
-        """Notes where a spike of several passes a gradient."""
+    def passes(self, inside: Tensor, levels: Any) -> None:
+        """Notes where a spike of several passes a gradient, and that the most of them are a small whole number."""
         self.inside.append(self.graph.add("count", self.value(inside)))
+        most = self.value(levels) if isinstance(levels, Tensor) else levels
+        if isinstance(most, Ref):
+            self.graph.small.add(most)
 
     def surrogate(self, op: str, shape: str, u: Tensor, width: Tensor, out: Tensor) -> Tensor:
         """phi(u / width), or its primitive ("area"), as one operation whose result is known."""
@@ -109,6 +113,10 @@ class Recorder(TorchDispatchMode):
 
     def of_surrogate(self, op: str, shape: str, u: Value, width: Value) -> Value:
         add = self.graph.add
+        if shape == ANY:
+            more = (u, width) if op == "phi" else ()
+            z = add("mul", u, add("div", 1.0, width))
+            return add(op, shape, z, *more, add("input", "shape"))
         if op == "phi" and shape == "rectangle":  # its edge is compared, not divided
             return add("count", add("lt", add("abs", u), width))
         return add(op, shape, add("mul", u, add("div", 1.0, width)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType
@@ -16,19 +17,19 @@ import torch
 from torch import Tensor
 
 from ..cache import cache_folder, write_once
-from ..surrogate import own_surrogate, unit_slope
+from ..surrogate import SHAPES, own_surrogate, unit_slope
 from .graph import Graph, Ref, Value
-from .printed import LONG, Writer, evaluate
-from .record import Recorder, recorded
+from .printed import ANY, LONG, Writer, evaluate
+from .record import Recorder, Refused, recorded
 
 Function = Callable[[Tensor, Sequence[Tensor], Mapping[str, Tensor]], Any]
 """A step: current, states, constants by name -> spikes and the states after."""
 
 
 class Hoisted(NamedTuple):
-    """The constants that a step reads: parameters, and what is computed of parameters alone, once a call.
+    """The constants that a step reads: those of the neuron, and what is computed of them alone, once a call.
 
-    ``names``: of the parameters, which are the first values. ``calls`` make the following ones: an operator by name
+    ``names``: of the neuron's, which are the first values. ``calls`` make the following ones: an operator by name
     (torch.compile guards no functions that it is handed), its arguments (whether it is the value of this number, or
     itself), and its options. ``reads``: the constants among them.
     """
@@ -37,14 +38,45 @@ class Hoisted(NamedTuple):
     calls: tuple[tuple[str, str, tuple[tuple[bool, Any], ...], tuple[tuple[str, Any], ...]], ...]
     reads: tuple[int, ...]
 
-    def of(self, given: Mapping[str, Tensor]) -> list[Tensor]:
-        """In PyTorch, with gradient."""
+    def of(self, given: Mapping[str, float | Tensor], x: Tensor) -> tuple[float | Tensor, ...]:
+        """For a call on x: tensors by PyTorch, with gradient, and numbers of numbers alone as Python has them."""
         values = [given[name] for name in self.names]
         for operator, overload, args, options in self.calls:
             taken = [values[arg] if is_value else arg for is_value, arg in args]
+            read = [values[arg] for is_value, arg in args if is_value]
+            if not any([isinstance(value, Tensor) for value in read]):
+                values.append(_of_numbers(operator, overload, args, taken, options))
+                continue
+            wide = next(value.dtype for value in read if isinstance(value, Tensor))
+            for i, (is_value, _) in enumerate(args):
+                if is_value and not isinstance(taken[i], Tensor):
+                    taken[i] = torch.full((), taken[i], dtype=wide, device=x.device)
             function = getattr(getattr(torch.ops.aten, operator), overload)
             values.append(function(*taken, **dict(options)))
-        return [values[i] for i in self.reads]
+        return tuple([values[i] for i in self.reads])
+
+
+_PYTHON: dict[str, Callable[..., float]] = {
+    "rsub": lambda a, b: b - a,
+    "sub": lambda a, b: a - b,
+    "add": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "neg": lambda a: -a,
+    "reciprocal": lambda a: 1.0 / a,
+}
+"""Operators on numbers, where torch.compile may know them by name alone."""
+
+
+def _of_numbers(
+    operator: str, overload: str, args: Any, taken: Sequence[Any], options: Any
+) -> float:
+    if operator in _PYTHON and not options and len(taken) < 3 and 0.0 not in taken[1:]:
+        return _PYTHON[operator](*taken)
+    function = getattr(getattr(torch.ops.aten, operator), overload)
+    pairs = zip(args, taken, strict=True)
+    exact = [torch.tensor(v, dtype=torch.float64) if is_value else v for (is_value, _), v in pairs]
+    return float(function(*exact, **dict(options)))
 
 
 def _calls(recorder: Recorder, own: Mapping[Ref, str], reads: Sequence[Ref]) -> Hoisted:
@@ -89,25 +121,54 @@ class Step:
     jump: Value
     unit: Value
     kept: tuple[Ref, ...]
+    form: Any = field(default=None, repr=False)
+    """Of a neuron of ours which of its forms it is (``forms.Form``)."""
 
-    @property
+    @functools.cached_property
+    def surrogates(self) -> tuple[str, ...]:
+        """The surrogates that it calls by their names."""
+        nodes = self.graph.nodes
+        return tuple(dict.fromkeys(str(n.args[0]) for n in nodes if n.op in ("phi", "area")))
+
+    @functools.cached_property
+    def own_surrogate(self) -> str:
+        """The surrogate of one's own that it calls; "" for none."""
+        return next((shape for shape in self.surrogates if shape not in (*SHAPES, ANY)), "")
+
+    @functools.cached_property
+    def rows(self) -> tuple[int, ...]:
+        """By constant its row among the gradients; -1: it has none."""
+        return tuple(sum(self.learns[:i]) if learns else -1 for i, learns in enumerate(self.learns))
+
+    @functools.cached_property
+    def learns_width(self) -> bool:
+        """Whether the width of a surrogate learns."""
+        return any(node.op == "area" for node in self.graph.nodes)
+
+    @functools.cached_property
+    def holds_more(self) -> bool:
+        """Whether a way back keeps more of a step than one value."""
+        return len(self.kept) > 1 or len(self.states) > 1
+
+    @functools.cached_property
     def is_binary(self) -> bool:
         """Whether its spikes are 0 or 1."""
         return isinstance(self.spikes, Ref) and self.graph.nodes[self.spikes].op == "count"
 
-    @property
+    @functools.cached_property
     def waits(self) -> bool:
         """Whether from a state to the states after a step there is an operation that takes long."""
         moving = self.graph.after(self.before)
         needed = self.graph.needed(self.after)
         return any(ref in moving and self.graph.nodes[ref].op in LONG for ref in needed)
 
-    def takes(self, operations: Collection[str]) -> bool:
-        """Whether a step has one of these operations."""
+    @functools.cached_property
+    def operations(self) -> frozenset[str]:
+        """Those of the way forth."""
         needed = self.graph.needed([self.spikes, *self.after])
-        return any(self.graph.nodes[ref].op in operations for ref in needed)
+        return frozenset(self.graph.nodes[ref].op for ref in needed)
 
-    @property
+    @functools.cached_property
     def learns(self) -> tuple[bool, ...]:
         """By gradient of a constant whether it is other than 0."""
         return tuple(isinstance(value, Ref) or value != 0.0 for value in self.by_constants)
@@ -200,13 +261,14 @@ class Step:
         fields = [("x", self.by_x), ("jump", self.jump), ("unit", self.unit)]
         fields.append(("spikes", self.spikes))
         fields += [(f"states[{i}]", v) for i, v in enumerate(self.by_states)]
-        fields += [(f"learnt[{i}]", v) for i, v in enumerate(self.by_constants) if self.learns[i]]
+        pairs = zip(self.constants, self.by_constants, self.learns, strict=True)
+        fields += [(f"learnt[{constants.index(c)}]", v) for c, v, learns in pairs if learns]
         walk += [f"w.{name} = {back.of(value)};" for name, value in fields] + ["return w;"]
         declared = f"V {', '.join(self.constants)}; " if self.constants else ""
         return f"""\
 struct Step{number} {{
     struct Constants {{ {declared}}};
-    struct Walked {{ V x, states[{S}], learnt[ROWS + 1], jump, unit, spikes; }};
+    struct Walked {{ V x, states[{S}], learnt[CONSTANTS + 1], jump, unit, spikes; }};
 
     template <class At>
     static Constants of(At at) {{ return {{{places}}}; }}
@@ -226,10 +288,11 @@ struct Step{number} {{
     @functools.cached_property
     def triton(self) -> str:
         """The module with ``forth`` and ``back``, two functions that the kernels are compiled with."""
-        read = [f"{name} = c[{i}]" for i, name in enumerate(self.constants)]
         forth = self._forth(cpp=False)
-        body = [f"{name} = states[{i}]" for i, name in enumerate(self.states)] + read
-        body += forth.lines([self.spikes, *self.after, *self.kept])
+        made = forth.lines([self.spikes, *self.after, *self.kept])
+        outs = [forth.of(v) for v in (self.spikes, *self.after, *self.kept)]
+        body = [f"{name} = states[{i}]" for i, name in enumerate(self.states)]
+        body += [*self._of_constants([*made, *outs]), *made]
         moving = self.graph.after([self.x, *self.before, self.grad, *self.grads])
 
         def tile(writer: Writer, value: Value, like: str) -> str:
@@ -245,11 +308,14 @@ struct Step{number} {{
         body += [f"return {tile(forth, self.spikes, 'x')}, {_tuple(after)}, {_tuple(kept)}"]
 
         back = self._walk(cpp=False)
-        walk = [f"k{i} = kept[{i}]" for i in range(len(self.kept))] + read
+        made = back.lines(self._back)
+        walk = [f"k{i} = kept[{i}]" for i in range(len(self.kept))]
+        walk += self._of_constants([*made, *map(back.of, self._back)])
         walk += [f"by_{name} = by[{i}]" for i, name in enumerate(self.states)]
-        walk += back.lines(self._back)
+        walk += made
         by_states = _tuple([tile(back, v, "grad") for v in self.by_states])
-        by_constants = _tuple([tile(back, v, "grad") for v in self.by_constants or (0.0,)])
+        learnt = [v for v, learns in zip(self.by_constants, self.learns, strict=True) if learns]
+        by_constants = _tuple([tile(back, v, "grad") for v in learnt or (0.0,)])
         rest = [tile(back, v, "grad") for v in (self.jump, self.unit, self.spikes)]
         walk += [
             f"return {tile(back, self.by_x, 'grad')}, {by_states}, {by_constants}, {', '.join(rest)}"
@@ -281,9 +347,14 @@ def forth(x, states, c):
 
 @jit
 def back(kept, c, grad, by, own_slope: tl.constexpr, own_area: tl.constexpr):
-    """(gradient by x, by the states before, by the constants, jump, unit, spikes)"""
+    """(gradient by x, by the states before, by the constants that learn, jump, unit, spikes)"""
     {_indented(walk)}
 '''
+
+    def _of_constants(self, lines: Sequence[str]) -> list[str]:
+        """In Triton, what makes those that these lines read."""
+        words = set(re.findall(r"\w+", " ".join(lines)))
+        return [f"{c} = c[{i}]" for i, c in enumerate(self.constants) if c in words]
 
     @functools.cached_property
     def functions(self) -> tuple[Any, Any]:
@@ -312,48 +383,42 @@ _SURROGATE = ("phi", "primitive")
 _POINTWISE = ("divided", "expm1", "log1p", "nearest", "sigmoid", "sign", "tanh", "trunc")
 
 
-def header(
-    name: str, steps: Sequence[Step], made: Mapping[str, tuple[int, int]] | None = None
-) -> str:
-    """What native.cpp is compiled with for these steps, of the same states, each by its number.
-
-    Args:
-        made: of a kind of ours, whose second state lies in a tensor of its own: from which given value each constant
-            is made, and how (``FROM`` and ``MADE``). None: constants lie one after the other.
-    """
+def header(name: str, steps: Sequence[Step]) -> str:
+    """What native.cpp is compiled with for these steps, of the same states, each by its number."""
     first, shared = steps[0], [step.alike_in_cpp() for step in steps]
     replayed = [step.alike_in_cpp(*step.kept) for step in steps]
-    constants = [*dict.fromkeys(name for step in steps for name in step.constants)]
+    constants = constants_of(steps)
 
     def numbers(kind: str, field: str, values: Iterable[Any]) -> str:
         told = [str(value).lower() if isinstance(value, bool) else repr(value) for value in values]
         return f"constexpr {kind} {field} = {{{', '.join(told)}}};"
 
-    rows, sources = len(first.by_constants), [(made or {}).get(c, (-1, 0)) for c in constants]
-    sources.append((-1, 0))
-    learns = ", ".join("{" + ", ".join("01"[row] for row in step.learns) + "}" for step in steps)
+    of = [dict(zip(step.constants, step.learns, strict=True)) for step in steps]
+    flags = [["01"[one.get(c, False)] for c in constants] + ["0"] for one in of]
+    learns = ", ".join("{" + ", ".join(one) + "}" for one in flags)
     return f"""\
 // {name}: what a step makes of its current x and the states before it, and the gradient's way back.
 // Printed from its step in PyTorch by spiketriton_kernels/steps; c: constants, kept: what the way back reads.
 
 #pragma once
 
-constexpr int FORMS = {len(steps)}, STATES = {len(first.states)}, ROWS = {rows};
-constexpr int CONSTANTS = {len(constants)}, KEPT = {max(len(s.kept) for s in steps)};
-{numbers("double", "STARTS[STATES]", first.starts)}
-{numbers("int", "FROM[CONSTANTS + 1]", (source for source, _ in sources))}
-{numbers("int", "MADE[CONSTANTS + 1]", (how for _, how in sources))}
+constexpr int FORMS = {len(steps)}, STATES = {len(first.states)}, CONSTANTS = {len(constants)};
+constexpr int KEPT = {max(len(s.kept) for s in steps)};
 {numbers("int", "KEEPS[FORMS]", (len(step.kept) for step in steps))}
 {numbers("int", "FORTH_AS[FORMS]", map(shared.index, shared))}  // the first step of the same spikes and states
 {numbers("int", "REPLAY_AS[FORMS]", map(replayed.index, replayed))}  // and of the same that is kept
-constexpr bool LEARNS[FORMS][ROWS + 1] = {{{learns}}};  // the gradient of another is 0
+constexpr bool LEARNS[FORMS][CONSTANTS + 1] = {{{learns}}};  // the gradient of another is 0
 {numbers("bool", "LEARNING[FORMS]", (any(step.learns) for step in steps))}
-constexpr bool APART = {str(made is not None).lower()};  // whether the second state lies in another tensor
 constexpr bool WAITS = {str(any(s.waits for s in steps)).lower()};  // whether a step waits long for the one before
 
 {"".join(step.struct(i, constants) for i, step in enumerate(steps))}
 using Steps = std::tuple<{", ".join(f"Step{i}" for i in range(len(steps)))}>;
 """
+
+
+def constants_of(steps: Sequence[Step]) -> list[str]:
+    """What they read together, in the order in which C++ is given it."""
+    return [*dict.fromkeys(name for step in steps for name in step.constants)]
 
 
 def _indented(lines: Sequence[str], by: int = 4) -> str:
@@ -388,6 +453,7 @@ def trace(
     constants: Mapping[str, bool],
     shape: torch.Size,
     dtype: torch.dtype,
+    form: Any = None,
 ) -> tuple[Step, Hoisted]:
     """The step, and the constants that it reads.
 
@@ -395,6 +461,7 @@ def trace(
         name: of the class. function: its step. code: whose lines an error names.
         constants: the names of tensors that it may read, and whether they may learn.
         shape, dtype: of the tensors that it is traced with, on the CPU.
+        form: of a neuron of ours, see ``Step``.
 
     Raises:
         Refused (a ValueError): no kernel can be made of it. TypeError: it does not return what a step has to.
@@ -426,7 +493,13 @@ def trace(
         values = [graph.add("count", v) if graph.is_boolean(v) else v for v in values]
         recorder.goes_back = True
         outputs = [*values, *recorder.later]
-        reads = _hoisted(graph, own, graph.after(refs), outputs, recorder.fired)
+        number = graph.add("input", "shape") if any(f[3] == ANY for f in recorder.fired) else None
+        own |= {} if number is None else {number: "shape"}
+        learning = [ref for ref, key in own.items() if constants.get(key)]
+        reads = _hoisted(graph, own, learning, graph.after(refs), outputs, recorder.fired)
+        reads += [
+            w for w in dict.fromkeys(recorder.widths) if isinstance(w, Ref) and w not in reads
+        ]
         grads = [torch.ones(shape, dtype=dtype, device="cpu") for _ in (spikes, *after)]
         grad_refs = [recorder.input(f"gradient {i}", grad) for i, grad in enumerate(grads)]
         found = _walked(recorder, (spikes, *after), grads, [x, *before], reads)
@@ -440,16 +513,30 @@ def trace(
     kept = _kept(graph, refs, grad_refs, back, end)
     count = len(states)
     variables = tuple(_word(s, ()) for s in states)
-    names = [_word(own.get(ref, f"c{i}"), variables) for i, ref in enumerate(reads)]
+    names = [_word(_told(graph, ref, own), variables) for ref in reads]
     text = repr((graph.nodes, states, starts, names, reads, values, found, jump, unit, kept))
     key = f"{_word(name, ())}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if key not in _steps:
         _steps[key] = Step(
             key, graph, variables, starts, tuple(names), refs[0], tuple(refs[1:]), tuple(reads), values[0],
             tuple(values[1:]), grad_refs[0], tuple(grad_refs[1:]), found[0], tuple(found[1 : count + 1]),
-            tuple(found[count + 1 :]), jump, unit, tuple(kept),
+            tuple(found[count + 1 :]), jump, unit, tuple(kept), form,
         )  # fmt: skip
     return _steps[key], _calls(recorder, own, reads)
+
+
+def _told(graph: Graph, ref: Value | str, own: Mapping[Ref, str]) -> str:
+    """A constant in words: its name, or how it is made of others."""
+    if not isinstance(ref, Ref):
+        return f"{ref:g}" if isinstance(ref, float) else ref
+    if ref in own:
+        return own[ref]
+    op, args = graph.nodes[ref]
+    words = [_told(graph, arg, own) for arg in args]
+    if words[0] == "1" and op in ("sub", "div"):
+        return f"{'one_minus' if op == 'sub' else 'one_over'}_{words[1]}"
+    text = "_".join((op, *words))
+    return text if len(text) <= 40 else f"{op}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def returned(
@@ -472,15 +559,17 @@ def returned(
     return out[0], list(out[1:])
 
 
-def _hoisted(graph, own, moving, outputs, fired) -> list[Ref]:
-    """The nodes made of constants alone that the rest reads; none of them is made of another one."""
+def _hoisted(graph, own, learning, moving, outputs, fired) -> list[Ref]:
+    """The nodes made of constants alone that the rest reads; of what learns none is made of another one."""
     alone = graph.after(own) - moving
+    free = alone - graph.after(learning)
     while True:
         readers = [n for i, n in enumerate(graph.nodes) if i not in alone and n.op != "input"]
         read = {ref for node in readers for ref in node.read} | set(outputs)
         read |= {value for u, _, reads, *_ in fired for value in (u, reads)}
         used = {ref for ref in read if isinstance(ref, Ref) and ref in alone}
-        later = {ref for ref in used if ref in graph.after([r for r in used if r != ref])}
+        learnt = used - free
+        later = {ref for ref in learnt if ref in graph.after([r for r in learnt if r != ref])}
         later |= {ref for ref in used if graph.is_boolean(ref)}
         if not later:
             return sorted(used)
@@ -520,9 +609,10 @@ def _walked(recorder, outs, grads, inputs, reads) -> list[Value]:
 def _unit(recorder: Recorder, u: Value, width: Value, _: Value, shape: str, z: Any) -> Value:
     """phi of a spike."""
     own = own_surrogate(shape)
-    if own is None or own.compiled:
-        return recorder.of_surrogate("phi", shape, u, width)
-    return recorder.value(unit_slope(shape, z()))
+    if own is not None and not own.compiled:
+        with contextlib.suppress(Refused):
+            return recorder.value(unit_slope(shape, z()))
+    return recorder.of_surrogate("phi", shape, u, width)
 
 
 def _kept(graph, sources, grads, back, end) -> list[Ref]:

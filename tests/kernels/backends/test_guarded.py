@@ -20,13 +20,12 @@ import torch.multiprocessing as mp
 
 from spiketriton_kernels import (
     PROBE_FIELDS,
-    fire,
     pack_spikes,
     unpack_spikes,
     use_backend,
 )
 from tests.conftest import CUDA, START, need_native
-from tests.kernels.cases import KINDS, PLAIN, answered, compiled, drawn
+from tests.kernels.cases import KINDS, PLAIN, answered, by_kernels, compiled, drawn
 from tests.kernels.support import case_id, normal, pairwise
 
 BORDER = 8192
@@ -171,7 +170,7 @@ def call(case: dict, device: torch.device | str, place: Callable = torch.Tensor.
     if case["norm"] == "batch" and case["T"] == 1:  # one value a channel has no variance
         case["norm"] = "given"
     probe = place(torch.zeros(case["T"], len(PROBE_FIELDS), device=device)).requires_grad_()
-    found = answered(fire.fire, case, drawn(case, device), place=place, probe=probe)
+    found = answered(by_kernels, case, drawn(case, device), place=place, probe=probe)
     return [value.clone() for value in (*found.values(), probe.grad)]
 
 

@@ -15,8 +15,8 @@ import torch
 from spiketriton_kernels import SHAPES, Surrogate, multistep_bn_lif, multistep_lif, use_backend
 from spiketriton_kernels.__main__ import main as build_ahead
 from spiketriton_kernels.backends import call, native
-from spiketriton_kernels.kinds import forms
 from spiketriton_kernels.nn import ALIF, CLIF, ILIF, LIF, CuBaLIF, Leaky
+from spiketriton_kernels.steps import forms
 from tests.conftest import need_native
 from tests.covering import pairwise
 
@@ -113,17 +113,17 @@ def test_added_spikes_beyond_the_caches(inner):
 def test_a_pass_takes_a_thread_only_where_there_is_work_for_it(monkeypatch):
     used = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    real = native.library(torch.float32)
+    real = native.library(torch.float32, LIF().traced())
 
     class Recorder:
-        whole = False
+        kind = real.kind
 
         @staticmethod
         def spiketriton_run(call, pass_):
             used.append(struct.unpack_from("@4qi", call)[4])
             real.spiketriton_run(call, pass_)
 
-    monkeypatch.setattr(native, "library", lambda dtype, kind: Recorder)
+    monkeypatch.setattr(native, "library", lambda dtype, step: Recorder)
     for neurons in (1, native.GRAIN // 2 - 1, native.GRAIN, 4 * native.GRAIN):
         multistep_lif(torch.zeros(2, neurons))
     assert used == [1, 1, 2, 3]
@@ -264,8 +264,8 @@ def the_part_equals_the_whole(monkeypatch, folder, make, shape, dtype):
     expected = passes(neuron, dtype)
     as_on_a_new_machine(monkeypatch, folder)
     found = passes(neuron, dtype)
-    kind = native.kind_of(neuron.record()).replace(" ", "-")
-    assert [path.name.rsplit("-", 2)[0] for path in folder.glob("*.so")] == [kind]
+    name = neuron.traced().name
+    assert [path.name.rsplit("-", 2)[0] for path in folder.glob("*.so")] == [name]
     learns = any(parameter.requires_grad for parameter in neuron.parameters())
     for value, right in zip(found, expected, strict=True):
         # what learns may keep less, in other blocks, over which a probe and gradients of constants are summed
@@ -301,31 +301,35 @@ def test_a_whole_kind_serves_its_parts(monkeypatch, tmp_path):
     built = []
 
     def compile_nothing(target, compiler, dtype, kind, chosen):
-        built.append((kind, len(chosen)))
+        built.append(kind)
         target.touch()
         return target
 
     monkeypatch.setattr(native, "_compiled", compile_nothing)
-    for kind, one, two, three, told in (
-        ("lif", "lif 0 1", "lif 0 2", "lif 1 2", 4),
-        ("clif", *(f"clif soft detached {shape}" for shape in ("atan", "sigmoid", "triangle")), 3),
-    ):
+    for kind, make in (("lif", LIF), ("clif", CLIF)):
         built.clear()
+        one, two, three = (
+            make(surrogate=Surrogate(shape)).traced() for shape in ("atan", "sigmoid", "triangle")
+        )
         assert native._build(torch.float32, two) == native._build(torch.float32, two)
         assert native._build(torch.float32, three) != native._build(torch.float32, two)
         whole = native._build(torch.float32, kind)
         assert native._build(torch.float32, one) == whole
         assert native._build(torch.bfloat16, one) != whole
-        assert built == [(two, told), (three, told), (kind, 2 if told == 4 else 3), (one, told)]
+        assert built == [two.name, three.name, kind, one.name]
         assert native._build(torch.float32, two) == whole
 
 
-@pytest.mark.parametrize("kind", ["ilif", "clif", "alif", "cuba"])
-def test_a_whole_kind_has_each_form_once(kind):
-    names = {form.name for form in forms(kind)}
-    assert len(names) == len(forms(kind)) == {"ilif": 4, "clif": 12}.get(kind, 30)
-    assert [form.whole for form in forms(kind)] == [*range(len(forms(kind)))]
-    assert [native.Form.named(form.name) for form in forms(kind)] == forms(kind)
+@pytest.mark.parametrize("kind", forms.kinds())
+def test_a_whole_kind_has_each_form_once_and_is_told_what_it_reads(kind):
+    made = forms.forms(kind)
+    assert len({*made}) == len(made) == {"lif": 18, "ilif": 4, "clif": 4, "psn": 2}.get(kind, 10)
+    assert [form.whole for form in made] == [*range(len(made))]
+    for one in made:  # as a call has it, with a surrogate's shape: its constants, and the shape
+        form = one._replace(shape="atan")
+        assert form.whole == made.index(one)
+        step, _ = form.traced()
+        assert {*one.traced()[0].constants} <= {*step.constants, "shape"}
 
 
 def test_kinds_are_built_ahead(monkeypatch, capsys):
@@ -339,7 +343,8 @@ def test_kinds_are_built_ahead(monkeypatch, capsys):
     assert said[3].startswith("4 of 4: clif float16 is there")
     monkeypatch.setattr(native, "load", lambda *_: fails)
     assert build_ahead([]) == 1
-    assert capsys.readouterr().err == "error: lif float32: no C++ compiler found\n"
+    first = forms.kinds()[0]
+    assert capsys.readouterr().err == f"error: {first} float32: no C++ compiler found\n"
     with pytest.raises(SystemExit):
         build_ahead(["lift"])
-    assert "KIND lift: accepted: lif, ilif" in capsys.readouterr().err
+    assert "KIND lift: accepted: " in capsys.readouterr().err

@@ -9,7 +9,9 @@ import torch
 
 from spiketriton_kernels import backend_for, multistep_lif, use_backend
 from spiketriton_kernels.backends import choice, native
+from spiketriton_kernels.nn import LIF
 from tests.conftest import need_native
+from tests.kernels.steps.neurons import Plain
 
 
 def test_the_backend_follows_device_and_dtype(monkeypatch):
@@ -105,16 +107,16 @@ def test_the_log_says_once_what_serves_the_cpu(monkeypatch, caplog):
 def test_a_step_of_ones_own_that_does_not_compile_is_warned_of(monkeypatch, caplog):
     monkeypatch.setattr(choice, "_said", set())
     monkeypatch.setattr(choice, "_forced", "auto")
-    monkeypatch.setattr(native, "failure", lambda _, kind: f"{kind} does not compile")
+    monkeypatch.setattr(native, "failure", lambda _, step: f"{step.name[:4]} does not compile")
     with caplog.at_level(logging.INFO, "spiketriton_kernels"):
-        for kind in ("mine-0123", "mine-0123", "lif 1 1"):
-            assert backend_for(torch.zeros(1), kind) == "torch"
+        for neuron in (Plain(), Plain(), LIF()):
+            assert backend_for(torch.zeros(1), neuron.traced()) == "torch"
     assert [
         (record.levelname, record.getMessage().rpartition("because ")[2])
         for record in caplog.records
     ] == [
-        ("WARNING", "mine-0123 does not compile"),
-        ("INFO", "lif 1 1 does not compile"),
+        ("WARNING", "Plai does not compile"),
+        ("INFO", "lif_ does not compile"),
     ]
 
 

@@ -19,7 +19,7 @@ from spiketriton_kernels import (
 from spiketriton_kernels.backends import native
 from tests.conftest import need_native
 from tests.covering import each
-from tests.kernels.cases import KINDS, PLAIN, answered, drawn
+from tests.kernels.cases import KINDS, PLAIN, answered, by_kernels, drawn
 from tests.kernels.support import dyadic, normal
 
 EVERYTHING = PLAIN | dict(
@@ -37,7 +37,7 @@ def norm(C: int, device: torch.device | str = "cpu") -> list[torch.Tensor]:
 def all_of(case: dict[str, Any], device: torch.device | str) -> dict[str, torch.Tensor]:
     """Results and gradients, a probe's among them."""
     probe = torch.zeros(case["T"], 8, device=device, requires_grad=True)
-    found = answered(fire.fire, case, drawn(case, device), probe=probe)
+    found = answered(by_kernels, case, drawn(case, device), probe=probe)
     return found | {"probe": probe.grad}
 
 
@@ -383,4 +383,4 @@ def test_without_gradients_nothing_is_kept(triton_backend, monkeypatch):
     )
     with use_backend("triton"), torch.no_grad():
         multistep_lif(normal((33, 1, 2, 3)).requires_grad_())
-    assert [value is not None for value in found[0]] == [True, *[False] * 5]
+    assert [value is not None for value in found[0]] == [True, *[False] * 4]

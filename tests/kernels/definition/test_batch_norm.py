@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from spiketriton_kernels import fire, multistep_bn_lif, multistep_bn_lif_reference, multistep_lif
-from tests.kernels.cases import PLAIN, answered, drawn
+from spiketriton_kernels import multistep_bn_lif, multistep_bn_lif_reference, multistep_lif
+from tests.kernels.cases import PLAIN, answered, by_kernels, drawn
 from tests.kernels.support import as_layout, normal
 
 
@@ -110,7 +110,7 @@ def test_spikes_and_their_gradients_are_those_without_a_current(backend, device)
         norm="batch", residual=True, running=True, step_gain=True, upstream="spikes"
     )
     tensors = drawn(case, device)
-    without, given = (answered(fire.fire, case | dict(current=c), tensors) for c in (False, True))
+    without, given = (answered(by_kernels, case | dict(current=c), tensors) for c in (False, True))
     given.pop("current")
     assert without.keys() == given.keys()
     for name, value in without.items():

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from spiketriton_kernels import fire
-from spiketriton_kernels.definition import define
 from tests.kernels.cases import (
     EQUATIONS,
     OPTIONS,
     PLAIN,
     assert_as_defined,
+    by_kernels,
     called,
+    define,
     drawn,
     on_each_backend,
 )
@@ -79,7 +80,7 @@ def test_spikes_and_states_agree_in_every_bit_on_any_input(backend, device, equa
     """No contraction into multiply-adds, no reordering; but for the sigmoids of CLIF."""
     case = PLAIN | dict(equation=equation, T=12, size=(2, 5, 9), states="wide", trace=True)
     tensors = drawn(case, device)
-    ours, plain = (called(function, case, tensors) for function in (fire.fire, define))
+    ours, plain = (called(function, case, tensors) for function in (by_kernels, define))
     for name, value in plain.items():
         torch.testing.assert_close(
             ours[name], value, **({} if equation == "clif" else dict(rtol=0, atol=0))

@@ -8,14 +8,12 @@ import torch
 
 from spiketriton_kernels import (
     Surrogate,
-    fire,
     multistep_ilif,
     multistep_lif,
     multistep_lif_reference,
 )
-from spiketriton_kernels.definition import define
 from tests.covering import each
-from tests.kernels.cases import EQUATIONS, KINDS, PLAIN, called, compiled, drawn
+from tests.kernels.cases import EQUATIONS, KINDS, PLAIN, by_kernels, called, compiled, define, drawn
 from tests.kernels.support import (
     HALF,
     LAYOUTS,
@@ -106,7 +104,7 @@ def test_small_and_empty_steps(backend, device, kind, size):
             "running_mean": torch.zeros(3, device=device),
             "running_var": torch.ones(3, device=device),
         }
-    out = called(fire.fire, case, tensors | norm)
+    out = called(by_kernels, case, tensors | norm)
     for name, right in called(define, case, tensors | norm).items():
         torch.testing.assert_close(out[name], right)
     sum(value.sum() for value in out.values() if value.requires_grad).backward()
@@ -142,7 +140,7 @@ def test_a_value_that_is_no_number_stays_in_its_neuron(backend, device, equation
         if value is not None:
             tensors["x"][1, 1, 2, 3] = value
         tensors["x"].requires_grad_()
-        out = called(fire.fire, case, tensors)
+        out = called(by_kernels, case, tensors)
         sum(one.sum() for one in out.values()).backward()
         results.append([*(one.detach() for one in out.values()), tensors["x"].grad])
     for found, right in zip(results[1], called(define, case, tensors).values(), strict=False):
@@ -209,7 +207,7 @@ def test_pieces_of_a_window_equal_the_whole_bit_for_bit(backend, device, kind, d
             piece = tensors | {"x": x[begin:stop]} | states
             if norm == "given":
                 piece["step_gain"] = tensors["step_gain"][begin:stop]
-            out = called(fire.fire, case | dict(T=stop - begin), piece)
+            out = called(by_kernels, case | dict(T=stop - begin), piece)
             states = {n.replace("last", "init"): out[n] for n in ("v_last", "m_last") if n in out}
             rows.append(out["spikes"])
         spikes = torch.cat(rows)

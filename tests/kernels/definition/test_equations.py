@@ -21,9 +21,8 @@ from spiketriton_kernels import (
     multistep_lif_reference,
     virtual_steps,
 )
-from spiketriton_kernels.definition import define
 from tests.covering import each
-from tests.kernels.cases import EQUATIONS, PLAIN, called, drawn
+from tests.kernels.cases import EQUATIONS, PLAIN, called, define, drawn
 from tests.kernels.support import RESETS, by_hand, normal
 
 

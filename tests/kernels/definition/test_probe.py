@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from spiketriton_kernels import PROBE_FIELDS, REACH, SHAPES, Surrogate, fire, multistep_lif
-from spiketriton_kernels.definition import define
-from tests.kernels.cases import CONSTANTS, EQUATIONS, KINDS, PLAIN, answered, called, drawn
+from spiketriton_kernels import PROBE_FIELDS, REACH, SHAPES, Surrogate, multistep_lif
+from tests.kernels.cases import (
+    CONSTANTS,
+    EQUATIONS,
+    KINDS,
+    PLAIN,
+    answered,
+    by_kernels,
+    called,
+    define,
+    drawn,
+)
 from tests.kernels.support import case_id, normal, pairwise
 
 COLUMN = {name: i for i, name in enumerate(PROBE_FIELDS)}
@@ -25,9 +34,10 @@ def sums(case: dict, device: torch.device) -> torch.Tensor:
     current = called(define, case | dict(current=True), tensors)["current"]
     alone = case | dict(norm="none", T=1, current=False, trace=True)
     given = {n: tensors[n] for n in (*CONSTANTS, "v_init", "m_init") if n in tensors}
-    inputs, spikes, membranes, loss = [], [], [], 0.0
+    inputs, spikes, membranes, before, loss = [], [], [], [], 0.0
     for t, x in enumerate(current.unsqueeze(1)):
         inputs.append(x.clone().requires_grad_())
+        before.append(given.get("v_init", torch.zeros_like(x[0])))
         out = called(define, alone, given | {"x": inputs[-1]})
         v = out["v_last"] * 1.0  # with reset="none" the definition's v is h itself
         v.retain_grad()
@@ -58,10 +68,8 @@ def sums(case: dict, device: torch.device) -> torch.Tensor:
     steps = zip(spikes, gradients, carries, slopes, jumps, strict=True)
     for t, (s, by_x, carry, slope, jump) in enumerate(steps):
         passed = jump / gain
-        if (
-            case["equation"] == "lif hard, delayed"
-        ):  # counted at its spike, though it comes a step later
-            passed = 1 - s
+        if case["equation"] == "lif hard, delayed":  # by what the step makes of the membrane before
+            passed = (before[t] < threshold).double()
         rows.append(
             [
                 ends["spikes"][t].square().sum(), by_x.square().sum(), carry.square().sum(),
@@ -73,7 +81,7 @@ def sums(case: dict, device: torch.device) -> torch.Tensor:
 
 def assert_sums(case: dict, device: torch.device) -> None:
     found, expected = probe(device, case["T"]), sums(case, device)
-    answered(fire.fire, case, drawn(case, device), probe=found)
+    answered(by_kernels, case, drawn(case, device), probe=found)
     for name, i in COLUMN.items():
         torch.testing.assert_close(
             found.grad[:, i].double().cpu(), expected[:, i], rtol=1e-4, atol=1e-6, msg=name
@@ -129,7 +137,7 @@ def test_outside_is_where_the_slope_is_small(kind, backend, device):
         probe(device, 1),
         PLAIN | dict(equation=KINDS[kind], shape="rectangle", width="given"),
     )
-    called(fire.fire, case, {"x": x, "width": torch.tensor(0.5, device=device)}, probe=found)[
+    called(by_kernels, case, {"x": x, "width": torch.tensor(0.5, device=device)}, probe=found)[
         "spikes"
     ].sum().backward()
     assert found.grad[0, COLUMN["outside"]] == 7 - x.grad.count_nonzero()
@@ -150,11 +158,11 @@ def test_a_probe_changes_nothing(backend, device, size, layout, current):
     case = PLAIN | dict(norm="batch", residual=True, dtype=torch.bfloat16, T=3, size=size)
     case |= dict(layout=layout, current=current)
     tensors, found = drawn(case, device), probe(device, 3)
-    plain, probed = (answered(fire.fire, case, tensors, probe=one) for one in (None, found))
+    plain, probed = (answered(by_kernels, case, tensors, probe=one) for one in (None, found))
     for name, value in plain.items():
         assert torch.equal(probed[name], value), name
     alone = probe(device, 3)
-    answered(fire.fire, case | dict(current=False, learns="what is added"), tensors, probe=alone)
+    answered(by_kernels, case | dict(current=False, learns="what is added"), tensors, probe=alone)
     torch.testing.assert_close(alone.grad, found.grad)
 
 

@@ -9,16 +9,14 @@ from spiketriton_kernels import (
     REACH,
     SHAPES,
     Surrogate,
-    fire,
     multistep_lif,
     register_surrogate,
     use_backend,
 )
-from spiketriton_kernels.definition import define
 from spiketriton_kernels.surrogate import phi, primitive
 from spiketriton_kernels.triton_import import tl, triton
 from tests.covering import each
-from tests.kernels.cases import PLAIN, answered, drawn
+from tests.kernels.cases import PLAIN, answered, by_kernels, define, drawn
 from tests.kernels.support import PHI
 
 U = torch.linspace(-4, 4, 1601, dtype=torch.float64)
@@ -163,14 +161,14 @@ def test_a_surrogate_of_two_functions(backend, device, norm):
         register_surrogate("own", triton.jit(steep), triton.jit(steep_primitive))
     case = PLAIN | dict(shape="own", norm=norm, learns="x", width="scalar")
     tensors = drawn(case, device)
-    found = answered(fire.fire, case, tensors)
+    found = answered(by_kernels, case, tensors)
     half = tensors | {"width": tensors["width"] / 2}
     assert_same(found, answered(define, case | {"shape": "atan"}, half))
     if backend == "torch":
         assert_same(found, answered(define, case, tensors))
         return
     with use_backend("torch"), pytest.raises(RuntimeError, match="'own' is written in Triton"):
-        answered(fire.fire, case, tensors)
+        answered(by_kernels, case, tensors)
 
 
 def assert_same(found, expected):

@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from spiketriton_kernels import nn
-from spiketriton_kernels.definition import define
 from spiketriton_kernels.neuron import Norm
-from spiketriton_kernels.nn import neurons
 from tests.kernels.support import normal
 
 T, LONG, B, C, PIXELS = 4, 37, 2, 3, 5
@@ -119,11 +117,12 @@ def made(kind, feature=""):
     return module
 
 
-def as_the_definition(kind, feature, monkeypatch):
+def as_the_definition(kind, feature):
     call, *tensors = CALLS[feature]
     found = learnt(made(kind, feature), call, *tensors)
-    monkeypatch.setattr(neurons, "fire", define)
-    expected = learnt(made(kind, feature), call, *tensors)
+    by_definition = made(kind, feature)
+    by_definition.backend = "eager"
+    expected = learnt(by_definition, call, *tensors)
     assert found.keys() == expected.keys()
     for name, right in expected.items():
         if right is None:  # of what nothing depends on
@@ -166,10 +165,10 @@ SELDOM = ("IF", "PLIF", "Leaky", "delayed", "MaskedPSN")
         for feature in [*CALLS, *OTHERS]
     ],
 )
-def test_every_kind_has_everything(kind, feature, monkeypatch):
+def test_every_kind_has_everything(kind, feature):
     said = REFUSED.get((kind, feature))
     with pytest.raises((TypeError, ValueError), match=said) if said else contextlib.nullcontext():
         if feature in CALLS:
-            as_the_definition(kind, feature, monkeypatch)
+            as_the_definition(kind, feature)
         else:
             OTHERS[feature](kind)

@@ -189,17 +189,17 @@ def test_constants_of_channels_are_parameters_or_travel_with_the_module():
 
 def test_a_record_is_kept_until_a_constant_changes():
     neuron, x = nn.ALIF(), normal((T, B, C), mean=1.0)
-    assert neuron.record() is neuron.record()
+    assert neuron.record(x) is neuron.record(x)
     for name, value in (
         ("beta", 5.0),
         ("surrogate", Surrogate("sigmoid")),
         ("detach_reset", False),
     ):
-        before = neuron.record()
+        before = neuron.record(x)
         setattr(neuron, name, value)
-        assert neuron.record() is not before
+        assert neuron.record(x) is not before
     assert torch.equal(neuron(x), nn.ALIF(beta=5.0)(x))
-    assert nn.CLIF(decay=channels(0.4, 0.6)).record().decay.requires_grad
+    assert nn.CLIF(decay=channels(0.4, 0.6)).record(x).constants[0].requires_grad
 
 
 def test_a_checkpoint_repeats_the_last_call_and_no_earlier_one():

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spiketriton_kernels.arguments import make_neuron
-from spiketriton_kernels.kinds import printed
+from spiketriton_kernels import nn
 from spiketriton_kernels.steps.graph import Graph
 from spiketriton_kernels.steps.printed import Writer, evaluate
 
@@ -117,12 +116,14 @@ def test_what_is_clamped_is_rounded_by_an_addition(ends, short):
             assert math.isclose(found, expected, abs_tol=0.5)
 
 
-@pytest.mark.parametrize("kind", ["alif", "cuba", "clif", "ilif"])
-def test_of_a_kind_of_ours_as_little_as_can_be_is_kept(kind):
+@pytest.mark.parametrize("kind", ["LIF", "ALIF", "CuBaLIF", "CLIF", "ILIF"])
+def test_of_our_own_neurons_as_little_as_can_be_is_kept(kind):
     """The distance to the threshold, from which a way back has spike and slope; of CLIF h and m."""
-    step, reads = printed(make_neuron(kind, 0.5, 1.0, 1.0, detach_reset=True))
-    assert len(step.kept) == (2 if kind == "clif" else 1)
+    neuron = getattr(nn, kind)(v_threshold=0.8, detach_reset=True)
+    step = neuron.traced()
+    assert len(step.kept) == (2 if kind == "CLIF" else 1)
     assert not any(step.learns)
-    assert ("rho" in reads) == (kind in ("alif", "cuba"))
-    learning = make_neuron(kind, torch.ones(()), 1.0, torch.ones(()), detach_reset=True)
-    assert printed(learning).step.learns == (True, True, False, False, False, False)
+    assert ("rho" in step.constants) == (kind in ("ALIF", "CuBaLIF"))
+    learning = getattr(nn, kind)(v_threshold=torch.nn.Parameter(torch.ones(())), detach_reset=True)
+    learns = zip(learning.traced().constants, learning.traced().learns, strict=True)
+    assert [name for name, learns in learns if learns] == ["v_threshold"]

@@ -1,5 +1,7 @@
 """A neuron by its step: every backend gives the spikes of the loop to the bit, and its gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -13,8 +15,8 @@ from spiketriton_kernels import (
     use_backend,
 )
 from spiketriton_kernels.cache import cache_folder
-from spiketriton_kernels.definition import normalised
 from spiketriton_kernels.neuron import Norm
+from spiketriton_kernels.neurons.definition import normalised
 from spiketriton_kernels.nn import BatchNormLIF, SpikingNeuron
 from tests.conftest import need_native
 from tests.kernels.backends.test_native import as_on_a_new_machine
@@ -237,7 +239,7 @@ def test_chunks_continue_the_window_and_hand_gradients_back(backend, device, T):
     weights = normal(x.shape, device=device, seed=1)
     expected = whole(x)
     spikes = torch.cat([parts(x[:T]), parts(x[T:])])
-    assert parts.v.shape == (2, 2, C, 5)
+    assert parts.held.shape == (2, 2, C, 5)
     assert torch.equal(spikes, expected)
     assert_close(grads(parts, spikes, x, weights), grads(whole, expected, x, weights))
     with pytest.raises(ValueError, match=r"a chunk of shape \(1, 1, 3, 5\).* does not continue"):
@@ -283,20 +285,22 @@ def test_a_probe_measures_what_autograd_finds(backend, device, cls):
     probe = dict(zip(PROBE_FIELDS, neuron.probe.grad.T.cpu(), strict=True))
     own = x.grad.cpu()
     constants = {
-        k: v.view(-1, 1) if v.dim() else v for k, v in neuron._constants(x.dtype, x.device).items()
+        k: v.view(-1, 1) if isinstance(v, torch.Tensor) and v.dim() else v
+        for k, v in neuron._given(x.dtype).items()
     }
+    called = partial(neuron._called, neuron.__dict__)
     states = [torch.full_like(x[0], start) for start in neuron._starts()]
     carries, factors, zeros = [], [], []
     for x_t in x.detach():
         before = [s.detach().requires_grad_() for s in states]
-        _, after = (lambda out: (out[0], out[1:]))(neuron._called(x_t, before, constants)[0])
+        _, after = (lambda out: (out[0], out[1:]))(called(x_t, before, constants)[0])
         (factor,) = torch.autograd.grad(after[0].sum(), before[:1], allow_unused=True)
         factors.append(factor.abs().sum())
         states = [s.detach() for s in after]
     states = [torch.full_like(x[0], start) for start in neuron._starts()]
     loss = 0.0
     for x_t, w in zip(x.detach(), weights, strict=True):
-        s, *states = neuron._called(x_t, states, constants)[0]
+        s, *states = called(x_t, states, constants)[0]
         zeros.append(torch.zeros_like(x_t, requires_grad=True))
         states[0] = states[0] + zeros[-1]
         loss = loss + (s * w).sum()

@@ -1,17 +1,14 @@
-// How the neurons of a call are cut (SPIKETRITON_CALL, printed by call.py): chunks for the threads, blocks inside them, and
-// what the constants are there.
+// How the neurons of a call are cut: chunks for the threads, blocks inside them, and what the constants are there.
 //
 // A time step is one gapless block of `neurons` elements; the element at offset n has channel (n / inner) % channels.
 
 #pragma once
 
-#include SPIKETRITON_CALL
-#include "neurons.h"
+#include "steps.h"
 
 namespace {
 
 using T = Element;
-using A = Accumulator;
 
 inline const A *reals(const void *of) { return static_cast<const A *>(of); }
 
@@ -116,27 +113,17 @@ struct Norm {
     }
 };
 
-// A constant: its values, null for a number, and how many there are. Those that come from nowhere lie one after the other.
-inline const A *given_of(const Call &c, int p) {
-    if (FROM[p] < 0) return from<A>(c.parameters[0], p * c.parameter_size);
-    return FROM[p] < PARAMETERS ? reals(c.parameters[FROM[p]]) : nullptr;
-}
-inline int64_t size_of(const Call &c, int p) {
-    if (FROM[p] < 0) return c.parameter_size;
-    return FROM[p] < PARAMETERS ? c.sizes[FROM[p]] : 1;
-}
-
 // Whether a constant differs between neurons: one that all channels learn from the same start, or share, does not.
-inline bool differs(const Call &c, int p) {
-    const A *given = given_of(c, p);
-    return size_of(c, p) > 1 && !std::equal(given + 1, given + size_of(c, p), given);
+inline bool differs(const Constant &of) {
+    const A *values = reals(of.values);
+    return values && of.size > 1 && !std::equal(values + 1, values + of.size, values);
 }
 
 // One layer's constants, spread over the block at hand.
 struct Block {
     const Call &c;
     const Norm &norm;
-    Array<A> parameters[CONSTANTS + 1], leak, inverse_width;  // 1 - decay, 1 / width
+    Array<A> constants[CONSTANTS + 1];
     Array<A> of[OF_NORM];
     int size;
     bool aligned;
@@ -147,11 +134,9 @@ struct Block {
     Block(const Call &call, const Norm &norm_, const Cut &cut)
         : c(call), norm(norm_), size(cut.size), aligned(cut.aligned) {
         for (int p = 0; p < CONSTANTS; p++)
-            if (differs(c, p)) varies[p] = true, uniform = false;
+            if (differs(c.constants[p])) varies[p] = true, uniform = false;
         const size_t padded = size_t(cut.padded() + LANES);  // for `spread`
-        for (int p = 0; p < CONSTANTS; p++) parameters[p].resize(padded);
-        if (KIND != OWN) inverse_width.resize(padded);
-        if (KIND != OWN && c.reset == TO_RESET_LEAK) leak.resize(padded);
+        for (int p = 0; p < CONSTANTS; p++) constants[p].resize(padded);
         for (int v = 0; c.mean && v < OF_NORM; v++)
             if (v <= BIAS || (v <= OFFSET ? c.out_dy : c.out_step_gain)) of[v].resize(padded);
     }
@@ -169,17 +154,9 @@ struct Block {
         filled = channel;
         for (int p = 0; p < CONSTANTS; p++) {
             if (!(first || varies[p])) continue;
-            const A *given = given_of(c, p);
-            const double number = given ? 0 : c.numbers[FROM[p]];  // 1 - number rounds once
-            if (varies[p] && channel < 0) spread(c, start, size, given, parameters[p].data());
-            else std::fill(parameters[p].begin(), parameters[p].end(), given ? given[varies[p] ? channel : 0] : A(MADE[p] == ONE_MINUS ? 1 - number : number));
-            if (MADE[p] == ONE_OVER || (MADE[p] == ONE_MINUS && given))
-                for (A &value : parameters[p]) value = MADE[p] == ONE_OVER ? A(1) / value : A(1) - value;
-            if (KIND == OWN) continue;
-            if (p == DECAY)
-                for (size_t i = 0; i < leak.size(); i++) leak[i] = given ? A(1) - parameters[p][i] : A(1 - c.numbers[p]);
-            if (p == WIDTH)
-                for (size_t i = 0; i < inverse_width.size(); i++) inverse_width[i] = A(1) / parameters[p][i];
+            const A *values = reals(c.constants[p].values);
+            if (varies[p] && channel < 0) spread(c, start, size, values, constants[p].data());
+            else std::fill(constants[p].begin(), constants[p].end(), values ? values[varies[p] ? channel : 0] : A(c.constants[p].number));
         }
         for (int v = 0; v < OF_NORM; v++)
             if (of[v].empty()) continue;
@@ -198,45 +175,20 @@ bool streams(const Call &c, const void *to) {
     return to && c.steps * row > BEYOND_CACHES && row % 64 == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0;
 }
 
-// A parameter's values of a block, or the ONE of all neurons, which stays in a register: a load less for each vector.
-template <bool ONE>
-struct Values {
-    const A *values;
-    V first;
-
-    explicit Values(const Array<A> &of) : values(of.data()), first(ONE && !of.empty() ? load(of.data()) : V{}) {}
-    V at(int i) const { return ONE ? first : load(values + i); }
-};
-
-// The rules of a block's neurons.
-#ifdef SPIKETRITON_STEP
+// The constants of a block's neurons, or of the ONE that all are, which stay in registers: a load less for each vector.
 template <int FORM, bool ONE>
 struct Rules {
     using Own = typename StepAt<FORM>::Constants;
     const Block &b;
     const Own first;
 
-    explicit Rules(const Block &b_) : b(b_), first(StepAt<FORM>::of([&](int p) { return ONE ? load(b_.parameters[p].data()) : V{}; })) {}
+    explicit Rules(const Block &b_) : b(b_), first(StepAt<FORM>::of([&](int p) { return ONE ? load(b_.constants[p].data()) : V{}; })) {}
 
     decltype(auto) at(int i) const {
         if constexpr (ONE) return (first);
-        else return StepAt<FORM>::of([&](int p) { return load(b.parameters[p].data() + i); });
+        else return StepAt<FORM>::of([&](int p) { return load(b.constants[p].data() + i); });
     }
 };
-#else
-template <int RESET, bool ONE>
-struct Rules {
-    Values<ONE> decay, leak, threshold, gain;
-    A v_reset;
-
-    explicit Rules(const Block &b)
-        : decay(b.parameters[DECAY]), leak(b.leak), threshold(b.parameters[THRESHOLD]), gain(b.parameters[GAIN]), v_reset(A(b.c.v_reset)) {}
-
-    Rule at(int i) const {
-        return {decay.at(i), RESET == TO_RESET_LEAK ? leak.at(i) : V{}, threshold.at(i), gain.at(i), v_reset};
-    }
-};
-#endif
 
 // From a number of the call to a compile-time constant.
 template <int N> using Number = std::integral_constant<int, N>;
@@ -247,11 +199,11 @@ void with(bool yes, Go go) {
     else go(std::false_type{});
 }
 
-// The form of the call: a reset, or a printed step. AS: in place of each the first one that does the same.
+// The step of the call. AS: in place of each the first one that does the same.
 template <const int *AS = nullptr, int N = 0, class Go>
 void with_form(int number, Go go) {
     if constexpr (N < FORMS) {
-        if constexpr (has(N) && (ONLY_RESET < 0 || N == ONLY_RESET) && (!AS || AS[N] == N))
+        if constexpr (!AS || AS[N] == N)
             if ((AS ? AS[number] : number) == N) return go(Number<N>{});
         with_form<AS, N + 1>(number, go);
     }

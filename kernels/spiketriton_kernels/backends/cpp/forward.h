@@ -27,11 +27,11 @@ struct Forth {
 enum Given { NO, YES, ASK };
 
 // STEPS steps from t on, in which the states and the constants of a vector of neurons stay in registers.
-template <int RESET, int NORM, int RESIDUAL, bool FIRE, bool ONE, int STEPS>
+template <int FORM, int NORM, int RESIDUAL, bool FIRE, bool ONE, int STEPS>
 __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64_t t) {
     const bool norm = NORM == ASK ? b.c.mean != nullptr : NORM == YES, joined = RESIDUAL == ASK ? s.residual != nullptr : RESIDUAL == YES;
     const A *means = b.of[MEAN].data(), *scales = b.of[SCALE].data(), *biases = b.of[BIAS].data();
-    const Rules<RESET, ONE> rules(b);
+    const Rules<FORM, ONE> rules(b);
     const int64_t row = t * s.stride, stride = s.stride, next = later(t, s.steps, stride, s.size);
     const T *x = s.x + row, *residual = joined ? s.residual + row : nullptr, *spike_add = FIRE && STEPS < 4 && s.spike_add ? s.spike_add + row : nullptr;
     T *spikes = FIRE ? s.spikes + row : nullptr, *currents = FIRE && NORM != NO && STEPS < 4 && s.current ? s.current + row : nullptr;
@@ -59,9 +59,9 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
             V current = get<PART>(x + here, n);
             if (norm) current = step_gains[j] * ((current - mean) * scale + bias);
             if (joined) current = current + get<PART>(residual + here, n);
-            const auto fired = forth_step<RESET>(r, current, state, kept);
+            const auto fired = StepAt<FORM>::forth(r, current, state, kept);
             if constexpr (!FIRE)
-                for (int k = 0; k < KEEPS[RESET]; k++) store(kept_at + k * window + j * size + i, kept[k]);
+                for (int k = 0; k < KEEPS[FORM]; k++) store(kept_at + k * window + j * size + i, kept[k]);
             if constexpr (FIRE) {
                 if (NORM != NO && currents) put<PART>(currents + here, rounded(current), n, past);
                 if (__builtin_expect(spike_add != nullptr, false)) put<PART>(spikes + here, rounded(counted(fired) + get<PART>(spike_add + here, n)), n, past);
@@ -78,52 +78,49 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
 // Steps by twos or fours where spikes stay in the caches: rows lie about a power of two apart, so that few streams fit side
 // by side. What is written past the caches, or kept for the way back, goes row by row (studies/speed/log.md has the times); so
 // does a printed step that waits long for the one before, while vectors side by side do not.
-template <int RESET, int NORM, int RESIDUAL, bool FIRE, bool ONE>
+template <int FORM, int NORM, int RESIDUAL, bool FIRE, bool ONE>
 void forth_block(const Block &b, const Forth &s) {
     int64_t t = 0;
     if constexpr (FIRE && NORM != ASK && !WAITS) {
         if (!s.past) {
             if constexpr (RESIDUAL == NO && sizeof(T) >= 4)
                 if (!s.spike_add && !s.current)
-                    for (; t + 4 <= s.stop; t += 4) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 4>(b, s, t);
-            for (; t + 2 <= s.stop; t += 2) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 2>(b, s, t);
+                    for (; t + 4 <= s.stop; t += 4) forth_steps<FORM, NORM, RESIDUAL, FIRE, ONE, 4>(b, s, t);
+            for (; t + 2 <= s.stop; t += 2) forth_steps<FORM, NORM, RESIDUAL, FIRE, ONE, 2>(b, s, t);
         }
     }
-    for (; t < s.stop; t++) forth_steps<RESET, NORM, RESIDUAL, FIRE, ONE, 1>(b, s, t);
+    for (; t < s.stop; t++) forth_steps<FORM, NORM, RESIDUAL, FIRE, ONE, 1>(b, s, t);
 }
 
 template <bool FIRE>
 void forth(const Block &b, const Forth &s) {
-    with_form<FIRE ? FORTH_AS : REPLAY_AS>(b.c.reset, [&](auto number) {
-        constexpr int RESET = decltype(number)::value;
+    with_form<FIRE ? FORTH_AS : REPLAY_AS>(int(b.c.form), [&](auto number) {
+        constexpr int FORM = decltype(number)::value;
         if constexpr (FIRE)
-            if (s.trace || (s.current && !b.c.mean)) return forth_block<RESET, ASK, ASK, FIRE, false>(b, s);
+            if (s.trace || (s.current && !b.c.mean)) return forth_block<FORM, ASK, ASK, FIRE, false>(b, s);
         with(b.one(), [&](auto one) {
             with(b.c.mean, [&](auto norm) {
                 constexpr int NORM = decltype(norm)::value;
-                // of a printed step a replay is compiled once for both: its first call waits for less
-                if constexpr (KIND == OWN && !FIRE) forth_block<RESET, NORM, ASK, FIRE, decltype(one)::value>(b, s);
+                // a replay is compiled once for both: the first call waits for less
+                if constexpr (!FIRE) forth_block<FORM, NORM, ASK, FIRE, decltype(one)::value>(b, s);
                 else with(s.residual, [&](auto residual) {
-                    forth_block<RESET, NORM, decltype(residual)::value, FIRE, decltype(one)::value>(b, s);
+                    forth_block<FORM, NORM, decltype(residual)::value, FIRE, decltype(one)::value>(b, s);
                 });
             });
         });
     });
 }
 
-// State k of the block that begins at start: one after the other, each as large as a step, or the second in another tensor.
-A *state_at(const Call &c, const void *first, const void *second, int k, int64_t start) {
-    return APART && k ? from<A>(second, start) : from<A>(first, k * c.neurons + start);
-}
+// State k of the block that begins at start: one after the other, each as large as a step.
+A *state_at(const Call &c, const void *states, int k, int64_t start) { return from<A>(states, k * c.neurons + start); }
 
 // A block before its first step.
 Forth forth_of(const Call &c, const Place &at, int size, A *states) {
     Forth s{};
-    s.given = c.v_init || c.m_init;
+    s.given = c.first;
     for (int k = 0; k < STATES; k++) {
-        s.start[k] = A(KIND == OWN ? STARTS[k] : c.v_start);
-        if (const A *given = state_at(c, c.v_init, c.m_init, k, at.start)) std::copy_n(given, at.n, states + k * size);
-        else if (s.given) std::fill_n(states + k * size, at.n, s.start[k]);
+        s.start[k] = A(c.starts[k]);
+        if (const A *given = state_at(c, c.first, k, at.start)) std::copy_n(given, at.n, states + k * size);
     }
     s.x = from<T>(c.x, at.start);
     s.residual = from<T>(c.residual, at.start);
@@ -136,10 +133,10 @@ Forth forth_of(const Call &c, const Place &at, int size, A *states) {
     return s;
 }
 
-// Writes the states of a block, or their gradients, where `v` and `m` are memory for them; the reverse of `forth_of`.
-void leave_states(const Call &c, const Array<A> &states, const Place &at, int size, void *v, void *m) {
+// Writes the states of a block, or their gradients, where there is memory for them; the reverse of `forth_of`.
+void leave_states(const Call &c, const Array<A> &states, const Place &at, int size, void *memory) {
     for (int k = 0; k < STATES; k++)
-        if (A *to = state_at(c, v, m, k, at.start))
+        if (A *to = state_at(c, memory, k, at.start))
             std::copy_n(states.begin() + k * size, at.n, to);
 }
 
@@ -155,9 +152,9 @@ void forward(const Call &c) {
             s.current = from<T>(c.current, at.start);
             s.trace = from<A>(c.trace, at.start);
             s.past = past && at.start % LANES == 0;
-            s.wanted = c.v_last || c.m_last;
+            s.wanted = c.last;
             forth<true>(b, s);
-            leave_states(c, states, at, size, c.v_last, c.m_last);
+            leave_states(c, states, at, size, c.last);
         };
     });
 }

@@ -6,10 +6,11 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from .neurons import AllOptions, SpikingNeuron, keep, wide
+from .base import AllOptions, SpikingNeuron, keep, wide
+from .lif import Integrator
 
 
-class Leaky(SpikingNeuron):
+class Leaky(Integrator):
     """Leaky integrate and fire: h[t] = beta * v[t-1] + gain * x[t], over a whole window [T, B, ...].
 
     With ``reset_delay`` it is snnTorch's Leaky: a step's reset is applied when the next one begins, so that the
@@ -49,7 +50,7 @@ class Leaky(SpikingNeuron):
                 "accepted: detach_reset=True and v_reset None or 0.0"
             )
         keep(self, "beta", beta)
-        self.gain = gain
+        self.gain = float(gain)
         self.reset_delay = reset_delay
         self.return_mem = return_mem
 
@@ -61,10 +62,9 @@ class Leaky(SpikingNeuron):
     def keeps_trace(self) -> bool:
         return self.store_v_seq or self.return_mem
 
-    def neuron_arguments(self) -> dict[str, Any]:
-        beta = wide(self.beta).clamp(0, 1) if isinstance(self.beta, Tensor) else self.beta
-        own = {"decay": beta, "gain": self.gain, "reset_delay": self.reset_delay}
-        return super().neuron_arguments() | own
+    @property
+    def decay(self) -> float | Tensor:
+        return wide(self.beta).clamp(0, 1) if isinstance(self.beta, Tensor) else self.beta
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
         """Currents [T, B, ...] (with step_mode "s" [B, ...]) -> spikes, with ``return_mem`` also the membranes."""
@@ -92,7 +92,7 @@ class Leaky(SpikingNeuron):
         Raises:
             ValueError: what has no equal here, by its name.
         """
-        from .peers import read_snntorch
+        from ..nn.peers import read_snntorch
 
         return cls(**read_snntorch(leaky), return_mem=return_mem, **options)
 
@@ -107,6 +107,6 @@ class Leaky(SpikingNeuron):
         Raises:
             ValueError: what has no equal here, by its name.
         """
-        from .peers import read_norse
+        from ..nn.peers import read_norse
 
         return cls(**read_norse(cell), **options)

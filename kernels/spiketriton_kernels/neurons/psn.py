@@ -1,24 +1,23 @@
 """Parallel spiking neurons (Fang et al. 2023, arXiv 2304.12760): PSN, masked PSN and sliding PSN.
 
 The potentials of a window are one matrix product over time, H = W X + b with W [T, T], and s[t] = 1 where h[t] >= 0. No
-step reads the state after another, so they are no kind of the record ``Neuron``, whose passes walk through time: the
-product is PyTorch's, and what follows is the kernels' threshold, an integrator that keeps nothing (decay 0) and does
-not reset. Surrogates, the probe, and ``v_seq`` are therefore those of every neuron.
+step reads the state after another: the product is PyTorch's, and what follows is a threshold, whose step reads nothing
+of the one before. Surrogates, the probe, and ``v_seq`` are therefore those of every neuron.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..arguments import PROBE_FIELDS, check_input, make_neuron
+from ..arguments import PROBE_FIELDS, check_input
 from ..layout import dense, like
-from ..neuron import Neuron, Outputs, membrane_dtype
+from ..neuron import Outputs, membrane_dtype
 from ..surrogate import Surrogate
-from .neurons import SpikingNeuron
+from .base import SpikingNeuron
 
 
 class ParallelNeuron(SpikingNeuron):
@@ -38,6 +37,8 @@ class ParallelNeuron(SpikingNeuron):
     """
 
     kind = "psn"
+    states = ("v",)
+    options: ClassVar = {"reset_mode": ("none",)}
     shown: tuple[str, ...] = ("surrogate",)
     resets = ("none",)
     takes_norm = False
@@ -64,12 +65,8 @@ class ParallelNeuron(SpikingNeuron):
     def weight_of(self, steps: int) -> Tensor:
         raise NotImplementedError
 
-    def neuron_arguments(self) -> dict[str, Any]:
-        """Of the threshold behind the product."""
-        return super().neuron_arguments() | {"decay": 0.0, "threshold": 0.0}
-
-    def record(self) -> Neuron:
-        return make_neuron("lif", **self.neuron_arguments())
+    def step(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fire(x), x
 
     def define(self, x: Tensor) -> Tensor:
         """See ``SpikingNeuron.define``; the product is by einsum."""
@@ -87,14 +84,16 @@ class ParallelNeuron(SpikingNeuron):
             )
         check_input("x", x)
 
-    def _fire(self, x: Tensor, *args: Any, **tensors: Any) -> Outputs:
-        x, probe = dense(x), self.probe
+    def _run(self, x: Tensor, *args: Any, **tensors: Any) -> Outputs:
+        x, whole, window = dense(x), self.probe, self.window
+        probe = self._rows(len(x))
         if probe is not None:
-            x, self.probe = _Watched.apply(x, probe)
+            x, probe = _Watched.apply(x, probe)
+        self.probe, self.window = probe, 0
         try:
-            out = super()._fire(self._potentials(x), *args, **tensors)
+            out = super()._run(self._potentials(x), *args, **tensors)
         finally:
-            self.probe = probe
+            self.probe, self.window = whole, window
         return out._replace(spikes=out.spikes.to(x.dtype))
 
     def _potentials(self, x: Tensor) -> Tensor:
@@ -147,6 +146,7 @@ class PSN(ParallelNeuron):
         ValueError: T is below 1, or a constant out of its range.
     """
 
+    recipe: ClassVar[dict[str, Any]] = {"kind": "psn", "resets": ("none",)}
     shown: tuple[str, ...] = ("T", "surrogate")
 
     def __init__(self, T: int, v_threshold: float = 1.0, **options: Any) -> None:
@@ -183,6 +183,17 @@ class MaskedPSN(PSN):
         ValueError: k or T below 1, or a constant out of its range.
     """
 
+    recipe: ClassVar = {
+        "kind": "masked_psn",
+        "own": {
+            "order": (
+                2,
+                (1, 65_536),
+                "steps that a step of masked_psn and sliding_psn reads: itself and those before it",
+            )
+        },
+        "resets": ("none",),
+    }
     shown = ("k", "lambda_", "T", "surrogate")
     _lambda_: Tensor
     mask0: Tensor
@@ -227,6 +238,7 @@ class SlidingPSN(ParallelNeuron):
         ValueError: k is below 1, or a constant out of its range.
     """
 
+    recipe: ClassVar = {"kind": "sliding_psn", "keys": {"k": "order"}, "resets": ("none",)}
     shown = ("k", "surrogate")
 
     def __init__(

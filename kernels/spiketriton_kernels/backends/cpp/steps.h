@@ -1,4 +1,6 @@
-// The functions that a printed step calls (SPIKETRITON_STEP, see steps/).
+// The neurons: what a step makes of its current and the states before it, and the gradient's way back through it, printed from
+// its definition in PyTorch (SPIKETRITON_STEP, see steps/), and the functions that it calls. A call is printed, too
+// (SPIKETRITON_CALL, see call.py).
 
 #pragma once
 
@@ -55,13 +57,14 @@ inline V nearest_small(V x) {
 }
 
 // phi and its primitive of the surrogate with this number, where one step is compiled for all.
-__attribute__((noinline)) V phi_of(V shape, V z) {
+__attribute__((noinline)) V phi_of(V shape, V z, V u, V width) {
     const V one = all(A(1));
     switch (int(shape[0])) {
         case FAST_SIGMOID: return phi<FAST_SIGMOID>(z, one, one);
         case ATAN: return phi<ATAN>(z, one, one);
         case SIGMOID: return phi<SIGMOID>(z, one, one);
         case TRIANGLE: return phi<TRIANGLE>(z, one, one);
+        case RECTANGLE: return phi<RECTANGLE>(u, width, one);
         default: return phi<GAUSSIAN>(z, one, one);
     }
 }
@@ -71,5 +74,13 @@ inline V primitive_of(V shape, V z) { return lane_by_lane(z, [&](A x) { return p
 inline V maximum(V a, V b) { return (Mask)(a > b) | (Mask)(a != a) ? a : b; }
 inline V minimum(V a, V b) { return (Mask)(a < b) | (Mask)(a != a) ? a : b; }
 inline V sign(V x) { return x > 0 ? all(A(1)) : x < 0 ? all(A(-1)) : x * A(0); }
+
+#include SPIKETRITON_STEP
+#include SPIKETRITON_CALL
+
+template <int FORM> using StepAt = std::tuple_element_t<FORM, Steps>;
+
+inline Rounded written(Mask fired) { return spikes_of(fired); }
+inline Rounded written(V spikes) { return rounded(spikes); }
 
 }  // namespace

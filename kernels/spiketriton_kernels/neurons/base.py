@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, Literal, Never, TypedDict, Unpack
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..arguments import make_neuron
-from ..definition import define, normalised
 from ..fire import fire
-from ..neuron import Call, Inputs, Neuron, Norm, Outputs
+from ..neuron import Call, Inputs, Norm, Outputs
 from ..surrogate import Surrogate
 from .handed import Handed
 from .stepping import Stepping
@@ -37,8 +36,14 @@ class AllOptions(Options, total=False):
     detach_reset: bool
 
 
-_NO_CONSTANTS = {"v", "m", "v_seq", "probe", "training", "_began"}
+_NO_CONSTANTS = {
+    "v", "m", "held", "v_seq", "probe", "training", "on_fire", "window", "_began", "_seen"
+}  # fmt: skip
 """Attributes that may change without another ``SpikingNeuron.record``."""
+
+
+_MADE = ("_steps", "_records")
+"""What is made again of a copy."""
 
 
 @functools.cache
@@ -50,9 +55,8 @@ def _over_ranks() -> Any:
 class SpikingNeuron(Stepping):
     """A neuron over a whole time window: input currents [T, B, ...] -> spikes [T, B, ...].
 
-    Spikes are 0 or 1 in the dtype of the currents. A subclass either states its ``kind`` and its constants, in
-    ``neuron_arguments()``: the equations are then those of ``multistep_lif`` unless it says otherwise. Or it writes
-    its own equations, as one ``step`` in plain PyTorch:
+    Spikes are 0 or 1 in the dtype of the currents, or whole numbers. A subclass writes its equations, as one ``step``
+    in plain PyTorch:
 
         class Adaptive(SpikingNeuron):
             states = ("v", "a")                           # carried from step to step, 0 at the beginning; or ``start``
@@ -67,15 +71,17 @@ class SpikingNeuron(Stepping):
                 return s, torch.where(s > 0, 0.0, h), 0.9 * a + 0.1 * s
 
     ``step`` is the definition (``define`` runs it in a loop). When the module is first called it is traced, forth and
-    back, and both are printed as C++ and as Triton (``source``), into the passes that the built-in kinds have. Its
-    arguments are float32 (float64 for float64), of one shape. It may read numbers, which are compiled in: another
-    number is another compilation. And floating-point parameters and buffers of shape [] or [C], which it sees in a
-    shape that broadcasts with x. Additions, products, quotients and roots are those of PyTorch to the bit; exp, tanh
-    and their kin round in their own way. Channels, where something differs between them, are dimension 2.
+    back, and both are printed as C++ and as Triton (``source``), into the passes of every neuron. Its arguments are
+    float32 (float64 for float64), of one shape. It may read numbers, which are compiled in (another number is another
+    compilation) unless the class names them in ``constants``; and floating-point parameters and buffers of shape [] or
+    [C], which it sees in a shape that broadcasts with x. ``self.fire(u)`` gives one spike, ``self.count(h, levels)``
+    several, ``self.discharge(h, s, level)`` the membrane behind one. Additions, products, quotients and roots are those
+    of PyTorch to the bit; exp, tanh and their kin round in their own way. Channels, where something differs between
+    them, are dimension 2.
 
-    Nothing is kept between calls unless ``stateful``: then the next call starts at ``v``, the membrane after the last
-    step ([B, ...], float32; of a ``step`` all its states, [states, B, ...]), and at ``m``, the second state of a CLIF
-    or ALIF, so that chunks of any length give the spikes of the whole window. Gradients flow through the states from
+    Nothing is kept between calls unless ``stateful``: then the next call starts at ``held``, the states after the last
+    step ([states, B, ...], float32; ``v`` is the first of them, ``m`` the second), so that chunks of any length give
+    the spikes of the whole window. Gradients flow through the states from
     chunk to chunk; ``detach()`` cuts them there, and ``reset()`` forgets them.
 
     Args:
@@ -94,6 +100,9 @@ class SpikingNeuron(Stepping):
         v_seq: see ``store_v_seq``; None otherwise.
         probe: None, or a float32 tensor [T, 8] that requires grad; backward fills its gradient with the sums named by
             ``PROBE_FIELDS``.
+        on_fire: None, or a function that each call hands its spikes.
+        window: 0 where one call shows a whole window, else the steps of all of its calls together, over which a probe
+            then goes; ``reset`` or ``begin`` begins the next window.
 
     Raises:
         ValueError, TypeError: a constant out of its range, here; too few dimensions or a chunk that does not fit the
@@ -101,21 +110,24 @@ class SpikingNeuron(Stepping):
             numbers, other shapes, operations that look at several elements), in the first call, with its line.
     """
 
-    kind = "lif"
-    """Its equation, one of ``neuron.KINDS``."""
-
     resets: tuple[str, ...] = ("hard", "soft", "none")
     shown: tuple[str, ...] = (
         "v_threshold", "v_reset", "reset_mode", "detach_reset", "surrogate", "stateful"
     )  # fmt: skip
     """Attributes that a repr lists."""
 
+    has_surrogate = True
+    """Whether its spikes follow a surrogate backwards."""
+
+    nir = ""
+    """The node of NIR that it is; "" for none."""
+
     takes_norm = True
     """Whether a call may normalise the current: ``fused_norm``, ``BatchNormLIF``, and ``swap(net, fuse=True)``."""
 
-    v: Tensor | None
-    m: Tensor | None
     probe: Tensor | None
+    on_fire: Callable[[Tensor], object] | None = None
+    window = _seen = 0
     v_threshold: float | Tensor
 
     def __init__(
@@ -165,40 +177,43 @@ class SpikingNeuron(Stepping):
         self.step_mode = step_mode
         self.store_v_seq = store_v_seq
         self.v_seq: Tensor | None = None
-        self.v = self.m = None
+        self.held: Tensor | None = None
         self._began: Any = None  # the states before the last call
         self.probe = None
 
-    def neuron_arguments(self) -> dict[str, Any]:
-        """The neuron's constants by name: floats, or tensors [] or [C], which get gradients."""
-        return {
-            "decay": 1.0,
-            "gain": 1.0,
-            "threshold": self.v_threshold,
-            "reset": self.reset_mode,
-            "v_reset": 0.0 if self.v_reset is None else self.v_reset,
-            "detach_reset": self.detach_reset,
-            "surrogate": self.surrogate,
-        }
+    @property
+    def v(self) -> Tensor | None:
+        """The first state that is kept, [B, ...]."""
+        return None if self.held is None else self.held[0]
 
-    def record(self) -> Neuron:
-        """The neuron's constants, checked. Numbers of a class of ours are kept until an attribute changes."""
-        if torch.compiler.is_compiling():  # which would compile again for a record that is kept
-            return make_neuron(self.kind, **self.neuron_arguments())
-        kept = self.__dict__.get("_record")
-        if kept is not None:
-            return kept
-        made = make_neuron(self.kind, **self.neuron_arguments())
-        own = type(self).neuron_arguments.__module__.startswith(__package__)
-        if own and not any([isinstance(p, Tensor) for p in made.parameters]):
-            self.__dict__["_record"] = made
-        return made
+    @v.setter
+    def v(self, value: Tensor | None) -> None:
+        self._hold(0, value)
+
+    @property
+    def m(self) -> Tensor | None:
+        """The second; None where there is none."""
+        return self.held[1] if self.held is not None and len(self.held) > 1 else None
+
+    @m.setter
+    def m(self, value: Tensor | None) -> None:
+        self._hold(1, value)
+
+    def _hold(self, place: int, value: Tensor | None) -> None:
+        """Keeps a state; the others are those that are kept, or 0."""
+        if value is None:
+            self.held = None
+            return
+        nothing = torch.zeros_like(value)
+        every = [nothing] * len(self.states) if self.held is None else list(self.held)
+        every[place] = value
+        self.held = torch.stack(every)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _NO_CONSTANTS:
-            self.__dict__.pop("_record", None)
+            self.__dict__.pop("_records", None)
         super().__setattr__(name, value)
-        if (name not in _NO_CONSTANTS or name == "training") and self.has_step():
+        if name not in _NO_CONSTANTS or name == "training":
             self.changed()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -257,8 +272,8 @@ class SpikingNeuron(Stepping):
                     f"input of {type(self).__name__} has shape {tuple(x.shape)}; accepted with "
                     f"{len(value)} values of {name}: [T, B, {len(value)}, ...], channels are dim 2"
                 )
-        if self.keeps_state and self.v is not None:
-            last = self.v[0] if self.has_step() else self.v
+        if self.keeps_state and self.held is not None:
+            last = self.held[0]
             given_, kept = (x.shape[1:], x.device), (last.shape, last.device)
             if given_ != kept:
                 raise ValueError(
@@ -282,31 +297,13 @@ class SpikingNeuron(Stepping):
 
         What the kernels are held to. From the first states on, whatever the neuron keeps; it moves no state on.
         """
-        if self.has_step():
-            return self._loop(x, None)[0].to(x.dtype)
-        return define(Inputs(x), self.record(), Call()).spikes
+        return self.define_from(x, None)[0]
 
-    def _define(
-        self, inputs: Inputs, call: Call, norm: Norm | None, probe: Tensor | None
-    ) -> Outputs:
-        """What ``fire`` returns, by the step as it is."""
-        x, first, _, residual, spike_add = inputs
-        what = "a probe" if probe is not None else "a process group"
-        if probe is not None or (norm is not None and norm.process_group is not None):
-            raise ValueError(
-                f'{what} with {type(self).__name__}, whose backend is "eager"; accepted: none'
-            )
-        current = x if norm is None else normalised(x, norm)
-        if residual is not None:
-            current = current + residual.to(current.dtype)
-        spikes, states, trace = self._loop(current, first)
-        spikes = spikes if spike_add is None else spikes + spike_add
-        return Outputs(
-            spikes.to(x.dtype),
-            torch.stack(states) if call.return_v else None,
-            trace=torch.stack(trace) if call.return_trace else None,
-            current=current.to(x.dtype) if call.return_current else None,
-        )
+    def define_from(self, x: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``define``, from these states [states, B, ...] on; also the states after the last step."""
+        out = self._define(Inputs(x, states), Call(return_states=True))
+        assert out.states is not None
+        return out.spikes, out.states
 
     def _fire(
         self,
@@ -316,58 +313,108 @@ class SpikingNeuron(Stepping):
         residual: Tensor | None = None,
         spike_add: Tensor | None = None,
     ) -> Outputs:
+        """``_run``, whose spikes ``on_fire`` is handed."""
+        out = self._run(x, norm, return_current, residual, spike_add)
+        if self.on_fire is not None:
+            self.on_fire(out.spikes)
+        return out
+
+    def _run(
+        self,
+        x: Tensor,
+        norm: Norm | None = None,
+        return_current: bool = False,
+        residual: Tensor | None = None,
+        spike_add: Tensor | None = None,
+    ) -> Outputs:
         """The one way into the kernels: with the neuron's constants, its probe and its states, which it moves on."""
-        keeps, eager = self.keeps_state, self.backend == "eager"
-        neuron = None if eager else self._own_record(x) if self.has_step() else self.record()
+        keeps, first = self.keeps_state, None
         call = Call(
-            return_v=keeps,
-            return_current=return_current,
-            return_m=keeps and neuron is not None and neuron.has_m,
-            return_trace=self.keeps_trace,
+            return_states=keeps, return_current=return_current, return_trace=self.keeps_trace
         )
-        v = m = None
         if keeps:
             again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-            v, m = self._before_last() if again else (self.v, self.m)
-            self._began = None if again else (v, m)
-        run = fire if norm is None or norm.process_group is None else _over_ranks()
-        inputs = Inputs(x, v, m, residual, spike_add)
-        if neuron is None:
-            out = self._define(inputs, call, norm, self.probe)
+            first = self._before_last() if again else self.held
+            self._began = None if again else (first,)
+        inputs, probe = Inputs(x, first, residual, spike_add), self._rows(len(x))
+        if self.backend == "eager":
+            out = self._define(inputs, call, norm, probe)
         else:
-            out = run(inputs, neuron, call, norm, self.probe)
+            run = fire if norm is None or norm.process_group is None else _over_ranks()
+            out = run(inputs, self.record(x), call, norm, probe)
         if keeps and not again:
-            self.v, self.m = out.v_last, out.m_last
+            self.held = out.states
         if out.trace is not None:
             self.v_seq = out.trace
         return out
 
-    def _before_last(self) -> tuple[Tensor | None, Tensor | None]:
+    def _rows(self, steps: int) -> Tensor | None:
+        """The rows of the probe for the next so many steps of the window; none beyond it."""
+        probe = self.probe
+        if not self.window:
+            return probe
+        whole = probe is not None and len(probe) == steps
+        if whole and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return probe  # a checkpoint repeats the call within backward
+        before = self._seen
+        self._seen += steps
+        if probe is None or whole:
+            return probe
+        row = before * len(probe) // self.window
+        return probe[row : row + steps] if self._seen <= self.window else None
+
+    @property
+    def strayed(self) -> str:
+        """What its last window was, where it was not what ``window`` says; "" elsewhere."""
+        if self._seen == self.window or not self.window:
+            return ""
+        return f"is shown {self._seen} time steps, and when the network was looked at {self.window}"
+
+    def begin(self) -> None:
+        """Begins the next window, and keeps the states."""
+        self._seen = 0
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether its spikes are 0 or 1, as far as is known; those of I-LIF are 0..levels."""
+        return self.backend != "eager" and self.traced().is_binary
+
+    @property
+    def fuses(self) -> bool:
+        """Whether ``fused_norm`` computes what a call does: not with a ``forward`` of one's own."""
+        return self.takes_norm and type(self).forward is SpikingNeuron.forward
+
+    def _before_last(self) -> Tensor | None:
         """Where the last call began, for a checkpoint that repeats it within backward, once."""
         if self._began is None:
             raise ValueError(
                 f"{type(self).__name__} keeps its membrane, and a checkpoint repeats a call before its last one; "
                 "accepted: a checkpoint around one call with the whole window, or a neuron that is not stateful"
             )
-        return self._began
+        return self._began[0]
 
     def reset(self) -> None:
         """Forgets the states: the next call starts a new window."""
-        self.v = self.m = self.v_seq = self._began = None
+        self.begin()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets the states within a window."""
+        self.held = self.v_seq = self._began = None
 
     def detach(self) -> None:
         """Keeps the states' values and cuts their gradients (truncated back-propagation)."""
-        self.v, self.m = (None if s is None else s.detach() for s in (self.v, self.m))
+        self.held = None if self.held is None else self.held.detach()
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold the states without their graph, which torch cannot copy, and no ``v_seq``."""
-        states = {n: None if s is None else s.detach() for n, s in (("v", self.v), ("m", self.m))}
-        kept = {key: value for key, value in self.__dict__.items() if key != "_steps"}
-        return kept | states | {"v_seq": None, "_record": None, "_began": None}
+        kept = {key: value for key, value in self.__dict__.items() if key not in _MADE}
+        held = None if self.held is None else self.held.detach()
+        return kept | {"held": held, "v_seq": None, "_began": None}
 
     def extra_repr(self) -> str:
         shown = self.shown
-        if self.has_step() and shown is SpikingNeuron.shown:
+        if self._family is None and shown is SpikingNeuron.shown:
             shown = ("states", "surrogate", "stateful")
         shown = (*shown, "step_mode") if self.step_mode == "s" else shown
         values = {name: words_of(getattr(self, name)) for name in shown}
@@ -376,92 +423,27 @@ class SpikingNeuron(Stepping):
         )
 
 
-class IF(SpikingNeuron):
-    """Integrate and fire: h[t] = v[t-1] + x[t]. Arguments: see ``SpikingNeuron``."""
+class Beyond(SpikingNeuron):
+    """What they share: the decay, as a time constant or as it is."""
 
-
-class LIF(SpikingNeuron):
-    """Leaky integrate and fire: h[t] = (1 - 1/tau) * v[t-1] + gain * x[t].
-
-    With a hard reset the membrane leaks toward ``v_reset``. SpikingJelly's LIFNode, whose default is
-    ``detach_reset=False``.
-
-    Args:
-        tau: time constant in steps, >= 1.
-        decay_input: gain is 1/tau, else 1.
-        v_threshold, v_reset, options: see ``SpikingNeuron``.
-
-    Raises:
-        ValueError: a constant out of its range.
-    """
-
-    shown = ("tau", "decay_input", *SpikingNeuron.shown)
+    shown = ("decay", *SpikingNeuron.shown)
+    constants: tuple[str, ...] = ("decay", "gain", "v_threshold")
+    decay: float | Tensor
+    gain: float | Tensor = 1.0
 
     def __init__(
         self,
-        tau: float = 2.0,
-        decay_input: bool = True,
-        v_threshold: float | Tensor = 1.0,
-        v_reset: float | None = 0.0,
+        tau: float,
+        decay: float | Tensor | None,
+        v_threshold: float | Tensor,
+        v_reset: float | None,
         **options: Unpack[AllOptions],
     ) -> None:
+        if v_reset not in (None, 0.0):
+            raise ValueError(f"v_reset {v_reset!r} of {type(self).__name__}: accepted: 0.0, None")
         super().__init__(v_threshold, v_reset, **options)
-        self.tau = time_constant("tau", tau)
-        self.decay_input = decay_input
-
-    def neuron_arguments(self) -> dict[str, Any]:
-        gain = 1 / self.tau if self.decay_input else 1.0
-        return super().neuron_arguments() | {"decay": 1 - 1 / self.tau, "gain": gain}
-
-
-class PLIF(SpikingNeuron):
-    """LIF with a learnable leak: 1/tau = sigmoid(w) (Fang et al. 2021, arXiv 2007.05785).
-
-    With ``decay_input`` gradients also flow through the gain 1/tau. SpikingJelly's ParametricLIFNode.
-
-    Args:
-        init_tau: time constant in steps at the start, > 1.
-        decay_input: gain is 1/tau, else 1.
-        per_channel: number of channels C (dim 2 of the input), each with a leak of its own; None for one leak. The
-            parameter ``w`` has shape [C] or [].
-        v_threshold, v_reset, options: see ``SpikingNeuron``.
-
-    Raises:
-        ValueError: a constant out of its range.
-    """
-
-    shown = ("init_tau", "decay_input", "per_channel", *SpikingNeuron.shown)
-
-    def __init__(
-        self,
-        init_tau: float = 2.0,
-        decay_input: bool = True,
-        v_threshold: float | Tensor = 1.0,
-        v_reset: float | None = 0.0,
-        *,
-        per_channel: int | None = None,
-        **options: Unpack[AllOptions],
-    ) -> None:
-        super().__init__(v_threshold, v_reset, **options)
-        if not (init_tau > 1 and math.isfinite(init_tau)):
-            raise ValueError(f"init_tau {init_tau!r}: accepted: a finite number above 1")
-        if per_channel is not None and per_channel < 1:
-            raise ValueError(
-                f"per_channel {per_channel!r}: accepted: a number of channels, or None"
-            )
-        self.init_tau = float(init_tau)
-        self.decay_input = decay_input
-        self.per_channel = per_channel
-        shape = () if per_channel is None else (per_channel,)
-        self.w = nn.Parameter(torch.full(shape, -math.log(init_tau - 1)))
-
-    def neuron_arguments(self) -> dict[str, Any]:
-        w = wide(self.w)
-        # sigmoid(-w) = 1 - sigmoid(w) without the cancellation at a large tau
-        learnt = {"decay": torch.sigmoid(-w)}
-        if self.decay_input:
-            learnt["gain"] = torch.sigmoid(w)
-        return super().neuron_arguments() | learnt
+        tau = time_constant("tau", tau)
+        keep(self, "decay", 1 - 1 / tau if decay is None else decay)
 
 
 def norm_record(

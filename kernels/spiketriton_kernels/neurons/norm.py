@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .neurons import LIF, SpikingNeuron, norm_record
+from .base import SpikingNeuron, norm_record
+from .lif import LIF
 
 
 class BatchNormLIF(nn.modules.batchnorm._NormBase):

@@ -1,0 +1,77 @@
+"""The forms of our own neurons: which of its choices a step was traced with, and which step serves in its place.
+
+A choice is compiled in (a reset, the surrogate's shape, what learns); a constant is not. What a call compiles is one
+form; ``python -m spiketriton_kernels`` compiles all of a kind into one library, in which a form whose surrogate has its
+number as a constant serves for those of every shape.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .printed import ANY
+from .step import Hoisted, Step
+
+
+class Form(NamedTuple):
+    """``options``: what its step reads besides constants, in the order of the class's ``options``."""
+
+    kind: str
+    options: tuple[Any, ...]
+    shape: str
+    learns: tuple[str, ...]
+    own: Any = None  # a surrogate of one's own: registered again, it is another
+
+    def traced(self) -> tuple[Step, Hoisted]:
+        return _traced(self)
+
+    @property
+    def whole(self) -> int:
+        """The number of the form that serves in its place, in the library of the whole kind."""
+        one = self._replace(shape=ANY, learns=_families[self.kind].learns if self.learns else ())
+        return forms(self.kind).index(one)
+
+
+class Family(NamedTuple):
+    """A kind of neuron: how a form of it is traced, its choices, all that may learn, and the file of its equations."""
+
+    trace: Callable[[Form], tuple[Step, Hoisted]]
+    options: Callable[[], list[tuple[Any, ...]]]
+    learns: tuple[str, ...]
+    file: str
+
+
+_families: dict[str, Family] = {}
+
+
+def register(kind: str, family: Family) -> None:
+    _families[kind] = family
+
+
+def file_of(kind: str) -> str:
+    return _families[kind].file
+
+
+def kinds() -> tuple[str, ...]:
+    """Those that are compiled whole."""
+    return tuple(_families)
+
+
+@functools.cache
+def _traced(form: Form) -> tuple[Step, Hoisted]:
+    return _families[form.kind].trace(form)
+
+
+@functools.cache
+def forms(kind: str) -> list[Form]:
+    """Those that together serve every neuron of a kind."""
+    family = _families[kind]
+    learns = ((), family.learns)
+    return [Form(kind, options, ANY, some) for options in family.options() for some in learns]
+
+
+def steps(kind: str) -> list[Step]:
+    """Their steps, in that order."""
+    return [form.traced()[0] for form in forms(kind)]
