@@ -28,6 +28,8 @@ _SIZES = struct.Struct("@8q")
 @functools.cache
 def available() -> bool:
     """Whether this processor has such a unit, the system lends it to this process, and there is a compiler for it."""
+    if "amx_bf16" not in native._machine():
+        return False  # nothing is compiled
     library = load("tiles")
     return not isinstance(library, native.CompilerError) and bool(library.spiketriton_tiles())
 

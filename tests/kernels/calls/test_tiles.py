@@ -169,6 +169,18 @@ def test_no_images():
     assert not dw.any()
 
 
+def test_processors_without_a_unit_compile_nothing(monkeypatch):
+    monkeypatch.setattr(
+        "spiketriton_kernels.backends.native._machine", lambda: "flags: avx512_bf16"
+    )
+    monkeypatch.setattr(tiles, "load", None)
+    tiles.available.cache_clear()
+    try:
+        assert not tiles.serves(torch.bfloat16, 16, 16, 3, 1)
+    finally:
+        tiles.available.cache_clear()
+
+
 def test_what_it_serves():
     assert tiles.serves(torch.bfloat16, 16, 48, 3, 2)
     for other in [
