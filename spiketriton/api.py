@@ -36,7 +36,7 @@ from spiketriton.evaluate.results import Evaluation
 from spiketriton.export.nir_network import network as from_nir
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.prober import Prober
-from spiketriton.gradients.verdict import Learned, Verdict, judge
+from spiketriton.gradients.verdict import Learned, Verdict, Word, judge
 from spiketriton.models import Network
 from spiketriton.models.network import in_eval_mode
 from spiketriton.plugins.tasks import answers, has_time, task_of
@@ -329,7 +329,9 @@ def _diagnosed(
     found = own_cures([neuron for _, neuron in copy.neurons()], verdict) if tries else []
     trials = None
     if found and len(batch) == 2:  # of lengths no trial knows
-        trials = try_on_batch(fresh, (batch[0], batch[1]), images, loss, found, optimizer, tries)
+        forgets = verdict.through.word == Word.FORGETS
+        one = batch[0], batch[1]
+        trials = try_on_batch(fresh, one, images, loss, found, optimizer, tries, apart=forgets)
     return NetDiagnosis(measured, signal.overlap, verdict, trials)
 
 

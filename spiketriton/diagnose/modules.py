@@ -1,5 +1,6 @@
 """A module without a recipe, diagnosed: how it is called, and what helps it."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -108,9 +109,19 @@ def try_on_batch(
     found: Sequence[Cure],
     optimizer: str,
     tries: int,
+    *,
+    apart: bool = False,
 ) -> Trials:
-    """Trains copies for some steps on the first few images of a batch, as they are and with one change each."""
+    """Trains copies for some steps on the first few images of a batch, as they are and with one change each.
+
+    apart: whether the loss is that of the last third of them, on which nothing is trained. Images that are shown again
+    and again are learnt by heart from any step; what is remembered of an early one shows only in others.
+    """
     fresh, batch = net, few_of(*batch, images)
+    x, y = batch
+    count = x.shape[images]
+    part = 2 * count // 3 if apart and isinstance(y, Tensor) and count > 2 else count
+    shown = (x.narrow(images, 0, part), y[:part] if isinstance(y, Tensor) else y)
     rate = RATES[optimizer][2]  # of networks that no recipe knows
 
     def trained(cure: Cure | None) -> float:
@@ -124,10 +135,15 @@ def try_on_batch(
         made = build_optimizer(TrainConfig(optimizer=optimizer), net, rate)  # type: ignore[arg-type]
         level = torch.optim.lr_scheduler.ConstantLR(made, factor=1.0)
         limit = 1.0 if cure is CLIPPING else 0.0
-        return loss_after(net, _again(batch), loss, tries, made, level, limit)
+        found = loss_after(net, _again(shown), loss, tries, made, level, limit)
+        if part == count:
+            return found
+        with torch.no_grad():
+            value = loss(net.eval()(x.narrow(images, part, count - part)), y[part:])
+        return float(value) if value.isfinite() else math.inf
 
     changed = tuple((cure, trained(cure)) for cure in found)
-    return Trials(tries, batch[0].shape[images], trained(None), changed)
+    return Trials(tries, part, trained(None), changed, others=count - part)
 
 
 def named_as_given(measured: Measurement) -> Measurement:

@@ -32,7 +32,7 @@ MOST_CHANGES = 6
 class Trials:
     """steps, images: of each trial. as_it_is: the loss at its end, the mean of the last fifth of the steps; infinite
     where it was not finite. changed: the changes that were tried, with theirs. guess: that of answering without a
-    look; None: it is not known.
+    look; None: it is not known. others: images that were not trained on, of which the losses are; 0: there are none.
     """
 
     steps: int
@@ -40,6 +40,7 @@ class Trials:
     as_it_is: float
     changed: tuple[tuple[Cure, float], ...]
     guess: float | None = None
+    others: int = 0
 
     @property
     def helped(self) -> list[tuple[Cure, float]]:

@@ -37,9 +37,10 @@ def tried(trials: Trials) -> str:
     idle = [f"{change(c)} ({_loss(loss)})" for c, loss in trials.changed if c not in helped]
     guess = "" if trials.guess is None else f", of guessing {_loss(trials.guess)}"
     both = " than both" if guess else ""
+    of = f"of {trials.others} others " if trials.others else ""
     said = (
         f"fresh nets were trained for {trials.steps} steps of {trials.images} images: "
-        f"as it is the loss is {_loss(trials.as_it_is)}{guess}"
+        f"as it is the loss {of}is {_loss(trials.as_it_is)}{guess}"
     )
     if helped:
         best = (f"{change(cure)} ({_loss(loss)})" for cure, loss in trials.helped)
