@@ -339,7 +339,10 @@ def _packed(served: Library, neuron: Neuron) -> bytes:
     ):  # its constants are in another order, and the surrogate's number is one of them
         form = step.form.whole
         given = dict(zip(step.constants, zip(constants, rows, strict=True), strict=True))
-        given["shape"] = (float(_SHAPES[step.form.shape]), -1)
+        if (
+            step.form.shape in _SHAPES
+        ):  # of a step that reads none, any form may have been traced first
+            given["shape"] = (float(_SHAPES[step.form.shape]), -1)
         pairs = [given.get(name, (0.0, -1)) for name in _constants(served, step)]
         constants, rows = zip(*pairs, strict=True)
     parts = [NEURON.pack(form, neuron.rows, neuron.channels), _starts(neuron.starts)]
