@@ -33,6 +33,7 @@ from spiketriton.diagnose.trials import STEPS, Trials
 from spiketriton.diagnose.words import tried
 from spiketriton.evaluate.evaluation import evaluate
 from spiketriton.evaluate.results import Evaluation
+from spiketriton.evaluate.stream import Stream
 from spiketriton.export.nir_network import network as from_nir
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.prober import Prober
@@ -416,6 +417,21 @@ class Run:
                     currents = answers(self.model, self._run.to_device(batch), known)
                 found.append(task.predict(currents.float(), *known).cpu())
         return torch.cat(found)
+
+    def stream(self) -> Stream:
+        """Answers while the input arrives: `step(frame)` gives the answer so far, `reset()` begins anew.
+
+        The answer is what `predict` gives of the frames so far: of classification the softmax of the mean of the
+        logits, or with `loss.read = "last"` of the last step's. Frames are prepared as the data of the run. A stream
+        has a copy of the network as it is now, so that several do not disturb each other, nor a training. It is first
+        shown noise, as whole windows and one step at a time.
+
+        Raises:
+            UserError: the network needs whole windows, and what in it: parallel neurons (PSN), a loop over time or
+                attention over time in a network of one's own.
+        """
+        with self._one, undisturbed():
+            return Stream(self._run)
 
     def evaluate(self, steps: int | None = None) -> Evaluation:
         """The score by time step, confusion, spikes, operations and energy on the test images.

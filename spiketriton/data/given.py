@@ -52,6 +52,39 @@ def given_images(images: Any, facts: Facts, batch_size: int, config: DataConfig)
     )
 
 
+def given_step(values: Any, facts: Facts, config: DataConfig) -> Tensor:
+    """A time step of an image, recording or sequence, or of B of them [B, ...], as the network sees it: [1, B, ...].
+
+    values: images as in `GivenSplit`; counts of a frame, uint8 [2, S, S]; numbers of a sequence [C]; of images that
+    are shown as sequences their pixels of the step, floats in 0..1 or uint8. UserError: others.
+    """
+    sizes = facts.image_shape if facts.frames else (facts.channels, "H", "W")
+    words = ", ".join(map(str, sizes))
+    accepted = f"[{words}], or [B, {words}] of B streams"
+    if not isinstance(values, Tensor | np.ndarray):
+        kind = type(values).__name__
+        raise UserError(f"a step as a {kind}; accepted: a tensor or an array, {accepted}")
+    values, given = as_tensor(values).detach().cpu(), [*values.shape]
+    if values.ndim == len(sizes):
+        values = values.unsqueeze(0)
+    fits = values.ndim == 1 + len(sizes) and all(
+        isinstance(size, str) or size == found
+        for size, found in zip(sizes, values.shape[1:], strict=True)
+    )
+    if not fits or 0 in values.shape:
+        raise UserError(f"a step of shape {given}; accepted: {accepted}")
+    if facts.sequence and facts.move != "sequence":
+        pixels = in_bytes(values, f"uint8 or floats in 0..1, {accepted}")
+        normal = transform_of(replace(facts, sequence=""), Augmentation("none"))
+        return normal.finish(pixels.view(len(values), facts.channels, 1, -1), {}).flatten(1)[None]
+    if facts.frames:
+        if facts.move == "events" and values.dtype != torch.uint8:
+            raise UserError(f"a step of {values.dtype}; accepted: uint8 counts, {accepted}")
+        values, facts = values.unsqueeze(1), replace(facts, frames=1, padded=False)
+    ((seen, *_),) = given_images(values, facts, len(values), config)
+    return seen if facts.frames else seen.unsqueeze(0)
+
+
 def endings(facts: Facts) -> tuple[str, ...]:
     """Of the files that are answered in a folder, in small letters."""
     if facts.move == "events":

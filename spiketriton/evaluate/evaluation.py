@@ -209,7 +209,7 @@ def _chunks_of_window(run: TrainedRun, images: Tensor, steps: int) -> Chunks:
     """
     ends = sorted({*range(CHUNK, steps, CHUNK), run.time_steps, steps})
     chunks = [(start, end - start) for start, end in itertools.pairwise([0, *ends])]
-    if len(chunks) == 1 or not run.model.streams:
+    if len(chunks) == 1 or not run.model.chunked:
         return [(0, steps)]
     whole, cut = (_window_of(run, images, x) for x in ([(0, steps)], chunks))
     far = (cut - whole).abs().mean()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spiketriton.config.parts import named_object
 from spiketriton.config.recipe import Arguments
 from spiketriton.config.words import some
+from spiketriton.models.agreement import refuse_other_parts
 from spiketriton.models.convolutions import keep_sound
 from spiketriton.models.inspection import (
     constants_of,
@@ -35,7 +36,7 @@ from spiketriton.models.inspection import (
 from spiketriton.models.layers import Parts, over_time
 from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network, trial, undisturbed
-from spiketriton.neurons import SpikingNeuron, adopt
+from spiketriton.neurons import SpikingNeuron, adopt, told_of_spikes
 from spiketriton.plugins.tasks import has_time
 from spiketriton.system.errors import UserError, one_line
 from spiketriton_kernels import nn as kernels
@@ -96,7 +97,7 @@ def _plain(arguments: Arguments) -> dict[str, Any]:
 class ForeignNetwork(Network):
     """A module that was written for another program, called as it asks for.
 
-    Membranes and other states are forgotten before every call. `net` is the module itself.
+    Membranes and other states are forgotten before every call, but after `set_stateful`. `net` is the module itself.
 
     Args:
         name: "MODULE:NAME", for messages.
@@ -117,7 +118,7 @@ class ForeignNetwork(Network):
 
     draws = True  # perhaps  # type: ignore[assignment]
     uses_all_weights = False  # perhaps
-    streams = False  # its time may be inside, and its state is not all in neurons
+    chunked = False  # its time may be inside, and its state is not all in neurons
 
     def __init__(
         self,
@@ -145,6 +146,8 @@ class ForeignNetwork(Network):
         except (TypeError, ValueError) as error:
             raise UserError(f"{name}: {error}") from None
         keep_sound(net)
+        self._shape = shape
+        self._continued: list[SpikingNeuron] = []  # those that `set_stateful` made stateful
         self._layers: list[tuple[str, SpikingNeuron]] = []
         self._replaced: list[tuple[nn.Module, str]] = []
         self.unmeasured: dict[str, str] = dict(self.swapped.left)
@@ -184,7 +187,8 @@ class ForeignNetwork(Network):
         return "[T, B, C]" if self.sequence else "[T, B, C, H, W]"
 
     def currents(self, images: Tensor, steps: int) -> Tensor:
-        self.reset()
+        if not self.streaming:
+            self.reset()
         with self._in_place():
             found = self._called(self.net, self.takes, images, steps)
         return found if self.answers_each_step else found.unsqueeze(0)
@@ -225,10 +229,71 @@ class ForeignNetwork(Network):
                 method = getattr(module, word, None)
                 if callable(method) and needs_nothing(method):
                     method()
+        for norm in self._norms():
+            norm.first_step = 0
 
     def set_stateful(self, stateful: bool = True) -> None:
-        """Starts a new window; `streams` is false, so that none is continued."""
+        """Whether each call continues the window where the last one ended; starts a new window.
+
+        Windows of noise are then shown as a whole and one step at a time. UserError: it cannot continue a window, or
+        answers otherwise to one in parts; it is then as if `stateful` were false.
+        """
+        calls = self._calls_in_a_window() if stateful else {}
+        if stateful and (why := self._only_whole(calls)):
+            raise UserError(
+                f"{self.name} is shown whole windows only: {why}; accepted: predict, which shows a whole one, or a "
+                "network that takes one step a call, or whose neurons are the kernels', each called once for a window"
+            )
+        self._continue(False)
+        if stateful:
+            once = [self.get_submodule(name) for name, counts in calls.items() if len(counts) == 1]
+            self._continued = [
+                m for m in once if isinstance(m, SpikingNeuron) and not m.keeps_state
+            ]
+            try:
+                refuse_other_parts(self, self._shape, self._continue)
+            except BaseException:
+                self._continue(False)
+                raise
+
+    def _continue(self, stateful: bool) -> None:
+        """`set_stateful` without a look; the neurons in question are known."""
+        for neuron in self._continued:
+            neuron.stateful = stateful
+        self.streaming = stateful
         self.reset()
+
+    @torch.no_grad()
+    def _calls_in_a_window(self) -> dict[str, list[int]]:
+        """By name, how many steps each call of a neuron shows it, also where it is called with its norm."""
+        if self.takes != "time_first":
+            return {}
+        self._continue(False)
+        calls: dict[str, list[int]] = {}
+        window = noise(2 * self.time_steps, self._shape).unflatten(0, (self.time_steps, 2))
+
+        def count(name: str, spikes: Tensor) -> None:
+            calls.setdefault(name, []).append(len(spikes))
+
+        with undisturbed(self), told_of_spikes(self._neurons(), count):
+            self(window.to(next(self.parameters(), window).device))
+        return calls
+
+    def _only_whole(self, calls: Mapping[str, list[int]]) -> str:
+        """Why no call can continue a window; "" where perhaps one can."""
+        if self.takes == "steps":  # a window is such calls already
+            return ""
+        if self.takes == "images":
+            return f"it takes images {self._image} and loops over {self.time_steps} time steps by itself"
+        if self.swapped.left:
+            name, why = next(iter(self.swapped.left.items()))
+            return f"{name} is not the kernels' ({why})"
+        if parallel := self.parallel_neurons():
+            return f"{parallel[0]} is a parallel neuron, which reads all steps at once"
+        for name, counts in calls.items():
+            if counts not in ([self.time_steps], [1] * self.time_steps):
+                return f"{name} is called {len(counts)} times for a window, with {sum(counts)} steps in all"
+        return ""
 
     def spiking_layers(self) -> list[tuple[str, SpikingNeuron]]:
         """Those that can be measured, in the order in which they are called."""

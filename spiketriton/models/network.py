@@ -126,9 +126,13 @@ class Network(nn.Module):
         return self.fc(read)
 
     @property
-    def streams(self) -> bool:
-        """Whether `set_stateful` lets a window be run in chunks."""
-        return not any(neuron.kind == "psn" for _, neuron in self.spiking_layers())
+    def chunked(self) -> bool:
+        """Whether tests run long windows in chunks, by `set_stateful`."""
+        return not self.parallel_neurons()
+
+    def parallel_neurons(self) -> list[str]:
+        """Names of those that read a window at once, and have no state that one step could hand to the next."""
+        return [name for name, neuron in self._neurons() if neuron.kind == "psn"]
 
     @property
     def draws(self) -> bool:

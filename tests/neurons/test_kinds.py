@@ -82,7 +82,7 @@ def test_a_parallel_neuron_has_its_keys_and_runs_whole_windows_only(kind):
     assert getattr(neuron, "k", 3) == 3
     assert getattr(neuron, "T", 4) == 4
     images, _ = batch()
-    assert not net.streams
+    assert not net.chunked
     net.set_stateful()
     with pytest.raises(ValueError, match="accepted: whole windows"):
         net(images)

@@ -38,12 +38,10 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert run.metrics["test_accuracy"][-1] > 0.5
     np.save("one.npy", np.zeros((40, 4)))
     assert run.predict("one.npy").shape == (1, 3)
-    net = run.model
-    x = torch.zeros(50, 1, 4)
-    with torch.no_grad():
-        whole = net(x)
-        net.set_stateful()
-        torch.testing.assert_close(torch.cat([net(frame[None]) for frame in x]), whole)
+    values = np.random.default_rng(0).normal(size=(1, 50, 4))
+    stream = run.stream()
+    answers = [stream.step(values[:, t]) for t in range(50)]
+    torch.testing.assert_close(answers[-1], run.predict(values))
 
 
 def test_the_page_names_what_there_is():
