@@ -81,7 +81,8 @@ def given_step(values: Any, facts: Facts, config: DataConfig) -> Tensor:
         if facts.move == "events" and values.dtype != torch.uint8:
             raise UserError(f"a step of {values.dtype}; accepted: uint8 counts, {accepted}")
         values, facts = values.unsqueeze(1), replace(facts, frames=1, padded=False)
-    ((seen, *_),) = given_images(values, facts, len(values), config)
+    test = given_images(values, facts, len(values), config)
+    seen = test.dataset.whole(test.dataset.split.read(test.members))
     return seen if facts.frames else seen.unsqueeze(0)
 
 

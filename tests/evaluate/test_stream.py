@@ -15,7 +15,7 @@ from spiketriton.config.parts import IN_HAND, handed
 from spiketriton.data.facts import Facts
 from spiketriton.models import build_model
 from spiketriton.neurons import SpikingNeuron as EngineNeuron
-from spiketriton.plugins.tasks import task_of
+from spiketriton.plugins.tasks import Task, task_of
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import UserError
 from spiketriton.training.placement import Placement
@@ -190,10 +190,35 @@ def test_what_is_no_next_step_is_refused_and_nothing_was_shown():
         torch.testing.assert_close(stream.step(frame), answer, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="tebn has gains for 5 time steps, but 6 are needed"):
         stream.step(frames[0])
+    assert stream.steps == T  # it is still at the end of the window
     stream.reset()
     assert stream.step(frames[0][:2]).shape == (2, K)  # of any number again
     with pytest.raises(UserError, match=r"of shape \[5\]; accepted: \[6\], or \[B, 6\] of B"):
         made(SIGNALS, "model.name=sequence").stream().step(np.zeros(5))
+
+
+@plugins.loss("loudest_step")
+class Loudest(Task):
+    """Its prediction reads each step."""
+
+    score = "loudness"
+
+    def loss(self, currents: Tensor, targets: Tensor) -> Tensor:
+        return (currents.amax(0) - targets).square().mean()
+
+    def measure(self, currents: Tensor, targets: Tensor) -> Tensor:
+        return currents.amax(0).sum()
+
+    def predict(self, currents: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return currents.amax(0)
+
+
+def test_a_task_of_ones_own_is_given_all_steps_so_far():
+    run = made(FRAMES, "loss.kind=loudest_step")
+    given = window(FRAMES)
+    stream = run.stream()
+    for frame, answer in zip(steps_of(FRAMES, given), so_far(run, given), strict=True):
+        torch.testing.assert_close(stream.step(frame), answer, rtol=1e-4, atol=1e-5)
 
 
 # ---- networks that were handed over
