@@ -306,7 +306,7 @@ class Trainer:
         """Measures the network as `diagnose` does, on the same images, and judges it; all ranks do, and alike."""
         if not (self.monitor.layers and self.recipe.monitor.enabled):
             return
-        with self.meters.aside(), randomness.kept():  # a loss of one's own may draw
+        with self.aside():
             try:
                 prober = self.prober()
                 found = prober.measure(time=True), prober.signal()
@@ -317,11 +317,21 @@ class Trainer:
 
     def shares(self) -> Shares | None:
         """What reaches each time step by way of time, on the images by which the net is judged."""
-        with self.meters.aside(), randomness.kept():
+        with self.aside():
             try:
                 return self.prober().through_time()
             except UserError:  # as `judge` has said
                 return None
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """For measurements that every rank makes of the same images, each by itself."""
+        self.model.set_synchronised(False)
+        try:
+            with self.meters.aside(), randomness.kept():  # a loss of one's own may draw
+                yield
+        finally:
+            self.model.set_synchronised(self.shares_statistics)
 
     def prober(self) -> Prober:
         if not self.probed:
