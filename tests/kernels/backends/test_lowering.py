@@ -149,7 +149,7 @@ BARS = {
     ("own step backward", "sm_90"): 128,
     ("own step backward", "gfx942"): 89,
     ("alif backward", "sm_80"): 95,
-    ("alif backward", "sm_90"): 82,
+    ("alif backward", "sm_90"): 92,
     ("alif backward", "gfx942"): 63,
     ("clif backward", "sm_90"): 151,
     ("cuba backward", "sm_90"): 80,
@@ -358,7 +358,7 @@ PASSES = {
     "everything forward": (2, 2),
     "everything backward": (3, 0),
     "bn_lif+current backward, probe": (4, 1),
-    "learnt by channel backward": (3, 1),  # x again, for the gain
+    "learnt by channel backward": (2, 1),
     "own step behind a norm backward": (2, 0),
 }
 """Loads and stores of tensors of T x N elements."""
