@@ -113,7 +113,7 @@ def _build(dtype: torch.dtype, what: str | Step | None) -> Path:
     """The library of a dtype and a step; of a whole kind, by its name or where there is one instead of a step's own."""
     compiler = _compiler()
     version = _version(compiler)
-    if isinstance(what, Step) and what.form is not None and not what.own_surrogate:
+    if isinstance(what, Step) and what.form is not None and what.form.own is None:
         whole = what.form.kind
         if WHOLE or _target(dtype, whole, version).exists():
             what = whole
