@@ -18,6 +18,8 @@ QUINTIC = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: brings singular values 
 ROUNDS = 3  # they take five, which trained no better here
 SIZE = 0.2  # of AdamW's usual step, in units of its rate (Liu et al.)
 
+LOOKS = ("cpu",)  # devices that need not be waited for, so that a step is kept in place
+
 Groups = list[dict[str, Any]]
 
 
@@ -69,7 +71,7 @@ class Muon(Optimizer):
         self.adamw.param_groups, self.adamw.state = self._groups(orthogonal=False), self.state
         self.adamw.__dict__["found_inf"] = found
         self.adamw.step()
-        if found is not None and found.device.type == "cpu":
+        if found is not None and found.device.type in LOOKS:
             if found > 0:
                 return
             found = None
@@ -87,10 +89,11 @@ class Muon(Optimizer):
             for p, moment, direction in zip(trained, moments, directions, strict=True):
                 rate = group["lr"] * SIZE * max(p.shape[0], p[0].numel()) ** 0.5
                 decay = 1 - group["lr"] * group["weight_decay"]
+                direction = direction * rate  # no alpha: a rate on the device would be waited for
                 if found is None:
-                    p.mul_(decay).add_(direction, alpha=-rate)
+                    p.mul_(decay).sub_(direction)
                     continue
-                weight = (p * decay).add_(direction, alpha=-rate)
+                weight = p * decay - direction
                 momentum = self.state[p]["momentum_buffer"]
                 for old, new in ((momentum, moment), (p, weight)):
                     old.copy_(torch.where(found > 0, old, new))

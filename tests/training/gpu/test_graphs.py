@@ -56,6 +56,15 @@ def reads_refused() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def as_on_a_gpu():
+    """Without what only CPUs have: convolutions by tiles, and a Muon that looks at what it is told."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spiketriton_kernels.convolutions.tiles.available", lambda: False)
+        patch.setattr("spiketriton.training.muon.LOOKS", ())
+        yield
+
+
 class Tape(TorchDispatchMode):
     """One recorded call: its operations with their tensors and numbers; refuses what waits."""
 
