@@ -111,7 +111,7 @@ def check_call(
     if not neuron.is_plain:
         learnt = neuron.given()
         for name, value in zip(learnt, learnt.values(), strict=True):
-            word = neuron.step.constants[int(name.split()[1])]
+            word = neuron.step.constants[int(name.split()[1])].replace("surrogate_", "surrogate ")
             check_constant(word, value, x)
         given |= learnt
     if norm is not None:

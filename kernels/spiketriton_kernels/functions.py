@@ -77,7 +77,9 @@ def _told(neuron: type[Stepping], surrogate: Any, chosen: Any, numbers: Any) -> 
         raise ValueError(f"levels {levels!r}: accepted: an integer from 1 to {MAX_LEVELS}")
     for name, value in constants.items():
         word = "threshold" if name == "v_threshold" else name
-        if not isinstance(value, torch.Tensor):
+        if (
+            not isinstance(value, torch.Tensor) or name == "v_reset"
+        ):  # of which start and leak are chosen
             check_float(word, value)
             constants[name] = float(value)
         elif not value.is_floating_point():

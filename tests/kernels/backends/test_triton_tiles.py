@@ -283,5 +283,5 @@ def test_a_walk_copies_its_next_tile_meanwhile_but_not_where_a_probe_measures(
     x = normal((4, 2, 64, 4, 4)).requires_grad_()
     probe = torch.zeros(4, len(PROBE_FIELDS), requires_grad=True) if probed else None
     multistep_bn_lif(x, *(torch.ones(64) for _ in range(4)), probe=probe).sum().backward()
-    sums, dy = (named["WINDOW"].stages for named in seen if "LEARNT" in named)
+    sums, dy = (named["WINDOW"].stages for named in seen if "OWN_AREA" in named)
     assert (sums, dy) == (stages, 2)
