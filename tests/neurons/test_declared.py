@@ -20,6 +20,7 @@ def test_a_declared_neuron_is_its_step(name, backend):
     if backend == "native":
         need_native()
     kind, config = kinds()[name], NeuronConfig(kind=name)
+    torch.manual_seed(0)
     neuron = build_neuron(config, T)
     assert type(neuron) is getattr(importlib.import_module(kind.module), kind.made_by)
     assert {*kind.resets} <= {*neuron.resets}
@@ -35,7 +36,7 @@ def test_a_declared_neuron_is_its_step(name, backend):
         found = torch.autograd.grad((spikes * weights).sum(), tensors, allow_unused=True)
         runs.append([spikes, *found])
     assert torch.equal(runs[0][0], runs[1][0])
-    assert 0.02 < float((runs[0][0] > 0).float().mean()) < 0.98
+    assert 0.002 < float((runs[0][0] > 0).float().mean()) < 0.98
     for by_kernels, by_definition in zip(*runs, strict=True):
         torch.testing.assert_close(by_kernels, by_definition, rtol=1e-4, atol=1e-4)
 
@@ -48,4 +49,4 @@ def test_a_key_of_its_own_has_an_effect_for_it_alone(name):
         value = type(default)(max(lowest, 1) + 1)
         other = build_neuron(NeuronConfig(kind=name, **{key: value}), T)
         assert doc
-        assert repr(other) != repr(neuron) or other.__dict__ != neuron.__dict__
+        assert repr(other) != repr(neuron)
