@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from .steps.step import Step, named
+from .steps.forms import named
+from .steps.step import Step
 
 
 def membrane_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -108,7 +109,7 @@ class Neuron(NamedTuple):
         """The step, of each constant whether it is a tensor, and the call."""
         tensors = "".join(["01"[isinstance(c, torch.Tensor)] for c in self.constants])
         flags = ["01"[flag] for flag in call[1:]]
-        return " ".join((self.step.name, f"-{tensors}", call.group, *flags))
+        return " ".join((self.step.word, f"-{tensors}", call.group, *flags))
 
     @staticmethod
     def of(
@@ -186,7 +187,7 @@ def place(i: int) -> str:
 
 @functools.lru_cache
 def parsed(words: str) -> tuple[str, tuple[bool, ...], Call]:
-    """The step's name, which constants are tensors, the call."""
+    """The step's word, which constants are tensors, the call."""
     name, tensors, group, *flags = words.split(" ")
     call = Call(group, *(flag == "1" for flag in flags))
     return name, tuple(flag == "1" for flag in tensors[1:]), call

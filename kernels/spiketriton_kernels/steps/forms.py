@@ -8,11 +8,12 @@ number as a constant serves for those of every shape.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .printed import ANY
-from .step import Hoisted, Step
+from .step import Hoisted, Step, by_word
 
 
 class Form(NamedTuple):
@@ -26,6 +27,11 @@ class Form(NamedTuple):
 
     def traced(self) -> tuple[Step, Hoisted]:
         return _traced(self)
+
+    @property
+    def word(self) -> str:
+        """All of it, without a space: from it another process makes the same step. "" with a surrogate of one's own."""
+        return "" if self.own else json.dumps(self[:4], separators=(",", ":"))
 
     @property
     def whole(self) -> int:
@@ -75,3 +81,20 @@ def forms(kind: str) -> list[Form]:
 def steps(kind: str) -> list[Step]:
     """Their steps, in that order."""
     return [form.traced()[0] for form in forms(kind)]
+
+
+def named(word: str) -> Step:
+    """The step of a record, traced if this process has not yet, as where an exported network is loaded.
+
+    Raises:
+        ValueError: it, or its surrogate, is one of somebody's own, and this process has not made it.
+    """
+    if word not in by_word:
+        if not word.startswith("["):
+            raise ValueError(
+                f"no neuron of this process has the step {word}; accepted: those of this library, with its surrogates, "
+                "and one of your own that has been called before"
+            )
+        kind, options, shape, learns = json.loads(word)
+        by_word[word] = Form(kind, tuple(options), shape, tuple(learns)).traced()[0]
+    return by_word[word]

@@ -123,6 +123,8 @@ class Step:
     kept: tuple[Ref, ...]
     form: Any = field(default=None, repr=False)
     """Of a neuron of ours which of its forms it is (``forms.Form``)."""
+    word: str = ""
+    """By which ``forms.named`` finds it: its form's, or its name."""
 
     @functools.cached_property
     def surrogates(self) -> tuple[str, ...]:
@@ -437,11 +439,7 @@ def written(name: str, text: str, ending: str) -> Path:
 
 _steps: dict[str, Step] = {}
 """By name."""
-
-
-def named(name: str) -> Step:
-    """The step that a record's kind names."""
-    return _steps[name]
+by_word: dict[str, Step] = {}
 
 
 def trace(
@@ -521,7 +519,9 @@ def trace(
             key, graph, variables, starts, tuple(names), refs[0], tuple(refs[1:]), tuple(reads), values[0],
             tuple(values[1:]), grad_refs[0], tuple(grad_refs[1:]), found[0], tuple(found[1 : count + 1]),
             tuple(found[count + 1 :]), jump, unit, tuple(kept), form,
+            (form and form.word) or key,
         )  # fmt: skip
+        by_word[_steps[key].word] = _steps[key]
     return _steps[key], _calls(recorder, own, reads)
 
 
