@@ -94,11 +94,14 @@ class SpikeSplit:
 
     def __post_init__(self) -> None:
         try:
-            file = self._file()
-            counts = len(file["spikes/times"]), len(file["spikes/units"])
-            labels = np.asarray(file["labels"]).astype(np.int64)
-            keys = file.get("extra/keys", [])
+            with (
+                self._file() as file
+            ):  # opened again to read recordings: a refused file stays open nowhere
+                counts = len(file["spikes/times"]), len(file["spikes/units"])
+                labels = np.asarray(file["labels"]).astype(np.int64)
+                keys = [*file.get("extra/keys", [])]
             self.names = tuple(key.decode() if isinstance(key, bytes) else str(key) for key in keys)
+            self._opened = None
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise UserError(
                 f"{self.path} cannot be read: {one_line(error)}; accepted: HDF5 with spikes/times, "
