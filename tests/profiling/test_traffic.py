@@ -99,7 +99,9 @@ def of_bottleneck(block: str) -> list[float]:
 def launches(
     function: Callable[..., Any], *given: Tensor, **options: Tensor
 ) -> tuple[list[str], list[str]]:
+    """Of a call that is not the first, in which a step is traced."""
     x = torch.zeros(T, 2, 8, 4, 4, requires_grad=True)
+    Traffic(lambda: function(x, *given, **options))
     forward = Traffic(lambda: function(x, *given, **options))
     gradient, wanted = torch.zeros_like(x), [x, *given[:2], *options.values()]
     backward = Traffic(lambda: torch.autograd.grad(forward.result, wanted, gradient))
