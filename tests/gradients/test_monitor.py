@@ -43,7 +43,7 @@ def monitor_of(
 
 def loss_of(model: Network) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    images = torch.randn(B, *SHAPE, generator=generator)
+    images = torch.randn(B, *SHAPE, generator=generator).to(model.fc.weight.dtype)
     labels = torch.randint(10, (B,), generator=generator)
     return torch.nn.functional.cross_entropy(model(images).mean(0), labels)
 
@@ -75,6 +75,21 @@ def retained(calls: list[tuple[Tensor, Tensor]]) -> Callable[..., Outputs]:
     return run
 
 
+def exactly(calls: list[tuple[Tensor, Tensor]]) -> Callable[..., Outputs]:
+    """As `retained`, in a network of float64, by the currents that `calls` hold, which these take the place of."""
+    given = iter([x.detach().double() for x, _ in calls])
+    fired = iter([spikes.detach().double() for _, spikes in calls])
+    calls.clear()
+    retain = retained(calls)
+
+    def run(neuron: SpikingNeuron, x: Tensor, *_: object) -> Outputs:
+        found = retain(neuron, x + (next(given) - x).detach())
+        assert torch.equal(found.spikes, next(fired))
+        return found
+
+    return run
+
+
 NETS = {
     "soft reset, not detached": ["neuron.reset=soft", "neuron.detach_reset=false"],
     "if, hard reset, not detached": ["neuron.kind=if", "neuron.detach_reset=false"],
@@ -87,7 +102,10 @@ NETS = {
 
 @pytest.mark.parametrize("net", NETS)
 def test_norms_equal_those_of_retained_gradients(net, monkeypatch):
-    """In bf16 autograd rounds what it retains, and the monitor sums what it has before that."""
+    """In bf16, where both round, with those of float64 at the same spikes.
+
+    A value is rounded by up to 2^-9 in each of about ten operations on its way, most of which is gone in a mean.
+    """
     overrides = [*NETS[net], "model.fused=false"]
     recipe, model = network(*overrides)
     autocast = Placement.of(recipe.train).autocast
@@ -100,8 +118,13 @@ def test_norms_equal_those_of_retained_gradients(net, monkeypatch):
     with autocast():
         loss_of(model).backward()
 
-    near = 0.01 if net == "bf16" else 1e-4
     assert (calls[0][0].dtype == torch.bfloat16) == (net == "bf16")
+    near, of_one = 1e-4, 1e-4
+    if net == "bf16":
+        near, of_one = 0.005, 10 * 2**-9
+        monkeypatch.setattr(SpikingNeuron, "_run", exactly(calls))
+        _, model = network(*overrides)
+        loss_of(model.double()).backward()
     names = [name for name, _ in model.spiking_layers()]
     assert len(calls) == len(names) > 1
     assert [(row["index"], row["layer"], row["time_step"]) for row in rows] == [
@@ -112,7 +135,7 @@ def test_norms_equal_those_of_retained_gradients(net, monkeypatch):
         spikes = calls[row["index"]][1][row["time_step"]]
         assert row["grad_input_rms"] == pytest.approx(rms(dx), rel=near)
         assert row["grad_spike_rms"] == pytest.approx(rms(ds), rel=near)
-        assert row["grad_input_max"] == pytest.approx(dx.abs().max().item(), rel=near)
+        assert row["grad_input_max"] == pytest.approx(dx.abs().max().item(), rel=of_one)
         assert row["firing_rate"] == pytest.approx(spikes.mean().item())
         assert row["nonfinite"] == 0
         assert row["step"] == 7
