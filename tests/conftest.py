@@ -14,6 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -162,11 +163,18 @@ def need_native() -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    """A test outside tests/kernels, and what its fixtures train, finds no GPU, and computes in fp32 unless told."""
+    """A test outside tests/kernels, and what its fixtures train, finds no GPU, and computes in fp32 unless told.
+
+    Nobody has consented to a recipe's code, as a command before it may have.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if Path(__file__).parent / "kernels" not in item.path.parents:
+            from spiketriton.system import consent
+
             patch.setattr(torch.cuda, "is_available", lambda: False)
             patch.setattr("spiketriton.system.machine.bf16_instructions", list)
+            consents = ContextVar("consents", default=consent._ask)
+            patch.setattr(consent, "_consents", consents)
         return (yield)
 
 
