@@ -91,10 +91,12 @@ def precompile_for(trainer: "Trainer") -> None:
     if not first_here:
         ranks.meet()
     with ranks.alone() if trainer.shares_statistics else nullcontext() as group:
-        trainer.model.set_synchronised(group or False)
-        precompile(
-            trainer.model, shape, monitor.probes.probes, monitor.watch, trainer.placement, note
-        )
+        # what ranks measure of the same images they measure each by itself
+        for shared in (group, False) if group else (False,):
+            trainer.model.set_synchronised(shared)
+            precompile(
+                trainer.model, shape, monitor.probes.probes, monitor.watch, trainer.placement, note
+            )
         trainer.model.set_synchronised(False)
     if first_here:
         ranks.meet()
