@@ -81,11 +81,15 @@ def test_the_front_page_has_the_numbers_of_the_page_of_speed():
 def test_the_front_page_has_the_numbers_of_the_recipes():
     """README.md: accuracy and time as the header of the recipe has them; docs/events.md and the weights too."""
     front = (ROOT / "README.md").read_text("utf-8")
-    rows = re.findall(r"^\| `(\w+)`: .*? \| ([\d.]+) %.*? \| ([\d.]+) (s|min)\b", front, re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)`: .*? \| ([\d.]+) %.*? \| ([\d.]+) (s|min)\b", front, re.MULTILINE
+    )
     assert len(rows) == 9
     for name, accuracy, time, unit in rows:
         header = (ROOT / "recipes" / f"{name}.toml").read_text("utf-8")
-        measured = re.search(r"Measured: ([\d.]+) %.*? ([\d.]+) (second|minute)s", header, re.DOTALL)
+        measured = re.search(
+            r"Measured: ([\d.]+) %.*? ([\d.]+) (second|minute)s", header, re.DOTALL
+        )
         assert measured, name
         assert accuracy == f"{float(measured[1]) + 1e-9:.1f}", name  # halves up, as by hand
         assert (measured[2], measured[3][0]) == (time, unit[0]), name
