@@ -315,7 +315,8 @@ def draw(rows: Sequence[Row]) -> None:
         for mean, seeds in best_of_each(rows):
             axes = panels[seeds[0]["data"].partition(" ")[0]]
             label, colour = line_of(seeds[0])
-            label = f"{label}, {epochs_of(seeds[0], rows)} epochs: {mean:.2f} %"
+            label += ", JPEGs" * ("(JPEG)" in seeds[0]["data"])
+            label += f", {epochs_of(seeds[0], rows)} epochs: {mean:.2f} %"
             label += f" (mean of {len(seeds)} seeds)" * (len(seeds) > 1)
             marker = MARKERS[markers[axes] % len(MARKERS)]
             markers[axes] += 1
