@@ -10,6 +10,7 @@ last step is.
 
 Batch norms take the statistics of the batch here, as in training, but as constants: through the mean that it subtracts
 a norm hands a little of each step's gradient to every other step, whether or not anything was remembered there.
+(Not so in training on sequences of different lengths, whose norms compute their statistics themselves.)
 The loss is multiplied by 2^80, because the gradient of 200 steps with tau 2 is below what float32 can hold, and squares
 are added up in float64. A layer that no gradient reaches has credit 0.
 """

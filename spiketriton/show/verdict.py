@@ -136,6 +136,8 @@ def _beyond(found: Through) -> str:
     """A limit through time, and what became of the nets beyond it."""
     assert found.judged is not None
     learnt, nets = found.judged.learnt or "none", found.judged.trainings
+    if not nets:
+        return f"{times(found.judged.limit)}, which was tried on no nets but those that it was chosen by"
     return f"{times(found.judged.limit)}, beyond which {learnt} of {nets} registered nets learnt"
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import string
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from spiketriton.gradients.measurement import COLUMNS, Measurement, Signal
 from spiketriton.gradients.verdict import (
     LIMITS,
     Learned,
+    Remembers,
+    Through,
     Word,
     judge,
     last_layers,
@@ -25,6 +28,7 @@ from spiketriton.gradients.verdict import (
     tells_from,
 )
 from spiketriton.gradients.watch import Watch
+from spiketriton.show import verdict as show
 from spiketriton.show.verdict import (
     brief,
     findings,
@@ -772,3 +776,14 @@ def test_no_sentence_contradicts_its_numbers(seed):
     assert free == (findings(verdict) == []) == (line(verdict) in (Word.FREE, Word.NOT_JUDGED))
     assert all(obstacle in line(verdict) for obstacle in verdict.obstacles)
     assert brief(verdict).startswith(line(verdict))
+
+
+def test_a_limit_that_no_other_net_has_tried_is_no_count_of_nets():
+    def said(judged):
+        found = Through(Word.BURSTS, judged, largest=1e16)
+        return show.through(SimpleNamespace(through=found, names=["a"]))
+
+    assert said(Remembers(1e15, 0, 0)).endswith(
+        "the limit of 1e15x, which was tried on no nets but those that it was chosen by"
+    )
+    assert said(Remembers(1e15, 0, 7)).endswith("beyond which none of 7 registered nets learnt")
