@@ -6,8 +6,9 @@
     python studies/results/register.py --take RUNS --processor "A CPU"   # of runs that have ended: rates and rows
 
 A `rate` is a short training with held-out images, of which its group's best one is chosen by their accuracy. A `row`
-says `best` where it takes a value of that (`best:GROUP`: of another group), and becomes a row of rows.csv. One run is
-trained after another on one thread.
+says `best` where it takes a value of that (`best:GROUP`: of another group), and becomes a row of rows.csv. A row that
+goes on with another's weights says `train.init_from=runs/NAME`, so RUNS is `runs` for it. One run is trained after
+another on one thread.
 """
 
 import argparse

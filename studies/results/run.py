@@ -14,6 +14,7 @@ import argparse
 import csv
 import io
 import json
+import re
 import shlex
 import statistics
 import tempfile
@@ -246,9 +247,9 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 
 def trainings(row: Row, rows: Sequence[Row]) -> list[Row]:
     """A row behind those whose weights it begins with, the first one first; alone where it begins with none of ours."""
-    _, given, rest = row["command"].partition("train.init_from=examples/weights/")
-    name = rest.partition(" ")[0].removesuffix(".safetensors")
-    first = [one for one in rows if given and one["name"] == name]
+    begins = re.search(r"train\.init_from=(?:examples/weights|runs)/([^ /]+)", row["command"])
+    name = begins[1].removesuffix(".safetensors") if begins else ""
+    first = [one for one in rows if begins and one["name"] == name]
     return [*(trainings(first[0], rows) if first else []), row]
 
 

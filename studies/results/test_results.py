@@ -41,7 +41,7 @@ def test_a_row_is_its_curve(row):
     assert row["best"] == max(percents, key=float)
     assert float(row["minutes"]) == pytest.approx(tests[-1]["seconds"] / 60, abs=0.051)
     assert tests[-1]["epoch"] == float(row["epochs"])
-    known = ("recipes/", "examples/weights/", "examples/", "studies/results/")
+    known = ("recipes/", "examples/weights/", "examples/", "studies/results/", "init_from=runs/")
     elsewhere = re.sub("|".join(known), "", row["command"])
     assert "/" not in elsewhere  # no place of the machine it ran on
     weights = ROOT / "examples" / "weights" / f"{row['name']}.safetensors"
@@ -156,8 +156,10 @@ def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
         command = start.format(f"{name}.safetensors")
         rows.append({"name": before, "minutes": "10", "command": command})
     stranger = {"name": "d", "minutes": "5", "command": start.format("../theirs.safetensors")}
-    found = [script.minutes_before(row, [*rows, stranger]) for row in (*rows, stranger)]
-    assert found == pytest.approx([0, 47.1, 57.1, 0])
+    longer = {"name": "e", "minutes": "7", "command": "spiketriton train r.toml train.init_from=runs/c"}
+    everything = [*rows, stranger, longer]
+    found = [script.minutes_before(row, everything) for row in everything]
+    assert found == pytest.approx([0, 47.1, 57.1, 0, 67.1])
 
 
 @pytest.mark.parametrize(
