@@ -156,7 +156,11 @@ def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
         command = start.format(f"{name}.safetensors")
         rows.append({"name": before, "minutes": "10", "command": command})
     stranger = {"name": "d", "minutes": "5", "command": start.format("../theirs.safetensors")}
-    longer = {"name": "e", "minutes": "7", "command": "spiketriton train r.toml train.init_from=runs/c"}
+    longer = {
+        "name": "e",
+        "minutes": "7",
+        "command": "spiketriton train r.toml train.init_from=runs/c",
+    }
     everything = [*rows, stranger, longer]
     found = [script.minutes_before(row, everything) for row in everything]
     assert found == pytest.approx([0, 47.1, 57.1, 0, 67.1])
