@@ -1,6 +1,6 @@
-"""The tables of docs/results.md and of its weights, and the picture, from rows.csv; a row from a run.
+"""The tables of the results' pages and their pictures, from rows.csv; a row from a run.
 
-    python studies/results/run.py                                    # tables and docs/img/results.png, from the rows
+    python studies/results/run.py                                    # all tables and pictures, from the rows
     python studies/results/run.py --add RUN --name NAME              # first a row and its curve
     python studies/results/run.py --add RUN --name NAME --weights    # and examples/weights/NAME.safetensors
 
@@ -14,34 +14,28 @@ import argparse
 import csv
 import io
 import json
-import re
 import shlex
 import statistics
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from spiketriton.config import Recipe, load_recipe
+from spiketriton.config import Recipe
 from spiketriton.export.weights import export_safetensors
 from spiketriton.models import count_parameters
 from spiketriton.runs.rows import Rows, read_json, replace_file
-from spiketriton.show.figures import BLUE, GREEN, ORANGE, STYLE
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import TrainedRun, load_run
+from studies.results import pages
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ROWS, CURVES = HERE / "rows.csv", HERE / "curves"
-PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "img" / "results.png"
 WEIGHTS = ROOT / "examples" / "weights"
-WEIGHTS_PAGE = WEIGHTS / "README.md"
-BEGIN, END = "<!-- made by studies/results/run.py: begin -->\n", "<!-- end -->"
 LARGEST = 12_000_000  # bytes of all weights that the repository keeps
 COLUMNS = (
     *(
@@ -62,17 +56,6 @@ COLUMNS = (
 )
 # what a stranger has elsewhere, or what changes no weight
 ELSEWHERE = ("data.root=", "data.workers=", "data.cache=", "train.device=")
-NAMES = {
-    "cifar10": "CIFAR-10",
-    "imagenette": "Imagenette",
-    "ilif": "I-LIF",
-    "vgg8": "VGG-8",
-    "resnet18": "ResNet-18",
-    "resnet20": "ResNet-20",
-    "resnet50": "ResNet-50",
-    "resnet56": "ResNet-56",
-}
-MARKERS = "os^DvP*Xp<>h"
 Row = dict[str, str]
 
 
@@ -128,11 +111,6 @@ def levels_of(recipe: Recipe) -> str:
     """D, the most spikes of a neuron in a step, which are D steps of binary ones; "-" of an ANN."""
     kind = recipe.neuron.kind
     return "-" if kind == "relu" else str(recipe.neuron.levels if kind == "ilif" else 1)
-
-
-def steps_of(row: Row) -> str:
-    """T; "T x D" of neurons with up to D spikes a step; "-" of an ANN."""
-    return row["T"] if row["levels"] in ("-", "1") else f"{row['T']} x {row['levels']}"
 
 
 def row_of_peer(folder: Path, name: str) -> Row:
@@ -240,166 +218,6 @@ def add(path: str, name: str, processor: str = "", with_weights: bool = False) -
     replace_file(ROWS, text.getvalue())
 
 
-def ranked(rows: Sequence[Row]) -> list[Row]:
-    """By data and accuracy."""
-    return sorted(rows, key=lambda row: (row["data"], -float(row["accuracy"])))
-
-
-def trainings(row: Row, rows: Sequence[Row]) -> list[Row]:
-    """A row behind those whose weights it begins with, the first one first; alone where it begins with none of ours."""
-    begins = re.search(r"train\.init_from=(?:examples/weights|runs)/([^ /]+)", row["command"])
-    name = begins[1].removesuffix(".safetensors") if begins else ""
-    first = [one for one in rows if begins and one["name"] == name]
-    return [*(trainings(first[0], rows) if first else []), row]
-
-
-def minutes_before(row: Row, rows: Sequence[Row]) -> float:
-    return sum(float(one["minutes"]) for one in trainings(row, rows)[:-1])
-
-
-def epochs_of(row: Row, rows: Sequence[Row]) -> str:
-    return " + ".join(one["epochs"] for one in trainings(row, rows))
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown, by data and accuracy."""
-    head = (
-        "data | command | neuron | D | T | read | epochs | seed | accuracy | best | minutes | images/s | MB | "
-        "spikes | machine | commit | weights"
-    )
-    lines = [f"| {head} |", "|" + " --- |" * (head.count("|") + 1)]
-    for row in ranked(rows):
-        link = f"[{row['weights']}](../examples/weights/{row['weights']})" if row["weights"] else ""
-        cells: list[Any] = [row["data"], f"`{row['command']}`", row["neuron"]]
-        cells += [row["levels"], row["T"], row["read"]]
-        before = minutes_before(row, rows)
-        minutes = f"{before:.1f} + {row['minutes']}" if before else row["minutes"]
-        cells += [row["epochs"], row["seed"], f"**{row['accuracy']}**", row["best"], minutes]
-        cells += [row["images_per_s"], row["memory_mb"], row["spikes"], row["machine"]]
-        lines.append("| " + " | ".join([*cells, row["commit"], link]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def table_of_weights(rows: Sequence[Row]) -> str:
-    """The rows whose weights the repository has, in Markdown, by data and accuracy."""
-    lines = ["| file | data | net | epochs | test accuracy |", "| --- | --- | --- | --- | --- |"]
-    for row in ranked(rows):
-        if not row["weights"]:
-            continue
-        images = Rows(CURVES / f"{row['name']}.jsonl").read()[-1]["test_images"]
-        net = line_of(row)[0] + (f", seed {row['seed']}" if row["seed"] != "0" else "")
-        cells = [
-            f"`{row['name']}`",
-            row["data"],
-            net,
-            epochs_of(row, rows),
-            f"{row['accuracy']} % of {images:,}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def draw(rows: Sequence[Row]) -> None:
-    """Accuracy against minutes, the best row of each net, neuron and machine: green for ANNs, orange for others' loops,
-    faint without bf16.
-
-    Rows that differ by the seed alone share a marker. What begins with another row's weights goes on where that ends.
-    """
-    sets = {row["data"].partition(" ")[0]: None for row in rows}
-    with plt.rc_context(STYLE):
-        size = (7 * len(sets), 6.5)
-        figure, places = plt.subplots(
-            1, len(sets), figsize=size, layout="constrained", squeeze=False
-        )
-        panels = dict(zip(sets, places[0], strict=True))
-        markers = dict.fromkeys(panels.values(), 0)
-        for mean, seeds in best_of_each(rows):
-            axes = panels[seeds[0]["data"].partition(" ")[0]]
-            label, colour = line_of(seeds[0])
-            label += ", JPEGs" * ("(JPEG)" in seeds[0]["data"])
-            label += f", {epochs_of(seeds[0], rows)} epochs: {mean:.2f} %"
-            label += f" (mean of {len(seeds)} seeds)" * (len(seeds) > 1)
-            marker = MARKERS[markers[axes] % len(MARKERS)]
-            markers[axes] += 1
-            for row in seeds:
-                minutes, accuracy, before = [], [], 0.0
-                for part in trainings(row, rows):
-                    tests = Rows(CURVES / f"{part['name']}.jsonl").read()
-                    minutes += [before + test["seconds"] / 60 for test in tests]
-                    accuracy += [100 * test["test_accuracy"] for test in tests]
-                    before += float(part["minutes"])
-                clear = 1.0 if "bf16" in row["machine"] else 0.4
-                axes.plot(minutes, accuracy, marker + "-", color=colour, alpha=clear, label=label)
-                label = "_"  # of the same name: none in the legend
-        for name, axes in panels.items():
-            axes.set_title(f"{NAMES.get(name, name)}: accuracy of all test images after each epoch")
-            axes.set_xlabel("minutes, tests included")
-            axes.set_ylabel("test accuracy, %")
-            axes.set_xlim(left=0)
-            axes.legend(loc="upper left", bbox_to_anchor=(0, -0.15), fontsize=9)
-        figure.savefig(PICTURE, dpi=150)
-        plt.close(figure)
-
-
-def best_of_each(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
-    """Of each data set, net, neuron and machine the most accurate rows, by their mean; the best first."""
-    best: dict[tuple[str, ...], tuple[float, list[Row]]] = {}
-    for mean, seeds in sorted(by_seeds(rows), key=lambda group: group[0]):
-        row, recipe = seeds[0], recipe_of(seeds[0])
-        processor, precision, _ = row["machine"].split(", ")
-        net = recipe.model.name if recipe else ""
-        best[row["data"], processor, precision, net, row["neuron"]] = (mean, seeds)
-    return sorted(best.values(), key=lambda group: -group[0])
-
-
-def by_seeds(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
-    """The mean accuracy of rows that differ by the seed alone, and these rows."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        words = [word for word in shlex.split(row["command"]) if not word.startswith("seed=")]
-        groups.setdefault((row["data"], row["machine"], shlex.join(words)), []).append(row)
-    return [(statistics.mean(float(r["accuracy"]) for r in g), g) for g in groups.values()]
-
-
-def line_of(row: Row) -> tuple[str, str]:
-    """The name of a row's line, and its colour."""
-    kind, _, library = row["neuron"].partition(" (")
-    spiking = row["T"] != "-"
-    label = f"{NAMES.get(kind, kind.upper())}, T = {steps_of(row)}" if spiking else "ANN twin"
-    recipe = recipe_of(row)
-    processor, _, place = row["machine"].partition(", ")
-    place = "" if place == "fp32, 1 thread" else f", {place}"  # of most rows
-    fuller = processor.partition(" (")[2].removesuffix(")")  # as in "AMD EPYC (AVX-512)"
-    place += f", {fuller}" if fuller else ""
-    if recipe is None:
-        return f"{library.rstrip(')')}, ResNet-20, {label}{place}", ORANGE
-    model = recipe.model
-    net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
-    net = {"sew": "SEW ", "plain": "plain "}.get(model.block, "") + net
-    net += ", Muon" if recipe.train.optimizer == "muon" else ""
-    return f"{net}, {label}{place}", BLUE if spiking else GREEN
-
-
-def recipe_of(row: Row) -> Recipe | None:
-    """What a row's command trains; None for another library's loop."""
-    program, *given = shlex.split(row["command"])
-    if program != "spiketriton":
-        return None
-    _, path, *words = given
-    # weights change no network
-    changes = [word for word in words if not word.startswith("train.init_from=")]
-    return load_recipe(ROOT / path, changes)
-
-
-def page(path: Path, made: str) -> str:
-    """The text of a page with a table between its marks. UserError: it has no marks."""
-    before, mark, rest = path.read_text("utf-8").partition(BEGIN)
-    _, ending, after = rest.partition(END)
-    if not mark or not ending:
-        raise UserError(f"{path} has no marks {BEGIN.strip()} and {END}; its table goes there")
-    return before + BEGIN + made + END + after
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--add", metavar="RUN", help="the folder of a run that has ended")
@@ -415,10 +233,7 @@ def main() -> None:
         parser.error("--weights goes with --add")
     if given.add is not None:
         add(given.add, given.name, given.processor, given.weights)
-    rows = read()
-    for path, made in ((PAGE, table(rows)), (WEIGHTS_PAGE, table_of_weights(rows))):
-        replace_file(path, page(path, made))
-    draw(rows)
+    pages.make(read())
 
 
 if __name__ == "__main__":

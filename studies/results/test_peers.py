@@ -10,7 +10,7 @@ from PIL import Image
 from spiketriton.config import load_recipe
 from spiketriton.models import build_model
 from spiketriton.system.errors import UserError
-from studies.results import peers, run
+from studies.results import pages, peers, run
 
 LIBRARIES = list(peers.NETS)
 
@@ -101,10 +101,7 @@ def test_a_rate_is_chosen_by_held_out_images_and_a_row_made(library, images, tmp
     )
     assert (row["levels"], row["T"], row["parameters"], row["weights"]) == ("1", "2", "272474", "")
     assert 0 < float(row["spikes"]) < 1
-    label, colour = run.line_of(row)
-    assert label.endswith("LIF, T = 2")
-    assert peers.LIBRARIES[library] in label
-    assert colour == run.ORANGE
+    assert pages.net_of(row).startswith(f"ResNet-20 ({peers.LIBRARIES[library]} ")
 
 
 def test_it_resumes_to_the_bit_and_an_unfinished_run_has_no_row(images, tmp_path):

@@ -1,4 +1,4 @@
-"""docs/results.md says what its rows say, and a row what its run folder holds."""
+"""The results' pages say what the rows say, and a row what its run folder holds."""
 
 import csv
 import json
@@ -15,6 +15,7 @@ from spiketriton.config import load_recipe
 from spiketriton.runs.rows import Rows
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import load_run
+from studies.results import pages
 from studies.results import run as script
 from tests.small_runs import QUICK, small_trainer
 
@@ -24,12 +25,16 @@ ROWS = script.read()
 
 
 def test_the_pages_have_the_tables_of_the_rows():
-    page, folder = ROOT / "docs" / "results.md", ROOT / "examples" / "weights"
-    text, weights = page.read_text("utf-8"), (folder / "README.md").read_text("utf-8")
-    assert script.page(page, script.table(ROWS)) == text
-    assert all(f"**{row['accuracy']}**" in text for row in ROWS)
-    assert script.page(folder / "README.md", script.table_of_weights(ROWS)) == weights
+    folder = ROOT / "examples" / "weights"
+    text, weights = pages.ALL_ROWS.read_text("utf-8"), pages.WEIGHTS_PAGE.read_text("utf-8")
+    assert pages.page(pages.ALL_ROWS, pages.table(ROWS)) == text
+    assert pages.page(pages.WEIGHTS_PAGE, pages.table_of_weights(ROWS)) == weights
+    for path in pages.PAGES:
+        assert pages.with_tables(path, ROWS) == path.read_text("utf-8")
     named = re.findall(r"^\| `(\w+)` \|", weights, re.MULTILINE)
+    assert sorted({*named} - {"quickstart", "digits_dvs"}) == sorted(
+        row["name"] for row in ROWS if row["weights"]
+    )
     assert sorted(named) == sorted(file.stem for file in folder.glob("*.safetensors"))
 
 
@@ -64,33 +69,6 @@ def test_the_race_is_the_rows_of_its_recipe():
         assert words.format(round(statistics.mean(first) / 60)) in text
 
 
-def test_a_line_names_the_net_its_neuron_and_its_steps():
-    row = {"T": "1", "levels": "4", "neuron": "ilif", "machine": "A CPU, fp32, 1 thread"}
-    command = "spiketriton train recipes/cifar10_r20.toml train.optimizer=adamw neuron.kind=ilif"
-    wide = f"{command} model.name=resnet18 model.width=32 train.init_from=examples/weights/a.pt"
-    twin = row | {
-        "T": "-",
-        "levels": "-",
-        "neuron": "relu (ANN)",
-        "command": command.replace("ilif", "relu"),
-    }
-    theirs = row | {"T": "2", "levels": "1", "neuron": "lif (A 1.0)"}
-    theirs["command"] = "python studies/results/peers.py"
-    assert [script.line_of(row | {"command": words})[0] for words in (command, wide)] == [
-        "ResNet-20, I-LIF, T = 1 x 4",
-        "ResNet-18 of width 32, I-LIF, T = 1 x 4",
-    ]
-    assert script.line_of(twin)[0] == "ResNet-20, ANN twin"
-    assert script.line_of(twin | {"machine": "A CPU, bf16, 2 threads"})[0].endswith(
-        "ANN twin, bf16, 2 threads"
-    )
-    assert script.line_of(theirs)[0] == "A 1.0, ResNet-20, LIF, T = 2"
-    theirs["machine"] = "A CPU (wide), fp32, 1 thread"
-    assert script.line_of(theirs)[0] == "A 1.0, ResNet-20, LIF, T = 2, wide"
-    theirs["machine"] = "A(R) CPU(R), fp32, 1 thread"
-    assert script.line_of(theirs)[0] == "A 1.0, ResNet-20, LIF, T = 2"
-
-
 def test_rows_that_differ_by_the_seed_alone_have_one_mean():
     rows = [
         {
@@ -106,7 +84,7 @@ def test_rows_that_differ_by_the_seed_alone_have_one_mean():
             ("90.0", "seed=2", "b"),
         )
     ]
-    found = script.by_seeds(rows)
+    found = pages.by_seeds(rows)
     assert found == [
         (pytest.approx(81.5), [rows[0], rows[2]]),
         (pytest.approx(81.0), [rows[1]]),
@@ -114,38 +92,53 @@ def test_rows_that_differ_by_the_seed_alone_have_one_mean():
     ]
 
 
-def test_the_picture_has_the_best_row_of_each_net_neuron_and_machine():
-    def row(accuracy, words="", machine="A CPU, bf16, 1 thread", neuron="ilif"):
-        command = f"spiketriton train recipes/cifar10_r20.toml {words}"
-        return {
-            "data": "d",
-            "T": "1",
-            "accuracy": accuracy,
-            "machine": machine,
-            "neuron": neuron,
-            "command": command,
-        }
+def test_a_page_shows_the_mean_of_the_seeds_beside_the_twin(tmp_path):
+    row = {
+        "name": "a", "data": "cifar10", "neuron": "ilif", "levels": "8", "T": "1", "epochs": "40", "seed": "0",
+        "accuracy": "80.00", "minutes": "40.0", "machine": "A CPU, bf16, 2 threads", "memory_mb": "70",
+        "images_per_s": "9", "command": "spiketriton train recipes/cifar10_r18.toml",
+    }  # fmt: skip
+    seed = {"name": "b", "seed": "1", "accuracy": "83.00", "minutes": "44.0"}
+    twin = {"name": "t", "neuron": "relu (ANN)", "levels": "-", "T": "-", "accuracy": "85.00"}
+    rows = [
+        row,
+        row | seed | {"command": f"{row['command']} seed=1"},
+        row | twin | {"command": f"{row['command']} neuron.kind=relu"},
+        row
+        | {
+            "name": "w",
+            "command": "spiketriton train recipes/cifar10_r18.toml train.init_from=runs/a",
+        },
+    ]
+    path = tmp_path / "docs" / "a.md"
+    path.parent.mkdir()
+    columns = "data, net, neuron, spikes, accuracy, lowest, highest, seeds, twin, minutes, threads"
+    mark = f"<!-- rows {columns}: a/t, t, w -->\n"
+    path.write_text(f"before\n{mark}old\n<!-- end -->\nafter\n", encoding="utf-8")
+    made = pages.with_tables(path, rows)
+    net = "[ResNet-18 of width 32](rows.md#command-{})".format
+    assert made.startswith(f"before\n{mark}| data | net | neuron | levels x steps | accuracy, % |")
+    assert made.endswith("|\n<!-- end -->\nafter\n")
+    assert made.splitlines()[4:7] == [
+        f"| CIFAR-10 | {net('a')} | I-LIF | 8 x 1 | **81.5** | 80.0 | 83.0 | 2 | 85.0 | 42 | 2 |",
+        f"| CIFAR-10 | {net('t')} | ReLU | - | **85.0** | 85.0 | 85.0 | 1 |  | 40 | 2 |",
+        f"| CIFAR-10 | {net('w')} | I-LIF | 8 x 1 | **80.0** | 80.0 | 80.0 | 1 |  | 80 | 2 |",
+    ]
+    path.write_text(mark.replace("a/t", "missing") + "<!-- end -->\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"no row 'missing'; it has a, b, t, w"):
+        pages.with_tables(path, rows)
+    path.write_text(f"{mark}<!-- end -->\n", encoding="utf-8")
+    rows[2]["data"] = "cifar10 (JPEG)"
+    with pytest.raises(UserError, match="t is no twin of a: it has other images"):
+        pages.with_tables(path, rows)
 
-    seeds = [row("80.0"), row("82.0", "seed=1")]  # the mean of two
-    best = row("83.0", "time_steps=2")
-    others = [
-        row("70.0", "neuron.kind=lif", neuron="lif"),
-        row("79.0", machine="A CPU, fp32, 1 thread"),
-        row("90.0", "model.name=vgg8"),
-        row("60.0") | {"neuron": "lif (A 1.0)", "command": "python studies/results/peers.py --x"},
-    ]
-    threads = row("50.0", "time_steps=3", machine="A CPU, bf16, 2 threads")
-    wide = row("50.0", machine="A CPU (wide), fp32, 1 thread")
-    found = script.best_of_each([*seeds, best, *others, threads, wide])
-    assert [mean for mean, _ in found] == [90, 83, 79, 70, 60, 50]
-    assert [rows for _, rows in found] == [
-        [others[2]],
-        [best],
-        [others[1]],
-        [others[0]],
-        [others[3]],
-        [wide],
-    ]
+
+def test_pictures_name_rows_that_there_are_and_at_most_five():
+    for title, curves in pages.PICTURES.values():
+        assert title
+        assert 1 <= len(curves) <= len(pages.DASHES) == 5
+        for name in curves:
+            assert pages.seeds_of(name, ROWS)
 
 
 def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
@@ -162,8 +155,8 @@ def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
         "command": "spiketriton train r.toml train.init_from=runs/c",
     }
     everything = [*rows, stranger, longer]
-    found = [script.minutes_before(row, everything) for row in everything]
-    assert found == pytest.approx([0, 47.1, 57.1, 0, 67.1])
+    found = [pages.whole_minutes(row, everything) for row in everything]
+    assert found == pytest.approx([47.1, 57.1, 67.1, 5, 74.1])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +170,7 @@ def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
 def test_levels_stand_beside_the_steps(changes, said):
     levels = script.levels_of(load_recipe("cifar10_r20", ["time_steps=4", *changes]))
     steps = "-" if levels == "-" else "4"
-    assert (levels, script.steps_of({"levels": levels, "T": steps})) == said
+    assert (levels, pages.steps_of({"levels": levels, "T": steps})) == said
 
 
 def test_a_command_loses_its_places_alone():
