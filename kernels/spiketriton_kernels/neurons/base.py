@@ -313,20 +313,6 @@ class SpikingNeuron(Stepping):
         residual: Tensor | None = None,
         spike_add: Tensor | None = None,
     ) -> Outputs:
-        """``_run``, whose spikes ``on_fire`` is handed."""
-        out = self._run(x, norm, return_current, residual, spike_add)
-        if self.on_fire is not None:
-            self.on_fire(out.spikes)
-        return out
-
-    def _run(
-        self,
-        x: Tensor,
-        norm: Norm | None = None,
-        return_current: bool = False,
-        residual: Tensor | None = None,
-        spike_add: Tensor | None = None,
-    ) -> Outputs:
         """The one way into the kernels: with the neuron's constants, its probe and its states, which it moves on."""
         keeps, first = self.keeps_state, None
         call = Call(
@@ -336,17 +322,26 @@ class SpikingNeuron(Stepping):
             again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
             first = self._before_last() if again else self.held
             self._began = None if again else (first,)
-        inputs, probe = Inputs(x, first, residual, spike_add), self._rows(len(x))
+        current, probe = self._prepared(x, self._rows(len(x)))
+        inputs = Inputs(current, first, residual, spike_add)
         if self.backend == "eager":
             out = self._define(inputs, call, norm, probe)
         else:
             run = fire if norm is None or norm.process_group is None else _over_ranks()
-            out = run(inputs, self.record(x), call, norm, probe)
+            out = run(inputs, self.record(current), call, norm, probe)
         if keeps and not again:
             self.held = out.states
         if out.trace is not None:
             self.v_seq = out.trace
+        if out.spikes.dtype != x.dtype:
+            out = out._replace(spikes=out.spikes.to(x.dtype))
+        if self.on_fire is not None:
+            self.on_fire(out.spikes)
         return out
+
+    def _prepared(self, x: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What its step is called with, and the probe of that: here the currents as they are."""
+        return x, probe
 
     def _rows(self, steps: int) -> Tensor | None:
         """The rows of the probe for the next so many steps of the window; none beyond it."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..arguments import PROBE_FIELDS, check_input
 from ..layout import dense, like
-from ..neuron import Outputs, membrane_dtype
+from ..neuron import membrane_dtype
 from ..surrogate import Surrogate
 from .base import SpikingNeuron
 
@@ -84,17 +84,11 @@ class ParallelNeuron(SpikingNeuron):
             )
         check_input("x", x)
 
-    def _run(self, x: Tensor, *args: Any, **tensors: Any) -> Outputs:
-        x, whole, window = dense(x), self.probe, self.window
-        probe = self._rows(len(x))
+    def _prepared(self, x: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x = dense(x)
         if probe is not None:
             x, probe = _Watched.apply(x, probe)
-        self.probe, self.window = probe, 0
-        try:
-            out = super()._run(self._potentials(x), *args, **tensors)
-        finally:
-            self.probe, self.window = whole, window
-        return out._replace(spikes=out.spikes.to(x.dtype))
+        return self._potentials(x), probe
 
     def _potentials(self, x: Tensor) -> Tensor:
         """W X + b, in the memory order of x."""

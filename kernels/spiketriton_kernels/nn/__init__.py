@@ -4,39 +4,9 @@ The neurons are those of ``neurons/``. swap.py replaces another library's neuron
 fuse.py finds the norms that neurons take over, which then hand them what neurons/handed.py holds.
 """
 
-from ..neurons import (
-    ALIF,
-    CLIF,
-    IF,
-    ILIF,
-    LIF,
-    PLIF,
-    PSN,
-    BatchNormLIF,
-    CuBaLIF,
-    Leaky,
-    MaskedPSN,
-    ParallelNeuron,
-    SlidingPSN,
-    SpikingNeuron,
-)
+from .. import neurons
+from ..neurons import *  # noqa: F403 - all that ``neurons`` names
 from .swap import SwapReport, swap
 
-__all__ = [
-    "ALIF",
-    "CLIF",
-    "IF",
-    "ILIF",
-    "LIF",
-    "PLIF",
-    "PSN",
-    "BatchNormLIF",
-    "CuBaLIF",
-    "Leaky",
-    "MaskedPSN",
-    "ParallelNeuron",
-    "SlidingPSN",
-    "SpikingNeuron",
-    "SwapReport",
-    "swap",
-]
+__all__ = ["SwapReport", "swap"]
+__all__ += neurons.__all__
