@@ -24,7 +24,6 @@ RESETS = ("soft", "hard", "none")
 DEFAULT_SURROGATE = Surrogate("atan")
 Several = tuple[torch.Tensor, ...]
 """Spikes, and behind them what else was asked for."""
-WithStates = tuple[torch.Tensor, States]
 
 
 def told(

@@ -3,11 +3,16 @@
 The equations stand with the neurons: ``neurons/ilif.py``, ``clif.py``, ``alif.py`` and ``cuba.py``. Backward is exact
 back-propagation through time through all states. They run in LIF's passes, and move what LIF moves: 5 elements of x's
 dtype per element and step in training, 2 at inference.
+
+All of them take x [T, B, ...], float16, bfloat16, float32 or float64, time first; constants that are floats or tensors
+() or (C,) with C = dim 2 of x, which then get gradients; and a ``Window``. They return spikes in the shape, dtype and
+layout of x, with ``return_state`` also ``States``. TypeError and ValueError name the argument, what was given and what
+is accepted.
 """
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import TypedDict, Unpack
 
 import torch
 
@@ -15,7 +20,6 @@ from .functions import (
     DEFAULT_SURROGATE,
     Request,
     Reset,
-    WithStates,
     by_definition,
     by_kernels,
     stacked,
@@ -23,79 +27,112 @@ from .functions import (
 )
 from .neuron import Call, Inputs
 from .neurons.alif import ALIF
+from .neurons.base import SpikingNeuron
 from .neurons.clif import CLIF
 from .neurons.cuba import CuBaLIF
 from .neurons.ilif import ILIF
-from .neurons.stepping import Told
 from .surrogate import Surrogate
+
+
+class Window(TypedDict, total=False):
+    """What each of them takes by name besides its constants.
+
+    ``v_init``, ``m_init``: states before the first step, [B, ...], with gradient (``m_init`` where there is a second
+    one). ``return_state``: also return ``States`` after the last step (of I-LIF m is 0). ``probe``: see
+    ``multistep_lif``.
+    """
+
+    v_init: torch.Tensor | None
+    m_init: torch.Tensor | None
+    return_state: bool
+    probe: torch.Tensor | None
 
 
 def _request(
     x: torch.Tensor,
-    neuron: Told,
-    states: tuple[torch.Tensor | None, ...],
-    return_state: bool,
-    probe: torch.Tensor | None,
+    neuron: type[SpikingNeuron],
+    surrogate: Surrogate,
+    options: tuple[str | bool, ...],
+    constants: tuple[float | torch.Tensor, ...],
+    window: Window,
 ) -> Request:
-    call = Call(return_states=return_state)
-    return Request(Inputs(x, stacked(x, *states)), neuron, call, probe=probe)
+    """Of a neuron with these options and constants, in the order of its class."""
+    accepted = [n for n in Window.__annotations__ if n != "m_init" or len(neuron.states) > 1]
+    for name in window:
+        if name not in accepted:
+            raise TypeError(
+                f"multistep_{neuron.kind} has no argument {name!r}; accepted besides its constants: "
+                f"{', '.join(accepted)}"
+            )
+    record = told(neuron, surrogate, options, constants)
+    states = (window.get("v_init"), window.get("m_init"))[: len(neuron.states)]
+    call = Call(return_states=window.get("return_state", False))
+    return Request(Inputs(x, stacked(x, *states)), record, call, probe=window.get("probe"))
 
 
-@overload
-def multistep_ilif(
-    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
-    threshold: float | torch.Tensor = ..., levels: int = ..., detach_reset: bool = ...,
-    v_init: torch.Tensor | None = ..., return_state: Literal[False] = ..., *, probe: torch.Tensor | None = ...,
-) -> torch.Tensor: ...  # fmt: skip
-@overload
-def multistep_ilif(
-    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
-    threshold: float | torch.Tensor = ..., levels: int = ..., detach_reset: bool = ...,
-    v_init: torch.Tensor | None = ..., return_state: bool = ..., *, probe: torch.Tensor | None = ...,
-) -> WithStates: ...  # fmt: skip
 @by_kernels
 def multistep_ilif(
-    x: torch.Tensor,
-    decay: float | torch.Tensor = 0.25,
-    gain: float | torch.Tensor = 1.0,
-    threshold: float | torch.Tensor = 1.0,
-    levels: int = 4,
-    detach_reset: bool = False,
-    v_init: torch.Tensor | None = None,
-    return_state: bool = False,
-    *,
-    probe: torch.Tensor | None = None,
-) -> Request:
-    """Integer spikes 0..levels of I-LIF neurons over a whole time window.
+    x: torch.Tensor, decay: float | torch.Tensor = 0.25, gain: float | torch.Tensor = 1.0,
+    threshold: float | torch.Tensor = 1.0, levels: int = 4, detach_reset: bool = False, **window: Unpack[Window],
+) -> Request:  # fmt: skip
+    """Integer spikes 0..levels of I-LIF neurons, 1 to 255 levels; ``threshold`` is what one spike takes.
 
     ``virtual_steps`` turns them into ``levels`` binary steps each, for spike-driven inference.
-
-    Args:
-        x: input currents [T, B, ...], float16, bfloat16, float32 or float64; time first.
-        decay: membrane kept per step, a float or a tensor () or (C,) with C = dim 2 of x; tensors get gradients.
-        gain: scale of the input current, a float or a tensor () or (C,), with gradient.
-        threshold: membrane that one spike takes; a float or a tensor () or (C,), with gradient.
-        levels: D, the most spikes of a step, 1 to 255.
-        detach_reset: leave the reset out of the gradient.
-        v_init: membrane before the first step, [B, ...]; gets a gradient.
-        return_state: also return ``States`` after the last step (m is 0 here).
-        probe: see ``multistep_lif``; a spike counts as the number that it is.
-
-    Returns:
-        Spikes in the shape, dtype and layout of x.
-
-    Raises:
-        TypeError, ValueError: naming the argument, what was given and what is accepted.
     """
     constants = decay, gain, threshold, levels
-    neuron = told(ILIF, DEFAULT_SURROGATE, (detach_reset,), constants)
-    return _request(x, neuron, (v_init,), return_state, probe)
+    return _request(x, ILIF, DEFAULT_SURROGATE, (detach_reset,), constants, window)
 
 
-multistep_ilif_reference = by_definition(
-    multistep_ilif,
-    """The definition of ``multistep_ilif``, with its arguments; ``smooth=True`` leaves out the rounding.""",
-)
+@by_kernels
+def multistep_clif(
+    x: torch.Tensor, decay: float | torch.Tensor = 0.5, gain: float | torch.Tensor = 1.0,
+    threshold: float | torch.Tensor = 1.0, detach_reset: bool = False, surrogate: Surrogate = DEFAULT_SURROGATE,
+    **window: Unpack[Window],
+) -> Request:  # fmt: skip
+    """Spikes of CLIF neurons, whose complementary potential m makes the reset deeper the more they fired.
+
+    They follow the definition up to the rounding of the sigmoid.
+    """
+    return _request(x, CLIF, surrogate, (detach_reset,), (decay, gain, threshold), window)
+
+
+@by_kernels
+def multistep_alif(
+    x: torch.Tensor, decay: float | torch.Tensor = 0.5, gain: float | torch.Tensor = 1.0,
+    threshold: float | torch.Tensor = 1.0, rho: float | torch.Tensor = 0.9, beta: float | torch.Tensor = 1.0,
+    reset: Reset = "soft", detach_reset: bool = True, surrogate: Surrogate = DEFAULT_SURROGATE,
+    **window: Unpack[Window],
+) -> Request:  # fmt: skip
+    """Spikes of adaptive LIF neurons, whose threshold rises by ``beta`` with each spike and decays by ``rho`` a step.
+
+    The reset is "soft" (by the threshold of the step), "hard" (to 0) or "none".
+    """
+    constants = decay, gain, threshold, rho, beta
+    return _request(x, ALIF, surrogate, (reset, detach_reset), constants, window)
+
+
+@by_kernels
+def multistep_cuba(
+    x: torch.Tensor, decay: float | torch.Tensor = 0.5, gain: float | torch.Tensor = 1.0,
+    threshold: float | torch.Tensor = 1.0, rho: float | torch.Tensor = 0.5, reset: Reset = "hard",
+    detach_reset: bool = True, surrogate: Surrogate = DEFAULT_SURROGATE, **window: Unpack[Window],
+) -> Request:  # fmt: skip
+    """Spikes of current-based LIF neurons, whose membrane reads a synaptic current m that decays by ``rho`` a step.
+
+    ``gain`` scales the synaptic current. The reset is "hard" (to 0), "soft" or "none", of the membrane alone.
+    """
+    constants = decay, gain, threshold, rho
+    return _request(x, CuBaLIF, surrogate, (reset, detach_reset), constants, window)
+
+
+multistep_ilif_reference, multistep_clif_reference, multistep_alif_reference, multistep_cuba_reference = (
+    by_definition(
+        function,
+        f"The definition of ``{function.__name__}``; ``smooth=True`` replaces each spike by what its gradient is the "
+        "derivative of.",
+    )
+    for function in (multistep_ilif, multistep_clif, multistep_alif, multistep_cuba)
+)  # fmt: skip
 
 
 def virtual_steps(spikes: torch.Tensor, levels: int) -> torch.Tensor:
@@ -110,175 +147,3 @@ def virtual_steps(spikes: torch.Tensor, levels: int) -> torch.Tensor:
         raise ValueError(f"spikes have shape {tuple(spikes.shape)}; accepted: [T, B, ...]")
     slots = torch.arange(levels, device=spikes.device).view(-1, *[1] * (spikes.dim() - 1))
     return (spikes.unsqueeze(1) > slots).to(spikes.dtype).flatten(0, 1)
-
-
-@overload
-def multistep_clif(
-    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
-    threshold: float | torch.Tensor = ..., detach_reset: bool = ..., surrogate: Surrogate = ...,
-    v_init: torch.Tensor | None = ..., m_init: torch.Tensor | None = ..., return_state: Literal[False] = ..., *,
-    probe: torch.Tensor | None = ...,
-) -> torch.Tensor: ...  # fmt: skip
-@overload
-def multistep_clif(
-    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
-    threshold: float | torch.Tensor = ..., detach_reset: bool = ..., surrogate: Surrogate = ...,
-    v_init: torch.Tensor | None = ..., m_init: torch.Tensor | None = ..., return_state: bool = ..., *,
-    probe: torch.Tensor | None = ...,
-) -> WithStates: ...  # fmt: skip
-@by_kernels
-def multistep_clif(
-    x: torch.Tensor,
-    decay: float | torch.Tensor = 0.5,
-    gain: float | torch.Tensor = 1.0,
-    threshold: float | torch.Tensor = 1.0,
-    detach_reset: bool = False,
-    surrogate: Surrogate = DEFAULT_SURROGATE,
-    v_init: torch.Tensor | None = None,
-    m_init: torch.Tensor | None = None,
-    return_state: bool = False,
-    *,
-    probe: torch.Tensor | None = None,
-) -> Request:
-    """Spikes of CLIF neurons, whose complementary potential m makes the reset deeper the more they fired.
-
-    Spikes follow the definition up to the rounding of the sigmoid.
-
-    Args:
-        x: input currents [T, B, ...]; time first.
-        decay: membrane kept per step, 1 - 1 / tau; a float or a tensor () or (C,), with gradient (through m as well).
-        gain, threshold, detach_reset: see ``multistep_ilif``.
-        surrogate: see ``multistep_lif``.
-        v_init, m_init: states before the first step, [B, ...]; get gradients.
-        return_state: also return ``States`` after the last step.
-        probe: see ``multistep_lif``.
-
-    Raises:
-        TypeError, ValueError: naming the argument, what was given and what is accepted.
-    """
-    neuron = told(CLIF, surrogate, (detach_reset,), (decay, gain, threshold))
-    return _request(x, neuron, (v_init, m_init), return_state, probe)
-
-
-multistep_clif_reference = by_definition(
-    multistep_clif,
-    """The definition of ``multistep_clif``; ``smooth=True`` replaces each spike by the surrogate's primitive.""",
-)
-
-
-@overload
-def multistep_alif(
-    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
-    threshold: float | torch.Tensor = ..., rho: float | torch.Tensor = ..., beta: float | torch.Tensor = ...,
-    reset: Reset = ..., detach_reset: bool = ..., surrogate: Surrogate = ..., v_init: torch.Tensor | None = ...,
-    m_init: torch.Tensor | None = ..., return_state: Literal[False] = ..., *, probe: torch.Tensor | None = ...,
-) -> torch.Tensor: ...  # fmt: skip
-@overload
-def multistep_alif(
-    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
-    threshold: float | torch.Tensor = ..., rho: float | torch.Tensor = ..., beta: float | torch.Tensor = ...,
-    reset: Reset = ..., detach_reset: bool = ..., surrogate: Surrogate = ..., v_init: torch.Tensor | None = ...,
-    m_init: torch.Tensor | None = ..., return_state: bool = ..., *, probe: torch.Tensor | None = ...,
-) -> WithStates: ...  # fmt: skip
-@by_kernels
-def multistep_alif(
-    x: torch.Tensor,
-    decay: float | torch.Tensor = 0.5,
-    gain: float | torch.Tensor = 1.0,
-    threshold: float | torch.Tensor = 1.0,
-    rho: float | torch.Tensor = 0.9,
-    beta: float | torch.Tensor = 1.0,
-    reset: Reset = "soft",
-    detach_reset: bool = True,
-    surrogate: Surrogate = DEFAULT_SURROGATE,
-    v_init: torch.Tensor | None = None,
-    m_init: torch.Tensor | None = None,
-    return_state: bool = False,
-    *,
-    probe: torch.Tensor | None = None,
-) -> Request:
-    """Spikes of adaptive LIF neurons, whose threshold rises with each spike and decays in between.
-
-    Args:
-        x: input currents [T, B, ...]; time first.
-        decay, threshold: see ``multistep_ilif``.
-        rho: adaptation kept per step; a float or a tensor () or (C,), with gradient.
-        beta: how far the threshold rises with the adaptation; a float or a tensor () or (C,), with gradient.
-        gain: see ``multistep_ilif``.
-        reset: "soft" (subtract the threshold of the step), "hard" (to 0) or "none".
-        detach_reset: leave the reset out of the gradient; that of the adaptation stays.
-        surrogate: see ``multistep_lif``.
-        v_init, m_init: states before the first step, [B, ...]; get gradients.
-        return_state: also return ``States`` after the last step.
-        probe: see ``multistep_lif``.
-
-    Raises:
-        TypeError, ValueError: naming the argument, what was given and what is accepted.
-    """
-    constants = decay, gain, threshold, rho, beta
-    neuron = told(ALIF, surrogate, (reset, detach_reset), constants)
-    return _request(x, neuron, (v_init, m_init), return_state, probe)
-
-
-multistep_alif_reference = by_definition(
-    multistep_alif,
-    """The definition of ``multistep_alif``; ``smooth=True`` replaces each spike by the surrogate's primitive.""",
-)
-
-
-@overload
-def multistep_cuba(
-    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
-    threshold: float | torch.Tensor = ..., rho: float | torch.Tensor = ..., reset: Reset = ...,
-    detach_reset: bool = ..., surrogate: Surrogate = ..., v_init: torch.Tensor | None = ...,
-    m_init: torch.Tensor | None = ..., return_state: Literal[False] = ..., *, probe: torch.Tensor | None = ...,
-) -> torch.Tensor: ...  # fmt: skip
-@overload
-def multistep_cuba(
-    x: torch.Tensor, decay: float | torch.Tensor = ..., gain: float | torch.Tensor = ...,
-    threshold: float | torch.Tensor = ..., rho: float | torch.Tensor = ..., reset: Reset = ...,
-    detach_reset: bool = ..., surrogate: Surrogate = ..., v_init: torch.Tensor | None = ...,
-    m_init: torch.Tensor | None = ..., return_state: bool = ..., *, probe: torch.Tensor | None = ...,
-) -> WithStates: ...  # fmt: skip
-@by_kernels
-def multistep_cuba(
-    x: torch.Tensor,
-    decay: float | torch.Tensor = 0.5,
-    gain: float | torch.Tensor = 1.0,
-    threshold: float | torch.Tensor = 1.0,
-    rho: float | torch.Tensor = 0.5,
-    reset: Reset = "hard",
-    detach_reset: bool = True,
-    surrogate: Surrogate = DEFAULT_SURROGATE,
-    v_init: torch.Tensor | None = None,
-    m_init: torch.Tensor | None = None,
-    return_state: bool = False,
-    *,
-    probe: torch.Tensor | None = None,
-) -> Request:
-    """Spikes of current-based LIF neurons, whose membrane reads a synaptic current m that decays.
-
-    Args:
-        x: what arrives at the synapses, [T, B, ...]; time first.
-        decay, threshold: see ``multistep_ilif``.
-        gain: scale of the synaptic current, a float or a tensor () or (C,), with gradient.
-        rho: synaptic current kept per step; a float or a tensor () or (C,), with gradient.
-        reset: "hard" (to 0), "soft" (subtract the threshold) or "none"; of the membrane alone.
-        detach_reset: leave the reset out of the gradient.
-        surrogate: see ``multistep_lif``.
-        v_init, m_init: states before the first step, [B, ...]; get gradients.
-        return_state: also return ``States`` after the last step.
-        probe: see ``multistep_lif``.
-
-    Raises:
-        TypeError, ValueError: naming the argument, what was given and what is accepted.
-    """
-    constants = decay, gain, threshold, rho
-    neuron = told(CuBaLIF, surrogate, (reset, detach_reset), constants)
-    return _request(x, neuron, (v_init, m_init), return_state, probe)
-
-
-multistep_cuba_reference = by_definition(
-    multistep_cuba,
-    """The definition of ``multistep_cuba``; ``smooth=True`` replaces each spike by the surrogate's primitive.""",
-)

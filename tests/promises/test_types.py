@@ -9,11 +9,8 @@ from torch import Tensor, nn
 import spiketriton
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import (
-    States,
     Surrogate,
-    multistep_alif,
     multistep_bn_lif,
-    multistep_cuba,
     multistep_lif,
     use_backend,
 )
@@ -39,9 +36,6 @@ def test_a_call_has_the_type_of_what_it_returns() -> None:
         assert (spikes.shape, v.shape) == (x.shape, x.shape[1:])
         normed = assert_type(multistep_bn_lif(x, ones, ones, None, None, residual=x), Tensor)
         assert normed.shape == x.shape
-        assert_type(multistep_alif(x), Tensor)
-        _, states = assert_type(multistep_cuba(x, return_state=True), tuple[Tensor, States])
-        assert states.v.shape == x.shape[1:]
 
 
 def test_modules_and_swap_are_typed() -> None:

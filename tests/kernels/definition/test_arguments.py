@@ -105,6 +105,18 @@ OTHERS = [
         ValueError,
         "rho has shape (5,); accepted: () or (C,)",
     ),
+    (
+        multistep_ilif,
+        dict(m_init=X[0]),
+        TypeError,
+        "'m_init'; accepted besides its constants: v_init, return_state",
+    ),
+    (
+        multistep_clif,
+        dict(bta=1.0),
+        TypeError,
+        "multistep_clif has no argument 'bta'; accepted besides",
+    ),
     (multistep_alif, dict(beta=math.inf), ValueError, "beta must be finite, got inf"),
 ]
 
