@@ -85,6 +85,18 @@ def depth(names: dict[str, Any]) -> Figure:
     return figure
 
 
+def credit(names: dict[str, Any]) -> Figure:
+    figure = new_figure(7, 3)
+    axes = figure.subplots()
+    for (tau, share), colour in zip(names["credit"].items(), (ORANGE, GREEN), strict=True):
+        share = share[:-1]  # nothing reaches the last step by way of time
+        axes.semilogy(range(1, 1 + len(share)), share, "o-", color=colour, label=f"tau {tau:.0f}")
+    axes.axvspan(0.5, 4.5, color=GREY, alpha=0.2, label="the pulse")
+    axes.set(xlabel="time step", title="Gradient by way of time, as a share of the last step's")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
 def main() -> None:
     text = PAGE.read_text("utf-8")
     torch.set_num_threads(1)
@@ -93,7 +105,7 @@ def main() -> None:
     after = iter(outputs)
     filled = BLOCK.sub(lambda m: f"```python\n{m[1]}```\n\n```text\n{next(after)}```", text)
     PAGE.write_text(filled, "utf-8")
-    pictures = (membrane, surrogate, time, depth)
+    pictures = (membrane, surrogate, time, depth, credit)
     draw = {f"first_steps_{p.__name__}.png": lambda p=p: p(names) for p in pictures}
     save(PAGE.parent / "img", draw)
 
