@@ -76,7 +76,7 @@ def check_input(name: str, x: object) -> None:
 
 
 def check_like(
-    name: str, value: torch.Tensor, x: torch.Tensor, shape: torch.Size, dtypes: tuple
+    name: str, value: torch.Tensor, x: torch.Tensor, shape: tuple[int, ...], dtypes: tuple
 ) -> None:
     """value must have the shape, one of the dtypes and the device of the input."""
     if not isinstance(value, torch.Tensor):
@@ -118,7 +118,7 @@ def check_call(
         given |= _check_norm(x, norm)
     if not states is residual is spike_add is None:
         dtypes = (membrane_dtype(x.dtype), x.dtype)
-        first = torch.Size((len(neuron.step.states), *x.shape[1:]))
+        first = (len(neuron.step.states), *x.shape[1:])
         for name, tensor, shape, accepted in (
             ("states", states, first, dtypes), ("residual", residual, x.shape, (x.dtype,)),
             ("spike_add", spike_add, x.shape, (x.dtype,)),
@@ -127,7 +127,7 @@ def check_call(
                 check_like(name, tensor, x, shape, accepted)
                 given[name] = tensor
     if probe is not None:
-        check_like("probe", probe, x, torch.Size([x.shape[0], len(PROBE_FIELDS)]), (torch.float32,))
+        check_like("probe", probe, x, (x.shape[0], len(PROBE_FIELDS)), (torch.float32,))
         given["probe"] = probe
     return given
 

@@ -42,13 +42,18 @@ def checkpoints(x: torch.Tensor, neuron: Neuron) -> int:
     return -(-x.shape[0] // chunk_length(x.shape[0], neuron.holds_more)) - 1
 
 
-def allocate_forward(x: torch.Tensor, neuron: Neuron, call: Call) -> Outputs:
-    """Spikes, and what the call wants besides."""
+def allocate_forward(
+    x: torch.Tensor, neuron: Neuron, call: Call, states: torch.Tensor | None = None
+) -> Outputs:
+    """Spikes, and what the call wants besides. ``states``: those before the first step, if they are stacked."""
     wide = membrane_dtype(x.dtype)
     rows = checkpoints(x, neuron) if call.save else 0
+    last = None
+    if call.return_states:  # empty_like takes a third of the time
+        last = _stacked(x, len(neuron.step.states)) if states is None else torch.empty_like(states)
     return Outputs(
         torch.empty_like(x),
-        _stacked(x, len(neuron.step.states)) if call.return_states else None,
+        last,
         torch.empty_like(x, dtype=wide) if call.return_trace else None,
         x.new_empty((rows, len(neuron.step.states), x[0].numel()), dtype=wide) if rows else None,
         torch.empty_like(x) if call.return_current else None,
@@ -75,9 +80,11 @@ def _in_order(inputs: Inputs) -> Inputs:
 
 
 def _states(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """As ``_stacked`` has them."""
     value = value.to(membrane_dtype(x.dtype))
-    stacked = _stacked(x, len(value))
-    return value if value.stride() == stacked.stride() else stacked.copy_(value)
+    if value.stride() == (x.numel() // x.shape[0], *x.stride()[1:]):
+        return value
+    return _stacked(x, len(value)).copy_(value)
 
 
 def neuron_forward(
@@ -92,11 +99,12 @@ def neuron_forward(
     ``measures``: its mean and var are filled first, as by ``channel_statistics``.
     """
     x = inputs.x
-    out = allocate_forward(x, neuron, call)
     if x.numel() == 0:
-        return out
+        return allocate_forward(x, neuron, call)
+    inputs = _in_order(inputs)
+    out = allocate_forward(x, neuron, call, inputs.states)
     inside = running if _in_kernel(x, running) else None
-    _NEURON[serving(x, neuron)].forward(_in_order(inputs), neuron, out, measures, inside)
+    _NEURON[serving(x, neuron)].forward(inputs, neuron, out, measures, inside)
     if running is not None:
         _follow(x, neuron.mean, neuron.var, running, inside)
     return out

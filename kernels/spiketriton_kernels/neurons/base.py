@@ -41,6 +41,8 @@ _NO_CONSTANTS = {
 }  # fmt: skip
 """Attributes that may change without another ``SpikingNeuron.record``."""
 
+_OF_A_CALL = {"held", "v_seq", "_began", "_seen"}
+"""Those that a call sets."""
 
 _MADE = ("_steps", "_records")
 """What is made again of a copy."""
@@ -210,6 +212,9 @@ class SpikingNeuron(Stepping):
         self.held = torch.stack(every)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OF_A_CALL:  # which torch.nn.Module would look for among parameters and modules
+            object.__setattr__(self, name, value)
+            return
         if name not in _NO_CONSTANTS:
             self.__dict__.pop("_records", None)
         super().__setattr__(name, value)
@@ -273,13 +278,11 @@ class SpikingNeuron(Stepping):
                     f"{len(value)} values of {name}: [T, B, {len(value)}, ...], channels are dim 2"
                 )
         if self.keeps_state and self.held is not None:
-            last = self.held[0]
-            given_, kept = (x.shape[1:], x.device), (last.shape, last.device)
-            if given_ != kept:
+            kept, device = self.held.shape[1:], self.held.device
+            if x.shape[1:] != kept or x.device != device:
                 raise ValueError(
                     f"a chunk of shape {tuple(x.shape)} on {x.device} does not continue the "
-                    f"membrane of shape {tuple(last.shape)} on {last.device}; "
-                    "reset() starts a new window"
+                    f"membrane of shape {tuple(kept)} on {device}; reset() starts a new window"
                 )
 
     @property

@@ -172,6 +172,18 @@ def test_step_mode_may_change_between_calls():
     assert torch.equal(torch.stack([neuron(step) for step in x]), whole)
 
 
+def test_a_step_allocates_its_spikes_and_its_states_and_nothing_else():
+    """On a small tensor a call's time is that of its operators and checks, not of its arithmetic."""
+    neuron, x = nn.LIF(stateful=True), normal((1, B, C))
+    with torch.inference_mode():
+        neuron(x)
+        with torch.profiler.profile() as profile:
+            neuron(x)
+    call = next(e for e in profile.events() if e.name == "spiketriton::neuron_forward")
+    assert [e.name for e in call.cpu_children if "empty" in e.name] == ["aten::empty_like"] * 2
+    assert not any("copy" in e.name for e in profile.events())
+
+
 def test_constants_of_channels_are_parameters_or_travel_with_the_module():
     neuron = made("alif, channels")
     assert {n for n, _ in neuron.named_parameters()} == {"decay", "v_threshold", "rho", "beta"}
