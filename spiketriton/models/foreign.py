@@ -40,8 +40,8 @@ from spiketriton.neurons import SpikingNeuron, adopt, told_of_spikes
 from spiketriton.plugins.tasks import has_time
 from spiketriton.system.errors import UserError, one_line
 from spiketriton_kernels import nn as kernels
-from spiketriton_kernels.nn.draws import seeded
-from spiketriton_kernels.nn.swap import Difference, compare, fuse_compared
+from spiketriton_kernels.adopt.draws import seeded
+from spiketriton_kernels.adopt.swap import Difference, compare, fuse_compared
 
 # what a function is told without being asked to, where it has a parameter of this name
 _CLASSES = ("num_classes", "n_classes", "classes")

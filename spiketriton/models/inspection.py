@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spiketriton.system.errors import UserError, one_line
 from spiketriton_kernels import nn as kernels
-from spiketriton_kernels.nn import peers
+from spiketriton_kernels.adopt import peers
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from spiketriton.models.memory import PackedSpikes
 from spiketriton.neurons import Norm, SpikingNeuron, told_of_spikes
 from spiketriton.plugins.tasks import has_time
 from spiketriton.system.errors import UserError
-from spiketriton_kernels.nn.draws import undrawn
+from spiketriton_kernels.adopt.draws import undrawn
 
 
 class Network(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from spiketriton.config.parts import find
 from spiketriton.system.errors import UserError
-from spiketriton_kernels.nn.draws import seeded
+from spiketriton_kernels.adopt.draws import seeded
 from tests.models.test_foreign import CLASSES, T, build, by_hand
 
 for library in ("spikingjelly", "snntorch", "norse"):

@@ -92,7 +92,7 @@ class Leaky(Integrator):
         Raises:
             ValueError: what has no equal here, by its name.
         """
-        from ..nn.peers import read_snntorch
+        from ..adopt.peers import read_snntorch
 
         return cls(**read_snntorch(leaky), return_mem=return_mem, **options)
 
@@ -107,6 +107,6 @@ class Leaky(Integrator):
         Raises:
             ValueError: what has no equal here, by its name.
         """
-        from ..nn.peers import read_norse
+        from ..adopt.peers import read_norse
 
         return cls(**read_norse(cell), **options)

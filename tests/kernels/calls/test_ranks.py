@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributed.nn.functional import all_reduce
 
 from spiketriton_kernels import multistep_bn_lif, use_backend
+from spiketriton_kernels.adopt.fuse import fuse
 from spiketriton_kernels.nn import LIF
-from spiketriton_kernels.nn.fuse import fuse
 from tests.conftest import CUDA, START
 from tests.kernels.support import normal
 

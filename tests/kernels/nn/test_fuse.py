@@ -10,9 +10,9 @@ import torch
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn as torch_nn
 
+from spiketriton_kernels.adopt.draws import drawn
 from spiketriton_kernels.neurons.handed import Handed, NormHandedOn
 from spiketriton_kernels.nn import swap
-from spiketriton_kernels.nn.draws import drawn
 from tests.kernels.support import normal
 
 T, B, C = 5, 3, 4

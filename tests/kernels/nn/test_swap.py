@@ -9,7 +9,8 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn as torch_nn
 
 from spiketriton_kernels import nn
-from spiketriton_kernels.nn import peers, swap
+from spiketriton_kernels.adopt import peers
+from spiketriton_kernels.nn import swap
 from tests.covering import pairwise
 from tests.kernels.support import dyadic, normal
 
