@@ -108,9 +108,9 @@ def table(rows: Sequence[Row]) -> str:
         ]
         cells += [row["images_per_s"], row["memory_mb"], row["spikes"]]
         lines.append("| " + " | ".join([*cells, f"{processor}, {precision}", row["commit"]]) + " |")
-    lines += ["", "## Commands", ""]
+    lines += ["", "## Commands", "", "| row | command |", "| --- | --- |"]
     for row in ranked(rows):
-        lines.append(f'* <a id="command-{row["name"]}"></a>{row["name"]}: `{row["command"]}`')
+        lines.append(f'| <a id="command-{row["name"]}"></a>{row["name"]} | `{row["command"]}` |')
     return "\n".join(lines) + "\n"
 
 
