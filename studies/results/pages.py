@@ -27,6 +27,8 @@ BEGIN, END = "<!-- made by studies/results/run.py: begin -->\n", "<!-- end -->"
 NAMES = {
     "cifar10": "CIFAR-10",
     "imagenette": "Imagenette",
+    "spoken_digits": "spoken digits",
+    "mnist": "MNIST",
     "ilif": "I-LIF",
     "vgg8": "VGG-8",
     "resnet18": "ResNet-18",
@@ -130,6 +132,8 @@ def net_of(row: Row) -> str:
     if recipe is None:
         return f"ResNet-20 ({row['neuron'].partition(' (')[2].rstrip(')')})"
     model = recipe.model
+    if model.name == "sequence":
+        return f"{model.depth} layers of {model.width}"
     net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
     return {"sew": "SEW ", "plain": "plain "}.get(model.block, "") + net
 

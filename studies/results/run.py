@@ -79,14 +79,15 @@ def row_of(run: TrainedRun, name: str, weights: str) -> Row:
         raise UserError(f"{run.folder.path} has not been tested after its last epoch; a row has")
     sessions = run.folder.sessions()
     refuse_changed_code(run.folder.path, sessions)
-    neuron, last = run.recipe.neuron.kind, tests[-1]
+    data, neuron, last = run.recipe.data, run.recipe.neuron.kind, tests[-1]
     first = sessions[0]
     place, threads = first["cuda"], ""
     if first["device"] == "cpu":
         place, threads = first["cpu"], f", {threads_of(first)}"
     return {
         "name": name,
-        "data": run.recipe.data.label + (" (JPEG)" if "JPEG" in run.data.note else ""),
+        "data": f"{data.label} {data.sequence}".removesuffix(" none")
+        + (" (JPEG)" if "JPEG" in run.data.note else ""),
         "command": command(first["command"]),
         "neuron": "relu (ANN)" if neuron == "relu" else neuron,
         "levels": levels_of(run.recipe),
