@@ -259,8 +259,14 @@ def command_line(launcher: Sequence[str] = ()) -> str:
     return shlex.join([*start, *sys.argv[1:]])
 
 
+NO_CODE = [f":(exclude)*.{ending}" for ending in ("csv", "jsonl", "md", "png", "svg")]
+
+
 def commit_of_package() -> tuple[str | None, bool]:
-    """The git commit of this code, or of its wheel, and whether files differed from it; (None, False): unknown."""
+    """The git commit of this code, or of its wheel, and whether files differed from it; (None, False): unknown.
+
+    Rows, curves, pages and pictures are no code: a training whose result was just taken in changes none for the next.
+    """
     package = version.PACKAGE
     root, built = package.parent, package / "commit.txt"  # hatch_build.py
     if built.is_file():
@@ -269,7 +275,7 @@ def commit_of_package() -> tuple[str | None, bool]:
     if _git(root, "rev-parse", "--show-toplevel") != str(root):  # installed, or no repository
         return None, False
     return _git(root, "rev-parse", "HEAD"), bool(
-        _git(root, "status", "--porcelain", "--untracked-files=no")
+        _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *NO_CODE)
     )
 
 

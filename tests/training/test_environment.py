@@ -53,6 +53,9 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     package = tmp_path / "spiketriton" / "__init__.py"
     package.parent.mkdir()
     package.write_text("")
+    rows = tmp_path / "studies" / "rows.csv"
+    rows.parent.mkdir()
+    rows.write_text("")
     git("init", "-q")
     git("add", "-A")
     git("commit", "-q", "-m", "x")
@@ -65,6 +68,8 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
     assert environment.commit_of_package() == (commit, False)
     assert (tmp_path / ".git" / "index").read_bytes() == index
     assert f" (commit {commit[:8]}), torch" in environment.version_line()
+    rows.write_text("the result of the run before")  # no code
+    assert environment.commit_of_package() == (commit, False)
     package.write_text("changed = True")
     assert environment.commit_of_package() == (commit, True)
     assert f" (commit {commit[:8]}, with changes), torch" in environment.version_line()
