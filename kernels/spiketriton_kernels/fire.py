@@ -115,7 +115,7 @@ def fire(
     if traced(tensors):
         return _by_operator(given, neuron, call, norm, mean, var, running)
     if forward_ad._current_level >= 0:
-        _refuse_tangents(tensors)
+        refuse_tangents(tensors)
     measures = norm is not None and mean is None
     if norm is not None:
         if measures:
@@ -169,7 +169,7 @@ def _by_operator(
 ) -> Outputs:
     """``fire`` where something looks at operators."""
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        _refuse_tangents(given.values())
+        refuse_tangents(given.values())
     if norm is not None:
         if mean is None or var is None:
             mean, var = channel_statistics(given["x"], running)
@@ -212,7 +212,7 @@ def channel_statistics(
         return mean, var
 
 
-def _refuse_tangents(tensors: Iterable[torch.Tensor]) -> None:
+def refuse_tangents(tensors: Iterable[torch.Tensor]) -> None:
     """PyTorch would take the tangents of a custom operator's results for 0, and say nothing."""
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise RuntimeError(

@@ -7,6 +7,7 @@ PyTorch operators of them.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -22,9 +23,10 @@ _NEURON = {"triton": triton_neuron, "native": native, "torch": eager}
 _STATISTICS = {"triton": triton_norm, "native": native, "torch": eager}
 
 
-def serving(x: torch.Tensor, neuron: Neuron) -> str:
+def serving(x: torch.Tensor, neuron: Neuron, compiled: Any = native) -> str:
     """The backend that serves a call; a surrogate that no step can be printed with has the one it is written for."""
-    backend, own = backend_for(x, neuron.step), own_surrogate(neuron.step.own_surrogate)
+    backend = backend_for(x, neuron.step, compiled)
+    own = own_surrogate(neuron.step.own_surrogate)
     if own is None:
         return backend
     if own.compiled and backend != "triton":

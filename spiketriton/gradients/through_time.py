@@ -173,26 +173,36 @@ def _watched(
 
 
 def _kept(
-    neuron: SpikingNeuron, call: Callable[[Tensor], Tensor], currents: _Currents, given: Any
+    neuron: SpikingNeuron,
+    call: Callable[..., Tensor],
+    currents: _Currents,
+    given: Any,
+    *matrix: Tensor,
 ) -> Tensor:
-    """A call of a neuron whose current is kept, as a tensor of its own, which nothing else reads."""
+    """A call of a neuron whose current is kept, as a tensor of its own, which nothing else reads.
+
+    matrix: by which its own spikes come back; that is not part of what is kept, and has the same gradient.
+    """
     x = normalised(given)
     if torch._C._current_graph_task_id() != -1:  # a checkpoint repeats the call within backward
-        return call(x)
+        return call(x, *matrix)
     x = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
     single = neuron.step_mode == "s"
     whole = x.unsqueeze(0) if single else x
     currents.keep(whole, neuron.window)
-    return call(whole[0] if single else whole)
+    return call(whole[0] if single else whole, *matrix)
 
 
-def _stepwise(neuron: SpikingNeuron) -> Callable[[Tensor], Tensor]:
-    """The forward of a neuron that calls it for one step after another, and detaches the states in between."""
+def _stepwise(neuron: SpikingNeuron) -> Callable[..., Tensor]:
+    """The forward of a neuron that calls it for one step after another, and detaches the states in between.
+
+    The spikes that come back by a matrix are among these states.
+    """
     call = neuron.forward
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor, *matrix: Tensor) -> Tensor:
         if neuron.step_mode == "s":
-            spikes = call(x)
+            spikes = call(x, *matrix)
             neuron.detach()
             return spikes
         whole, continues, steps = neuron.probe, neuron.stateful, []
@@ -202,7 +212,7 @@ def _stepwise(neuron: SpikingNeuron) -> Callable[[Tensor], Tensor]:
             for t in range(len(x)):
                 if whole is not None and len(whole) == len(x):
                     neuron.probe = whole[t : t + 1]
-                steps.append(call(x[t : t + 1]))
+                steps.append(call(x[t : t + 1], *matrix))
                 neuron.detach()
         finally:
             neuron.stateful, neuron.probe = continues, whole

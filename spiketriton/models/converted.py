@@ -34,7 +34,7 @@ class ConvertedIF(kernels.IF):
         self.register_buffer("threshold", torch.ones(channels))
         self.register_buffer("shift", torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Currents [T, B, C, ...] -> spikes of amplitude `threshold`, same shape and dtype."""
         self._check(x)
         amplitude = _along_channels(self.threshold, x)

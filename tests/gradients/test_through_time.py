@@ -27,7 +27,12 @@ class Net(nn.Module):
     """Two layers of LIF, read at the last step or by the mean."""
 
     def __init__(
-        self, tau: float, read: str = "last", norm: bool = False, **options: object
+        self,
+        tau: float,
+        read: str = "last",
+        norm: bool = False,
+        recurrent: bool = False,
+        **options: object,
     ) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -40,6 +45,9 @@ class Net(nn.Module):
         self.neurons = nn.ModuleList(
             adopt(kernels.LIF(tau, decay_input=False, **known)) for _ in range(2)
         )
+        self.recurrent = recurrent
+        if recurrent:
+            self.neurons = nn.ModuleList(kernels.Recurrent(one, N) for one in self.neurons)
 
     def forward(self, x: Tensor) -> Tensor:
         first = self.neurons[0](self.norm(self.first(x).flatten(0, 1)).view(*x.shape[:2], N))
@@ -62,7 +70,9 @@ class Step(torch.autograd.Function):
 def by_hand(net: Net, x: Tensor, y: Tensor, cut: bool) -> list[Tensor]:
     """dL/dx [T, B, N] of both layers in float64, by a loop over the steps."""
     found, given = [], x.double()
-    for linear, norm in ((net.first, net.norm), (net.second, nn.Identity())):
+    norms = net.norm, nn.Identity()
+    for linear, norm, neuron in zip((net.first, net.second), norms, net.neurons, strict=True):
+        matrix = neuron.weight.double() if net.recurrent else torch.zeros(N, N).double()
         current = F.linear(given, linear.weight.double(), linear.bias.double())
         if isinstance(norm, nn.BatchNorm1d):  # the statistics are constants
             var, mean = torch.var_mean(current.detach(), (0, 1), correction=0)
@@ -71,9 +81,10 @@ def by_hand(net: Net, x: Tensor, y: Tensor, cut: bool) -> list[Tensor]:
         current.retain_grad()
         found.append(current)
         v, spikes = torch.zeros_like(current[0]), []
+        s = v
         for step in current:
-            v = v.detach() if cut else v
-            h = (1 - 1 / net.tau) * v + step
+            v, s = (v.detach(), s.detach()) if cut else (v, s)
+            h = (1 - 1 / net.tau) * v + step + F.linear(s, matrix)
             s = Step.apply(h - 1.0)
             v = (1 - s) * h
             spikes.append(s)
@@ -115,6 +126,23 @@ def test_shares_are_those_of_loops_written_by_hand(tau, steps, norm, read):
     if read == "last":
         assert not found.direct[:, :-1].any()  # no norm leaks
     assert credit[:, 0].min() < 1e-40 if (tau, read) == (1.5, "last") else credit[:, 0].min() > 1e-4
+
+
+@pytest.mark.parametrize("read", ["last", "mean"])
+@pytest.mark.parametrize("norm", [False, True], ids=["no norm", "norm"])
+def test_spikes_that_come_back_are_a_way_through_time(norm, read):
+    net, (x, y) = Net(1.25, read, norm, recurrent=True), drawn(7)
+    alone = Net(1.25, read, norm)
+    found, without = (
+        through_time(one, neurons_of(one), 7, lambda one=one: F.cross_entropy(one(x), y))
+        for one in (net, alone)
+    )
+    credit, direct = expected(net, x, y)
+    assert np.allclose(found.credit, credit, rtol=1e-3, atol=0 if read == "last" else 1e-6)
+    assert np.allclose(found.direct, direct, rtol=1e-4, atol=0)
+    assert (found.credit[:, 0] > 2 * without.credit[:, 0]).all()
+    if read == "last":
+        assert not found.direct[:, :-1].any()
 
 
 def test_a_layer_that_no_gradient_reaches_has_no_credit():

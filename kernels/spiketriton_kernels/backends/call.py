@@ -61,37 +61,52 @@ NEURON = Part(("int64_t", "form"), ("int64_t", "rows"), ("int64_t", "row_size"))
 CONSTANT = Part(("void *", "values"), ("double", "number"), ("int64_t", "size"), ("int64_t", "row"))
 """One constant: so many values, or where there are none a number; its row among the gradients, or -1."""
 
-PARTS = (INPUT, FORTH, BACK, NEURON)
-"""A call begins with these. Of as many as the step has, its starts and its constants follow."""
+RECURRENT = Part(
+    *_all("int64_t", ("steps", "samples", "neurons", "threads")),
+    *_all("void *", ("x", "matrix", "first", "spikes", "last", "trace", "kept")),
+    *_all("void *", ("grad_spikes", "grad_states", "grad_trace")),
+    *_all("void *", ("out_dx", "out_states", "out_constants")),
+    ("float *", "out_probe"),
+)
+"""A call of neurons whose spikes come back by a matrix, x [T, B, N]: what both ways read and write."""
 
 
 def _printed(parts: Iterable[Part]) -> str:
     return "".join(f"    {kind} {name};\n" for part in parts for kind, name in part.fields)
 
 
-_STRUCTS = f"""\
+class Struct:
+    """A call that begins with these parts. Of as many as the step has, its starts and its constants follow."""
+
+    def __init__(self, *parts: Part) -> None:
+        self.parts = parts
+        text = f"""\
 struct Constant {{
 {_printed([CONSTANT])}}};
 
 struct Call {{
-{_printed(PARTS)}    double starts[STATES];
+{_printed(parts)}    double starts[STATES];
     Constant constants[CONSTANTS + 1];
 }};
 """
-
-DIGEST = int(hashlib.sha256(_STRUCTS.encode()).hexdigest()[:15], 16)
-"""Of the fields' names, types and order."""
-
-HEADER = f"""\
+        self.digest = int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+        """Of the fields' names, types and order."""
+        self.header = f"""\
 // A call: printed from the lists of spiketriton_kernels/backends/call.py.
 
 #pragma once
 
-{_STRUCTS}
-constexpr int64_t CALL_DIGEST = {DIGEST};
+{text}
+constexpr int64_t CALL_DIGEST = {self.digest};
 """
 
+    def size(self, states: int, constants: int) -> int:
+        """Bytes of a call of a step."""
+        before = sum(part.size for part in self.parts)
+        return before + 8 * states + CONSTANT.size * (constants + 1)
 
-def size(states: int, constants: int) -> int:
-    """Bytes of a call of a step."""
-    return sum(part.size for part in PARTS) + 8 * states + CONSTANT.size * (constants + 1)
+
+WINDOW = Struct(INPUT, FORTH, BACK, NEURON)
+"""A call of native.cpp."""
+RETURNED = Struct(RECURRENT, NEURON)
+"""A call of recurrent.cpp."""

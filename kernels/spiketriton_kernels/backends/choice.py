@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -60,14 +60,14 @@ def say_once(message: str, level: int = logging.INFO) -> None:
         log.log(level, message)
 
 
-def backend_for(x: torch.Tensor, step: Step | None = None) -> str:
+def backend_for(x: torch.Tensor, step: Step | None = None, compiled: Any = native) -> str:
     """The backend that serves tensors like x: its device and dtype decide, unless one is forced.
 
-    ``step``: the neuron's; None: a pass without one.
+    ``step``: the neuron's; None: a pass without one. ``compiled``: the module whose C++ it would be.
     """
     on_gpu = x.is_cuda
     if _forced != "auto":
-        return _forced_backend(x, step, on_gpu)
+        return _forced_backend(x, step, on_gpu, compiled)
     if on_gpu and HAVE_TRITON:
         return "torch" if x.dtype == torch.float64 else "triton"
     if not x.is_cpu:
@@ -78,7 +78,7 @@ def backend_for(x: torch.Tensor, step: Step | None = None) -> str:
     # Where Triton compiles, the variable is looked at once: reading it costs as much as the rest.
     if (INTERPRETED or not _said) and interpreting() and HAVE_TRITON and x.dtype != torch.float64:
         return "triton"
-    reason = native.failure(x.dtype, step)
+    reason = compiled.failure(x.dtype, step)
     if reason is None:
         say_once(_NATIVE)
         return "native"
@@ -92,7 +92,7 @@ def backend_for(x: torch.Tensor, step: Step | None = None) -> str:
 _NATIVE = "spiketriton kernels on cpu: compiled C++"
 
 
-def _forced_backend(x: torch.Tensor, step: Step | None, on_gpu: bool) -> str:
+def _forced_backend(x: torch.Tensor, step: Step | None, on_gpu: bool, compiled: Any) -> str:
     if _forced == "triton" and not (HAVE_TRITON and (on_gpu or interpreting())):
         raise RuntimeError(
             f"the triton backend needs a CUDA tensor (or TRITON_INTERPRET=1), got {x.device}"
@@ -100,5 +100,7 @@ def _forced_backend(x: torch.Tensor, step: Step | None, on_gpu: bool) -> str:
     if _forced == "native":
         if x.device.type != "cpu":
             raise RuntimeError(f"the native backend needs a CPU tensor, got {x.device}")
-        native.library(x.dtype, step)  # raises with the compiler's message when it cannot be built
+        compiled.library(
+            x.dtype, step
+        )  # raises with the compiler's message when it cannot be built
     return "torch" if _forced == "triton" and x.dtype == torch.float64 else _forced

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..arguments import along_channels
 from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream, membrane_dtype
+from ..steps.step import Walked
 from ..surrogate import REACH
 
 
@@ -70,7 +71,7 @@ def forward(
     current = _Norm(inputs, neuron).current
     if out.current is not None:
         out.current.copy_(current)
-    constants, states = _constants(neuron, current), _first(inputs, neuron, current)
+    constants, states = constants_of(neuron, current), _first(inputs, neuron, current)
     for t, x_t in enumerate(current):
         s, states = step.forth(x_t, states, constants)
         out.spikes[t] = s if add is None else s + add[t].to(s.dtype)
@@ -113,7 +114,7 @@ def _first(inputs: Inputs, neuron: Neuron, current: Tensor) -> list[Tensor]:
     return [torch.full_like(current[0], start) for start in neuron.starts]
 
 
-def _constants(neuron: Neuron, current: Tensor) -> list[Tensor]:
+def constants_of(neuron: Neuron, current: Tensor) -> list[Tensor]:
     """As tensors: a GPU multiplies by the reciprocal of a number that it is to divide by, which moves ties."""
     wide, found = current.dtype, []
     for value in neuron.constants:
@@ -129,7 +130,7 @@ def _walked(
     norm: _Norm, upstream: Upstream, inputs: Inputs, neuron: Neuron, out: Gradients
 ) -> Tensor:
     """The gradient by the current; what else there is of the walk back is filled in."""
-    current, step, constants = norm.current, neuron.step, _constants(neuron, norm.current)
+    current, step, constants = norm.current, neuron.step, constants_of(neuron, norm.current)
     before = [_first(inputs, neuron, current)]
     for x_t in current[:-1]:
         before.append(step.forth(x_t, before[-1], constants)[1])
@@ -144,13 +145,7 @@ def _walked(
             by[0] = by[0] + upstream.trace[t]
         walked = step.back(current[t], before[t], constants, (grad[t], *by))
         if out.probe is not None:
-            fields = (
-                grad[t].square(), walked.x.square(), by[0].square(), walked.jump.abs(), walked.unit < REACH,
-                walked.spikes, ~walked.x.isfinite(),
-            )  # fmt: skip
-            *totals, nonfinite = [field.to(norm.wide).sum() for field in fields]
-            largest = walked.x.abs().nan_to_num(0.0, 0.0).amax()
-            out.probe[t] = torch.stack([*totals, largest, nonfinite])
+            out.probe[t] = observed(walked, grad[t], by[0])
         for row, by_constant in zip(step.rows, walked.constants, strict=True):
             if row >= 0:
                 learnt[row] += by_constant.sum(others if neuron.channels > 1 else None)
@@ -160,6 +155,17 @@ def _walked(
     if out.constants is not None:
         out.constants.copy_(learnt)
     return own
+
+
+def observed(walked: Walked, grad: Tensor, carried: Tensor) -> Tensor:
+    """A probe's row, from the gradients by a step's spikes and by the first state after it."""
+    fields = (
+        grad.square(), walked.x.square(), carried.square(), walked.jump.abs(), walked.unit < REACH,
+        walked.spikes, ~walked.x.isfinite(),
+    )  # fmt: skip
+    *totals, nonfinite = [field.to(grad.dtype).sum() for field in fields]
+    largest = walked.x.abs().nan_to_num(0.0, 0.0).amax()
+    return torch.stack([*totals, largest, nonfinite])
 
 
 def channel_statistics(y: Tensor, mean: Tensor, var: Tensor, running: Running | None) -> None:

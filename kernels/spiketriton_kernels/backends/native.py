@@ -25,7 +25,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def _chosen(what: str | Step | None) -> list[str]:
         step = written(what.name, what.cpp, "h")
     else:
         step = written(what, header(what, forms.steps(what)), "h")
-    files = dict(STEP=step, CALL=written("call", call.HEADER, "h"))
+    files = dict(STEP=step, CALL=written("call", call.WINDOW.header, "h"))
     told = [f'-DSPIKETRITON_{name}="{path}"' for name, path in files.items()]
     return told + _in_haste()
 
@@ -157,7 +157,7 @@ def _target(dtype: torch.dtype, what: str | Step | None, version: str) -> Path:
     if isinstance(what, Step):
         texts.append(what.cpp)
     flags = repr((_FLAGS, _EXTRAS, _in_haste(), dtype, _named(what), torch.__version__))
-    key = "\n".join([*texts, call.HEADER, version, _machine(), flags])
+    key = "\n".join([*texts, call.WINDOW.header, version, _machine(), flags])
     name = f"{_named(what)} {_word(dtype)}".replace(" ", "-")
     return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
 
@@ -275,8 +275,8 @@ def load(dtype: torch.dtype, what: str | Step | None) -> Library | CompilerError
     digest, size = loaded.spiketriton_call_digest(), loaded.spiketriton_call_size()
     expected = size  # of a whole kind, which no call asks for by its name
     if isinstance(what, Step):
-        expected = call.size(len(what.states), len(_constants(loaded, what)))
-    if (digest, size) != (call.DIGEST, expected):
+        expected = call.WINDOW.size(len(what.states), len(_constants(loaded, what)))
+    if (digest, size) != (call.WINDOW.digest, expected):
         raise AssertionError(f"{path.name} and {call.__name__} disagree on the fields of a call")
     _loaded[dtype, None] = loaded
     if not isinstance(what, str):
@@ -345,13 +345,21 @@ def _packed(served: Library, neuron: Neuron) -> bytes:
             given["shape"] = (float(_SHAPES[step.form.shape]), -1)
         pairs = [given.get(name, (0.0, -1)) for name in _constants(served, step)]
         constants, rows = zip(*pairs, strict=True)
-    parts = [NEURON.pack(form, neuron.rows, neuron.channels), _starts(neuron.starts)]
+    return b"".join(neuron_parts(neuron, constants, rows, form))
+
+
+def neuron_parts(
+    neuron: Neuron, constants: Iterable[float | torch.Tensor], rows: Iterable[int], form: int = 0
+) -> Iterator[bytes]:
+    """The last part of a call: a form of the neuron, where it starts, and constants with their rows."""
+    yield NEURON.pack(form, neuron.rows, neuron.channels)
+    yield _starts(neuron.starts)
     for value, row in zip(constants, rows, strict=True):
         if isinstance(value, torch.Tensor):
-            parts.append(CONSTANT.pack(value.data_ptr(), 0.0, value.numel(), row))
+            yield CONSTANT.pack(value.data_ptr(), 0.0, value.numel(), row)
         else:
-            parts.append(CONSTANT.pack(0, value, 1, row))
-    return b"".join([*parts, bytes(CONSTANT.size)])
+            yield CONSTANT.pack(0, value, 1, row)
+    yield bytes(CONSTANT.size)
 
 
 _remembered = functools.lru_cache(maxsize=256)(

@@ -14,6 +14,7 @@ from .lif import IF, LIF
 from .norm import BatchNormLIF
 from .plif import PLIF
 from .psn import PSN, MaskedPSN, ParallelNeuron, SlidingPSN
+from .recurrent import Recurrent
 
 __all__ = [
     "ALIF",
@@ -28,6 +29,7 @@ __all__ = [
     "Leaky",
     "MaskedPSN",
     "ParallelNeuron",
+    "Recurrent",
     "SlidingPSN",
     "SpikingNeuron",
 ]

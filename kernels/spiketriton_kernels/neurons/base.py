@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..fire import fire
 from ..neuron import Call, Inputs, Norm, Outputs
+from ..recurrent import recur
 from ..surrogate import Surrogate
 from .handed import Handed
 from .stepping import Stepping
@@ -195,7 +196,7 @@ class SpikingNeuron(Stepping):
     @property
     def m(self) -> Tensor | None:
         """The second; None where there is none."""
-        return self.held[1] if self.held is not None and len(self.held) > 1 else None
+        return self.held[1] if self.held is not None and len(self.states) > 1 else None
 
     @m.setter
     def m(self, value: Tensor | None) -> None:
@@ -221,14 +222,18 @@ class SpikingNeuron(Stepping):
         if name not in _NO_CONSTANTS or name == "training":
             self.changed()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Currents [T, B, ...] (with step_mode "s" [B, ...]) -> spikes of the same shape, dtype and memory layout."""
+    def forward(self, x: Tensor, matrix: Tensor | None = None) -> Tensor:
+        """Currents [T, B, ...] (with step_mode "s" [B, ...]) -> spikes of the same shape, dtype and memory layout.
+
+        matrix: [N, N], of currents [T, B, N] (``Recurrent``): to those of a step are added ``s @ matrix.T`` of the
+        spikes s of the step before, which the neuron then keeps behind its states.
+        """
         if isinstance(x, Handed):
             return self._fire_normalised(x)
         if self.step_mode == "s":
             x = x.unsqueeze(0)
         self._check(x)
-        spikes = self._fire(x).spikes
+        spikes = self._fire(x, matrix=matrix).spikes
         return spikes[0] if self.step_mode == "s" else spikes
 
     def fused_norm(
@@ -315,6 +320,7 @@ class SpikingNeuron(Stepping):
         return_current: bool = False,
         residual: Tensor | None = None,
         spike_add: Tensor | None = None,
+        matrix: Tensor | None = None,
     ) -> Outputs:
         """The one way into the kernels: with the neuron's constants, its probe and its states, which it moves on."""
         keeps, first = self.keeps_state, None
@@ -325,10 +331,14 @@ class SpikingNeuron(Stepping):
             again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
             first = self._before_last() if again else self.held
             self._began = None if again else (first,)
+            if matrix is not None and first is not None and len(first) == len(self.states):
+                first = torch.cat([first, torch.zeros_like(first[:1])])  # set by hand
         current, probe = self._prepared(x, self._rows(len(x)))
         inputs = Inputs(current, first, residual, spike_add)
         if self.backend == "eager":
-            out = self._define(inputs, call, norm, probe)
+            out = self._define(inputs, call, norm, probe, matrix=matrix)
+        elif matrix is not None:
+            out = recur(current, matrix, self.record(current), call, first, probe)
         else:
             run = fire if norm is None or norm.process_group is None else _over_ranks()
             out = run(inputs, self.record(current), call, norm, probe)

@@ -66,9 +66,11 @@ class Leaky(Integrator):
     def decay(self) -> float | Tensor:
         return wide(self.beta).clamp(0, 1) if isinstance(self.beta, Tensor) else self.beta
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, matrix: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Currents [T, B, ...] (with step_mode "s" [B, ...]) -> spikes, with ``return_mem`` also the membranes."""
-        spikes = super().forward(x)
+        spikes = super().forward(x, matrix)
         if not self.return_mem:
             return spikes
         assert self.v_seq is not None

@@ -311,9 +311,16 @@ class Stepping(nn.Module):
     # ---- by definition
 
     def _loop(
-        self, current: Tensor, first: Tensor | None, smooth: bool = False
+        self,
+        current: Tensor,
+        first: Tensor | None,
+        smooth: bool = False,
+        matrix: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """(spikes of all steps, states after the last, the first state after each) of currents [T, B, ...]."""
+        """(spikes of all steps, states after the last, the first state after each) of currents [T, B, ...].
+
+        matrix: by which the spikes of a step come back to the next; they are then the last of the states.
+        """
         name, wide = type(self).__name__, membrane_dtype(current.dtype)
         current = current.to(wide)
         constants: dict[str, Any] = {
@@ -327,15 +334,19 @@ class Stepping(nn.Module):
             if first is None
             else list(first.to(wide))
         )
+        if matrix is not None:
+            s = states.pop() if len(states) > len(self.states) else torch.zeros_like(current[0])
         spikes, trace_ = [], []
         for x_t in current:
+            if matrix is not None:
+                x_t = x_t + nn.functional.linear(s, matrix)
             out, changed = self._called(attributes, x_t, states, constants)
             self.__dict__.update(changed)
             attributes |= changed
             s, states = returned(name, self.states, out, x_t.shape)
             spikes.append(s)
             trace_.append(states[0])
-        return torch.stack(spikes), states, trace_
+        return torch.stack(spikes), states if matrix is None else [*states, s], trace_
 
     def _define(
         self,
@@ -344,8 +355,9 @@ class Stepping(nn.Module):
         norm: Norm | None = None,
         probe: Tensor | None = None,
         smooth: bool = False,
+        matrix: Tensor | None = None,
     ) -> Outputs:
-        """What ``fire`` returns, by the step as it is: plain PyTorch and its autograd."""
+        """What ``fire`` returns, or with a matrix ``recur``, by the step as it is: plain PyTorch and its autograd."""
         x, first, residual, spike_add = inputs
         group = None if norm is None else norm.process_group
         for name, value in (("a probe", probe), ("a process group", group)):
@@ -356,7 +368,10 @@ class Stepping(nn.Module):
         current = x.to(membrane_dtype(x.dtype)) if norm is None else normalised(x, norm)
         if residual is not None:
             current = current + residual.to(current.dtype)
-        spikes, states, trace_ = self._loop(current, first, smooth)
+        if matrix is not None:
+            matrix = matrix.to(x.dtype).to(current.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            spikes, states, trace_ = self._loop(current, first, smooth, matrix)
         spikes = spikes if spike_add is None else spikes + spike_add
         return Outputs(
             spikes.to(x.dtype),

@@ -189,6 +189,14 @@ class Step:
         spikes, *after = self._evaluated([self.spikes, *self.after], x, states, constants)
         return spikes, after
 
+    def keeping(
+        self, x: Tensor, states: Sequence[Tensor], constants: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """(spikes, states after, ``kept``)."""
+        wanted = [self.spikes, *self.after, *self.kept]
+        spikes, *rest = self._evaluated(wanted, x, states, constants)
+        return spikes, rest[: len(self.states)], rest[len(self.states) :]
+
     def back(
         self,
         x: Tensor,
@@ -197,7 +205,17 @@ class Step:
         grads: Sequence[Tensor],
     ) -> Walked:
         """The way back of a step from the gradients by its spikes and the states after it."""
-        by_x, *rest = self._evaluated(self._back, x, states, constants, grads)
+        return self._parted(self._evaluated(self._back, x, states, constants, grads))
+
+    def back_from(
+        self, kept: Sequence[Tensor], constants: Sequence[Tensor], grads: Sequence[Tensor]
+    ) -> Walked:
+        """The same from what the step kept."""
+        names, values = [*self.kept, *self.reads], [*kept, *constants]
+        return self._parted(self._values(self._back, names, values, grads))
+
+    def _parted(self, found: list[Tensor]) -> Walked:
+        by_x, *rest = found
         count = len(self.states)
         return Walked(by_x, rest[:count], rest[count:-3], *rest[-3:])
 
@@ -205,11 +223,23 @@ class Step:
         self, wanted: Sequence[Value], x: Tensor, states: Sequence[Tensor], constants: Sequence[Tensor],
         grads: Sequence[Tensor] = (),
     ) -> list[Tensor]:  # fmt: skip
-        names, values = [self.x, *self.before, *self.reads], [x, *states, *constants]
+        names = [self.x, *self.before, *self.reads]
+        return self._values(wanted, names, [x, *states, *constants], grads)
+
+    def _values(
+        self,
+        wanted: Sequence[Value],
+        names: list[Ref],
+        values: list[Tensor],
+        grads: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """What is wanted, from the values of these nodes and the gradients, where there are any."""
         if grads:
             names, values = [*names, self.grad, *self.grads], [*values, *grads]
-        found = evaluate(self.graph, dict(zip(names, values, strict=True)), wanted)
-        return [torch.as_tensor(v, dtype=x.dtype, device=x.device).expand_as(x) for v in found]
+        found, like = evaluate(self.graph, dict(zip(names, values, strict=True)), wanted), values[0]
+        return [
+            torch.as_tensor(v, dtype=like.dtype, device=like.device).expand_as(like) for v in found
+        ]
 
     # ---- printed
 

@@ -207,10 +207,12 @@ def test_code_that_does_not_load_is_told_from_a_compiler_that_is_missing(monkeyp
 def test_a_library_of_other_fields_is_refused(monkeypatch):
     """A field that has another name, type or place is another call, even where it is as large."""
     library = native.library(torch.float32)
-    assert library.spiketriton_call_digest() == call.DIGEST
-    fields = [field for part in call.PARTS for field in part.fields]
-    assert len({name for _, name in fields}) == len(fields)
-    monkeypatch.setattr(call, "DIGEST", call.DIGEST + 1)
+    assert library.spiketriton_call_digest() == call.WINDOW.digest
+    for struct_ in (call.WINDOW, call.RETURNED):
+        fields = [field for part in struct_.parts for field in part.fields]
+        assert len({name for _, name in fields}) == len(fields)
+    assert call.WINDOW.digest != call.RETURNED.digest
+    monkeypatch.setattr(call.WINDOW, "digest", call.WINDOW.digest + 1)
     with pytest.raises(AssertionError, match="disagree on the fields of a call"):
         native.load.__wrapped__(torch.float32, "lif")
 
