@@ -62,7 +62,8 @@ def test_it_learns(folder):
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["loss.read=last"], ["loss.kind=tet", "neuron.kind=psn"]]
+    "overrides",
+    [[], ["loss.read=last"], ["loss.kind=tet", "neuron.kind=psn"], ["model.delays=4"]],
 )
 def test_a_run_that_was_cut_short_ends_with_the_same_bits(folder, overrides):
     recipe, name = sequence_recipe(*overrides), "-".join(["whole", *overrides]).replace("=", "_")
@@ -113,9 +114,11 @@ def test_spikes_behind_the_end_are_not_counted(run):
         assert 0 < spikes[layer.name] < places
 
 
-def test_ilif_runs_with_binary_spikes(folder, capsys):
+@pytest.mark.parametrize("delays", [0, 3])
+def test_ilif_runs_with_binary_spikes(folder, capsys, delays):
     """Twelve steps of up to two spikes as 24 of one, of sequences of different lengths."""
-    path = trained(folder, "ilif", "neuron.kind=ilif", "neuron.levels=2")
+    keys = ("neuron.kind=ilif", "neuron.levels=2", f"model.delays={delays}")
+    path = trained(folder, f"ilif-{delays}", *keys)
     evaluate([str(path), "--trust-plugins", "--binary", "--json"])
     (found,) = json.loads(capsys.readouterr().out)
     assert found["binary"]["steps"] == 2 * STEPS
@@ -168,6 +171,27 @@ def test_the_twin_runs_and_conversion_is_refused_by_name(folder):
     assert run.evaluate().kind == "ann"
     with pytest.raises(UserError, match="sees sequences of tones, other values at each step"):
         convert([str(path), "--trust-plugins"])
+
+
+def test_delays_narrow_while_they_train_and_all_commands_know_them(folder, capsys):
+    path = trained(folder, "delays", "model.delays=5")
+    run = spiketriton.load_run(path, plugins=True)
+    assert [float(layer.weights.sigma) for layer in run.model.layers] == [0.5, 0.5]
+    test = tones(20, 1).read(np.arange(20))
+    answers = run.predict(test)
+    stream = run.stream()
+    for values in test[0]:
+        so_far = stream.step(values)
+    torch.testing.assert_close(so_far, answers[0])
+    found = run.evaluate()
+    assert found.values[-1] == run.metrics["test_accuracy"][-1]
+    synapses = {layer.name: layer.synaptic_operations for layer in found.layers}
+    assert all(count > 0 for count in synapses.values())
+    report([str(path), "--trust-plugins"])
+    diagnose([str(path), "--trust-plugins"])
+    assert export([str(path), "--to", "onnx", "--trust-plugins"]) == 0
+    with pytest.raises(UserError, match=r"NIR cannot express a delay for each synapse \(model"):
+        export([str(path), "--to", "nir", "--trust-plugins"])
 
 
 def test_diagnose_takes_a_run_and_a_recipe(run, folder):

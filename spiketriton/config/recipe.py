@@ -359,6 +359,9 @@ class ModelConfig(TableOfPart):
     """what the weight of every norm starts at, except where residual_gain says otherwise"""
     depth: int = key(20, numbers=Range(1, 10_000), only={"model.name": CHAINS})
     """number of layers of `plain`, `mlp` and `sequence` before the classifier"""
+    delays: int = key(0, numbers=PIXELS, only={"model.name": ("sequence",)})
+    """longest delay, in steps, of the synapses of `sequence`, each of which learns its own, as a dilated convolution in
+    time with learnable positions (Hammouamri et al. 2023); 0: none has one"""
     width: int = key(0, numbers=PIXELS, unless={"model.name": FOREIGN})
     """channels of the first stage, or features of `mlp` and `sequence`; 0: the default (64 for resnet18 to resnet101,
     `vggsnn`, `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 32 for `vgg8`, 128 for resnet19, `mlp` and

@@ -21,7 +21,7 @@ from spiketriton.plugins.tasks import has_time, image_dim
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import TrainedRun, with_bar
 from spiketriton_kernels import virtual_steps
-from spiketriton_kernels.nn import ILIF, SpikingNeuron
+from spiketriton_kernels.nn import ILIF, Delays, SpikingNeuron
 
 
 class BinarySpikes(nn.Module):
@@ -123,6 +123,9 @@ def binary_network(model: nn.Module, levels: int) -> nn.Module:
                 f"{name} has a gain for each of its time steps (TEBN), and none for binary ones; accepted by "
                 '--binary: model.norm = "bn", "tdbn", "step_bn" or "none"'
             )
+        if isinstance(module, Delays):  # which are D times as many of the shorter steps
+            module.position.copy_(module.delays() / module.longest)
+            module.longest *= levels
         found = [getattr(module, "bias", None)]
         if isinstance(module, _BatchNorm):
             found.append(module.running_mean)

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
 from spiketriton.models.graph import Graph, Node, arrives, carries, layers, shapes_of
+from spiketriton_kernels.nn import Delays
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 MAC_PJ, AC_PJ, WORD_PJ = 4.6, 0.9, 5.0
@@ -58,7 +59,7 @@ def workload(nodes: Graph, image: tuple[int, ...], *, constant: bool = True) -> 
     weights = list(layers(nodes, "weights"))
     macs = {}
     for node in weights:
-        assert isinstance(node.module, nn.Conv2d | nn.Linear)
+        assert isinstance(node.module, nn.Conv2d | nn.Linear | Delays)
         macs[node.name] = _size(shapes[node.name]) * node.module.weight[0].numel()
     source = {node.name: arrives(nodes, node) for node in weights}
     each_step = {"currents"} if constant else {"currents", "image"}
@@ -116,7 +117,7 @@ def fan_out_by_reader(nodes: Graph, node: Node, shapes: Shapes) -> dict[str, Ten
         if reader.kind == "neuron":
             found["shortcuts"] += 1
         elif reader.kind == "weights":
-            assert isinstance(reader.module, nn.Conv2d | nn.Linear)
+            assert isinstance(reader.module, nn.Conv2d | nn.Linear | Delays)
             kind = "weights" if len(reader.inputs) == 1 else "sums"
             found[kind] += _synapses(reader.module, shape)
         elif reader.kind == "flatten":
@@ -140,12 +141,12 @@ def _through(pool: Node, behind: Tensor, shape: tuple[int, ...]) -> Tensor:
     return F.pad(whole, (0, shape[2] - whole.shape[2], 0, shape[1] - whole.shape[1]))
 
 
-def _synapses(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Tensor:
+def _synapses(layer: nn.Conv2d | nn.Linear | Delays, shape: tuple[int, ...]) -> Tensor:
     """Weights that read each place of an input [C, H, W] or [F]: int64, broadcasts with it.
 
     The transpose of a convolution with ones, of ones, counts them.
     """
-    if isinstance(layer, nn.Linear):
+    if isinstance(layer, nn.Linear | Delays):
         return torch.tensor(layer.out_features)
     assert not isinstance(layer.padding, str)
     geometry = (layer.stride, layer.padding, layer.dilation)

@@ -10,7 +10,7 @@ the mean over space is an average pool, and residual connections are edges: what
 is summed. NIR has no fields for the first membrane (v_reset), for a tie at the threshold (ours
 fires), dt and the number of steps; these are in the graph's metadata.
 
-What NIR cannot express is refused: ReLU, soft reset and no reset, max-pool, TEBN's gains.
+What NIR cannot express is refused: ReLU, soft reset and no reset, max-pool, TEBN's gains, delays of single synapses.
 """
 
 from collections.abc import Iterator
@@ -28,6 +28,7 @@ from spiketriton.neurons import SpikingNeuron
 from spiketriton.plugins.tasks import Reading
 from spiketriton.system.errors import UserError, need
 from spiketriton.system.version import __version__
+from spiketriton_kernels.nn import Delays
 
 
 def to_nir(
@@ -101,6 +102,8 @@ def not_in_nir(nodes: Graph) -> Iterator[str]:
         yield "max-pool (the stem of model.stem = 'imagenet', and model.name = 'net7b')"
     if any(layers(nodes, "norm")):
         yield "batch norm of a sum (model.block = 'preact')"
+    if any(isinstance(node.module, Delays) for node in layers(nodes, "weights")):
+        yield "a delay for each synapse (model.delays)"
     gains = (node.norm.step_gain for node in layers(nodes, "weights") if node.norm is not None)
     if any(gain is not None for gain in gains):
         yield "a gain for each time step (model.norm = 'tebn')"

@@ -13,12 +13,15 @@ from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron
 from spiketriton.system.errors import UserError
+from spiketriton_kernels.nn import Delays
 
 
 class Layer(nn.Module):
     """Weights, norm and neuron, and perhaps a pool behind it: [T, B, ...] -> spikes [T, B, ...]."""
 
-    def __init__(self, weights: nn.Conv2d | nn.Linear, norm: nn.Module, neuron: nn.Module) -> None:
+    def __init__(
+        self, weights: nn.Conv2d | nn.Linear | Delays, norm: nn.Module, neuron: nn.Module
+    ) -> None:
         super().__init__()
         self.weights = weights
         self.bn = norm

@@ -147,7 +147,9 @@ class ForeignNetwork(Network):
             raise UserError(f"{name}: {error}") from None
         keep_sound(net)
         self._shape = shape
-        self._continued: list[SpikingNeuron] = []  # those that `set_stateful` made stateful
+        self._continued: list[
+            SpikingNeuron | kernels.Delays
+        ] = []  # those that `set_stateful` made stateful
         self._layers: list[tuple[str, SpikingNeuron]] = []
         self._replaced: list[tuple[nn.Module, str]] = []
         self.unmeasured: dict[str, str] = dict(self.swapped.left)
@@ -247,9 +249,9 @@ class ForeignNetwork(Network):
         self._continue(False)
         if stateful:
             once = [self.get_submodule(name) for name, counts in calls.items() if len(counts) == 1]
-            self._continued = [
-                m for m in once if isinstance(m, SpikingNeuron) and not m.keeps_state
-            ]
+            neurons = [m for m in once if isinstance(m, SpikingNeuron) and not m.keeps_state]
+            delays = [m for m in self.net.modules() if isinstance(m, kernels.Delays)]
+            self._continued = [*neurons, *(m for m in delays if not m.stateful)]
             try:
                 refuse_other_parts(self, self._shape, self._continue)
             except BaseException:
@@ -257,9 +259,9 @@ class ForeignNetwork(Network):
                 raise
 
     def _continue(self, stateful: bool) -> None:
-        """`set_stateful` without a look; the neurons in question are known."""
-        for neuron in self._continued:
-            neuron.stateful = stateful
+        """`set_stateful` without a look; the neurons and delays in question are known."""
+        for module in self._continued:
+            module.stateful = stateful
         self.streaming = stateful
         self.reset()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spiketriton.neurons import Norm
 from spiketriton.system.errors import UserError
+from spiketriton_kernels.nn import Delays
 
 Kind = Literal["input", "weights", "norm", "neuron", "maxpool", "avgpool", "mean", "flatten"]
 Value = tuple[str, ...]  # the nodes of which it is the sum
@@ -23,8 +24,8 @@ Signal = Literal["image", "currents", "spikes"]
 class Node:
     """One operation on the sum of its inputs, at each time step; names are those of the network's modules.
 
-    "weights" is a convolution or linear layer with the norm that follows, "norm" one that takes a sum, "neuron" also
-    the ANN twin's ReLU, "avgpool" the mean over windows, "mean" the mean over space.
+    "weights" is a convolution or linear layer, also with delays, with the norm that follows, "norm" one that takes a
+    sum, "neuron" also the ANN twin's ReLU, "avgpool" the mean over windows, "mean" the mean over space.
     """
 
     name: str
@@ -38,7 +39,7 @@ Graph = dict[str, Node]  # by name, each node after its inputs
 
 
 _KINDS: dict[Kind, tuple[type[nn.Module], ...]] = {
-    "weights": (nn.Conv2d, nn.Linear),
+    "weights": (nn.Conv2d, nn.Linear, Delays),
     "norm": (Norm,),
     "maxpool": (nn.MaxPool2d,),
     "avgpool": (nn.AvgPool2d,),
@@ -118,7 +119,7 @@ def channels_of(nodes: Graph, node: Node) -> int:
     """Channels, or features, of a node's output."""
     if isinstance(node.module, nn.Conv2d):
         return node.module.out_channels
-    if isinstance(node.module, nn.Linear):
+    if isinstance(node.module, nn.Linear | Delays):
         return node.module.out_features
     return channels_of(nodes, nodes[node.inputs[0]])
 
@@ -140,7 +141,7 @@ def _shape(node: Node, given: tuple[int, ...]) -> tuple[int, ...]:
         return given[:1]
     if node.kind == "flatten":
         return (math.prod(given),)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | Delays):
         return (module.out_features,)
     assert isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)
     geometry = (module.kernel_size, module.stride, module.padding)

@@ -12,10 +12,16 @@ from spiketriton.config import ModelConfig, NeuronConfig
 from spiketriton.models.convolutions import FasterConv2d
 from spiketriton.models.memory import mark_spikes
 from spiketriton.neurons import Norm, SpikingNeuron, build_neuron
+from spiketriton_kernels.nn import Delays
 
 
 def folded(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Applies a layer to every time step, [T, B, ...] -> [T, B, ...], by views alone: channels_last stays."""
+    """Applies a layer to every time step, [T, B, ...] -> [T, B, ...], by views alone: channels_last stays.
+
+    Delays are applied to the window.
+    """
+    if isinstance(layer, Delays):
+        return layer(x)
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
@@ -164,7 +170,7 @@ IDENTITY_NOISE = 0.1  # of the weights that were there, next to an identity
 
 
 @torch.no_grad()
-def add_identity(layer: nn.Conv2d | nn.Linear) -> None:
+def add_identity(layer: nn.Conv2d | nn.Linear | Delays) -> None:
     """Makes a square layer pass its input on, all but a tenth of the weights that it had.
 
     Behind batch norm, spikes of a rate below about 0.3 fire again and silence stays silence. The identity of a

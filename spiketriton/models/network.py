@@ -17,6 +17,7 @@ from spiketriton.neurons import Norm, SpikingNeuron, told_of_spikes
 from spiketriton.plugins.tasks import has_time
 from spiketriton.system.errors import UserError
 from spiketriton_kernels.adopt.draws import undrawn
+from spiketriton_kernels.nn import Delays
 
 
 class Network(nn.Module):
@@ -182,8 +183,8 @@ class Network(nn.Module):
     def set_stateful(self, stateful: bool = True) -> None:
         """Whether each call continues the window where the last one ended; starts a new window."""
         self.streaming = stateful
-        for _, neuron in self._neurons():
-            neuron.stateful = stateful
+        for module in self._remembering():
+            module.stateful = stateful
         self.reset()
 
     def set_synchronised(self, synchronised: bool | dist.ProcessGroup = True) -> None:
@@ -192,11 +193,14 @@ class Network(nn.Module):
             norm.synchronised = synchronised
 
     def reset(self) -> None:
-        """Starts a new window: forgets all membranes and the current step."""
-        for _, neuron in self._neurons():
-            neuron.reset()
+        """Starts a new window: forgets all membranes, what delays hold, and the current step."""
+        for module in self._remembering():
+            module.reset()
         for norm in self._norms():
             norm.first_step = 0
+
+    def _remembering(self) -> list[SpikingNeuron | Delays]:
+        return [m for m in self.modules() if isinstance(m, SpikingNeuron | Delays)]
 
     def _norms(self) -> list[Norm]:
         return [m for m in self.modules() if isinstance(m, Norm)]
@@ -207,7 +211,7 @@ class Network(nn.Module):
         The classifier keeps torch's default, as there.
         """
         for layer in self.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear) and layer is not self.fc:
+            if isinstance(layer, nn.Conv2d | nn.Linear | Delays) and layer is not self.fc:
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)

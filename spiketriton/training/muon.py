@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import AdamW, Optimizer
 
 from spiketriton.training.environment import choose_precision
+from spiketriton_kernels.nn import Delays
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: brings singular values near 1, not to it
 ROUNDS = 3  # they take five, which trained no better here
@@ -26,9 +27,10 @@ Groups = list[dict[str, Any]]
 def apart(groups: Groups, model: nn.Module) -> tuple[Groups, Groups]:
     """Groups of the weights of hidden layers, and of all else.
 
-    Hidden are convolutions and linear layers but the first and the last, in the order of the model's modules.
+    Hidden are convolutions and linear layers, also with delays, but the first and the last, in the order of the model's
+    modules.
     """
-    layers = [m for m in model.modules() if isinstance(m, _ConvNd | nn.Linear)]
+    layers = [m for m in model.modules() if isinstance(m, _ConvNd | nn.Linear | Delays)]
     hidden = {layer.weight for layer in layers[1:-1]}
     inner, others = (
         [

@@ -112,17 +112,22 @@ class Update:
 def build_optimizer(cfg: TrainConfig, model: nn.Module, lr: float) -> Optimizer:
     """SGD, AdamW or Muon over the trainable parameters of `model`. ValueError: there are none.
 
-    Unless `decay_norms` is set, weight decay reaches matrices and convolution kernels only. All can skip a step,
+    Unless `decay_norms` is set, weight decay reaches matrices and convolution kernels only, and those never that a
+    module names in `undecayed`, as the positions of delays. All can skip a step,
     state included, by a flag on the device (`found_inf`, see guard.py), torch's in their `fused` variants.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError(f"{type(model).__name__} has no trainable parameters")
     small = cfg.weight_decay if cfg.decay_norms else 0.0
+    never = {getattr(m, name) for m in model.modules() for name in getattr(m, "undecayed", ())}
+    decaying = [p for p in trained if p not in never]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": small},
+        {"params": [p for p in decaying if p.ndim >= 2], "weight_decay": cfg.weight_decay},
+        {"params": [p for p in decaying if p.ndim < 2], "weight_decay": small},
     ]
+    if never:
+        groups.append({"params": [p for p in trained if p in never], "weight_decay": 0.0})
     # state as torch's first step makes it: skipping that step would leave SGD's undefined
     if cfg.optimizer == "sgd":
         sgd = SGD(groups, lr=lr, momentum=cfg.momentum, fused=True)

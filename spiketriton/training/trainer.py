@@ -41,6 +41,7 @@ from spiketriton.training.placement import Placement
 from spiketriton.training.plan import Outcome, Plan, Progress
 from spiketriton.training.recording import Recorder
 from spiketriton.training.testing import Tester
+from spiketriton_kernels.nn import Delays
 
 if TYPE_CHECKING:
     from spiketriton.training.gpu.graphs import Steps
@@ -85,6 +86,7 @@ class Trainer:
         forward = environment.compiled(model) if cfg.compile else model
         self.forward = ranks.parallel(forward, unused=not model.uses_all_weights)
         self.plan = Plan.of(recipe, data)
+        self.delays = [m for m in model.modules() if isinstance(m, Delays)]
         self.teacher: Teacher | None = None
         if recipe.loss.teacher != NONE:
             from spiketriton.training.teacher import find_teacher
@@ -225,6 +227,8 @@ class Trainer:
     def train_step(self) -> None:
         """One optimizer step with the clipped sum of the micro-batches' gradients."""
         self.update.number.fill_(self.step + 1)
+        for layer in self.delays:
+            layer.anneal(self.step / self.plan.steps)
         if self.model.draws:
             randomness.seed_step(self.recipe.seed, self.step, self.ranks.rank)
         parts = (self.next_batch() for _ in range(self.accumulate))

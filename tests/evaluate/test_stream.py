@@ -239,6 +239,14 @@ class Window(nn.Module):
         return self.head(self.spikes(x))
 
 
+class Delayed(Window):
+    """With delays between its layers."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__(first)
+        self.more = kernels.Delays(16, 16, 3)
+
+
 class Mean(Window):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.spikes(x).mean(0))
@@ -327,6 +335,7 @@ CONTINUED = {
     "own": lambda: Window(Own(), kernels.CLIF()),
     "eager": lambda: Window(Own(backend="eager")),
     "stateful already": lambda: Window(kernels.LIF(stateful=True), kernels.PLIF()),
+    "delays": lambda: Delayed(kernels.LIF()),
     "mean over time": lambda: Mean(kernels.CuBaLIF()),
     "norm and neuron": lambda: Window(kernels.BatchNormLIF(16), kernels.IF()),
     "loop within": lambda: Loop(kernels.LIF(stateful=True)),

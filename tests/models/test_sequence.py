@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spiketriton.gradients.through_time import through_time
 from spiketriton.models import build_model, count_parameters
 from spiketriton.models.agreement import counted_graph, noise
 from spiketriton.neurons import Norm
@@ -39,6 +40,41 @@ def test_it_is_linear_norm_and_neuron_layer_by_layer():
     assert counted_graph(net, noise(net, (CHANNELS,), True))
 
 
+@pytest.mark.parametrize("kind", ["lif", "psn", "ilif", "relu"])
+@pytest.mark.parametrize("norm", ["bn", "tebn", "none"])
+def test_with_delays_it_is_delays_norm_and_neuron(kind, norm):
+    net = build(f"neuron.kind={kind}", f"model.norm={norm}", "model.delays=4")
+    assert [layer.weights.longest for layer in net.layers] == [4, 4]
+    x = shown()
+    for training in (True, False):
+        net.train(training)
+        expected = x
+        for layer in net.layers:
+            expected = layer.neuron(layer.bn(layer.weights.define(expected)))
+        torch.testing.assert_close(net(x), net.fc(expected), rtol=1e-4, atol=1e-5)
+    assert counted_graph(net, noise(net, (CHANNELS,), True))
+    biases = 16 * (norm == "none")
+    plain = count_parameters(build(f"neuron.kind={kind}", f"model.norm={norm}"))
+    assert count_parameters(net) == plain + 3 * 8 + 8 * 8
+    assert sum(layer.weights.bias is not None for layer in net.layers) * 8 == biases
+
+
+def test_delays_carry_credit_through_time():
+    """Alone: a membrane of tau 1 forgets at once."""
+    net = build("model.delays=4", "neuron.tau=1.0", "loss.read=last", "model.norm=none")
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.weights.weight.abs_()
+    x, y = shown(), torch.arange(B) % CLASSES
+    reads = task_of(sequence_recipe("loss.read=last").loss).loss
+    found = through_time(net, net.spiking_layers(), STEPS, lambda: reads(net(x), y))
+    first, last = found.credit
+    assert not last.any()  # the last layer's spikes are not delayed any more
+    assert (first[-5:-1] > 0).all()
+    assert not first[: STEPS - 5].any()
+    assert not found.direct[:, :-1].any()
+
+
 @pytest.mark.parametrize("norm", ["bn", "tdbn", "tebn", "none"])
 def test_what_is_behind_the_end_changes_nothing(norm):
     """Answers, gradients, running statistics and running on do not see the padding, whatever it is."""
@@ -66,15 +102,18 @@ def test_full_lengths_are_no_lengths():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("delays", [0, 3, 20])
 @pytest.mark.parametrize("kind", ["lif", "alif", "cuba", "ilif"])
-def test_chunks_give_what_the_window_gives(kind):
-    net = build(f"neuron.kind={kind}").eval()
+def test_chunks_give_what_the_window_gives(kind, delays):
+    net = build(f"neuron.kind={kind}", f"model.delays={delays}").eval()
     x = shown()
     with torch.no_grad():
         whole = net(x)
         net.set_stateful()
         parts = torch.cat([net(x[:5]), net(x[5:6]), net(x[6:])])
     torch.testing.assert_close(parts, whole)
+    net.set_stateful(False)
+    torch.testing.assert_close(net(x), whole)
 
 
 def test_what_is_no_sequence_is_refused():

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from spiketriton.config import TrainConfig
 from spiketriton.training.muon import all_orthogonal
 from spiketriton.training.optim import build_optimizer, build_schedule
+from spiketriton_kernels.nn import Delays
 
 SCHEDULES = ["one_cycle", "cosine", "constant", "step"]
 
@@ -47,6 +48,23 @@ def test_weight_decay_reaches_matrices_and_kernels_and_norms_on_request(name, no
         # lr * decay = 0.05 of the weight, for all optimizers when the gradient is zero
         decays = norms or key in ("0.weight", "3.weight")
         torch.testing.assert_close(p.detach(), before[key] * (0.95 if decays else 1.0))
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_delays_do_not_decay(name, norms):
+    net = nn.Sequential(*[Delays(4, 4, 3) for _ in range(3)], nn.Linear(4, 2))
+    before = {key: p.detach().clone() for key, p in net.named_parameters()}
+    cfg = TrainConfig(optimizer=name, weight_decay=0.1, decay_norms=norms)
+    optimizer = build_optimizer(cfg, net, 0.5)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for key, p in net.named_parameters():
+        stays = "position" in key or ("bias" in key and not norms)
+        torch.testing.assert_close(p.detach(), before[key] * (1.0 if stays else 0.95))
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, trained)) == sorted(map(id, net.parameters()))
 
 
 def test_adamw_brings_gradients_above_its_eps_to_one_size():
