@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         from spiketriton.config import load_recipe
         from spiketriton.data import build_data
         from spiketriton.evaluate.tables import replayed
-        from spiketriton.export.exports import sample_images
+        from spiketriton.export.nir_file import sample_images
         from spiketriton.export.nir_network import keys, verify
         from spiketriton.models import build_model
         from spiketriton.models.foreign import ForeignNetwork

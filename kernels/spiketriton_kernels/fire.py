@@ -32,6 +32,17 @@ def traced(tensors: Collection[torch.Tensor]) -> bool:
     return not _PLAIN.issuperset(map(type, tensors)) or next(iter(tensors)).is_meta
 
 
+def leaves() -> bool:
+    """Whether a call is written down for another program, which has plain operators alone: the definition serves.
+
+    So torch.export, torch.jit.trace and torch.onnx, which need no other file then; a strict export, by dynamo, holds
+    the operators.
+    """
+    if torch._C._get_tracing_state() is not None:
+        return True
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 def _recorded(pass_: Callable[..., Any]) -> Callable[..., Any]:
     """The pass, which a profiler that runs sees under the name of its operator."""
     if not torch.autograd._profiler_enabled():

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, ParamSpec
 import torch
 
 from .arguments import check_call, check_float, check_input, check_like
-from .fire import fire
+from .fire import fire, leaves
 from .neuron import Call, Inputs, Norm, Outputs, States, membrane_dtype
 from .neurons.ilif import MAX_LEVELS
 from .neurons.stepping import Stepping, Told
@@ -128,6 +128,8 @@ def by_kernels(function: Callable[P, Request]) -> Callable[P, Any]:
     def public(*args: P.args, **options: P.kwargs) -> Any:
         inputs, neuron, call, norm, probe = function(*args, **options)
         check_input("x" if norm is None else "y", inputs.x)
+        if leaves():
+            return _answer(neuron, neuron.define(inputs, call, norm, probe))
         return _answer(neuron, fire(inputs, neuron.record(inputs.x), call, norm, probe))
 
     public.__annotations__["return"] = "torch.Tensor | tuple"

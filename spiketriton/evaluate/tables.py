@@ -13,7 +13,7 @@ from spiketriton.show.screen import Table, say, show_table
 from spiketriton.show.words import in_words, scored
 
 if TYPE_CHECKING:
-    from spiketriton.export.exports import Comparison
+    from spiketriton.export.nir_file import Comparison
 
 ALL_STEPS = 16  # windows up to here are shown step by step, longer ones in powers of two
 STEP_LEGEND = (

@@ -1,5 +1,5 @@
 """`spiketriton export RUN` and `spiketriton import FILE`: networks in formats that other programs read.
 
-exports.py writes and compares, weights.py is safetensors. NIR: nir_graph.py out, nir_network.py in, nir_replay.py its
-equations alone, by which both are checked.
+plain.py is torch.export and ONNX, weights.py safetensors. NIR: nir_file.py writes and compares, nir_graph.py is the way
+out, nir_network.py the way in, nir_replay.py its equations alone, by which both are checked.
 """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.config.parts import FROM_NIR
-from spiketriton.export.exports import Comparison, compare
+from spiketriton.export.nir_file import Comparison, compare
 from spiketriton.export.nir_replay import in_order, pair
 from spiketriton.models.foreign import ForeignNetwork
 from spiketriton.models.layers import EachStep

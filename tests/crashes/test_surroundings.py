@@ -25,7 +25,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from spiketriton.export.exports import export_nir
+from spiketriton.export.nir_file import export_nir
 from spiketriton.export.weights import export_safetensors
 from spiketriton.runs.checkpoint import read_checkpoint
 from spiketriton.runs.rows import Rows

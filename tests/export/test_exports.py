@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spiketriton.evaluate.tables import replayed
-from spiketriton.export.exports import (
+from spiketriton.export.nir_file import (
     TIE,
     Comparison,
     Place,
@@ -41,7 +41,7 @@ def test_a_wrong_file_is_found_at_its_first_difference():
         return theirs, membranes
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spiketriton.export.exports.replay", flipped)
+        patch.setattr("spiketriton.export.nir_file.replay", flipped)
         found = compare(model, graph, images())
     assert found.different == 2 * 8 * 3
     assert (found.first.node, found.first.step) == ("layers.1.neuron", 1)  # the earlier step

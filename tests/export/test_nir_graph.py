@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spiketriton.config import recipe_from_toml, replace
-from spiketriton.export.exports import compare
+from spiketriton.export.nir_file import compare
 from spiketriton.export.nir_graph import to_nir
 from spiketriton.export.nir_replay import replay
 from spiketriton.models import Network, build_model

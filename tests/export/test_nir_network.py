@@ -9,7 +9,7 @@ import torch
 
 import spiketriton
 from spiketriton.config import to_toml
-from spiketriton.export.exports import export_nir
+from spiketriton.export.nir_file import export_nir
 from spiketriton.export.nir_network import NirNetwork
 from spiketriton.export.nir_replay import replay
 from spiketriton.export.weights import export_safetensors

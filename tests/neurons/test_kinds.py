@@ -8,8 +8,8 @@ from spiketriton.config.reading import recipe_from_toml
 from spiketriton.diagnose.ablations import Experiment
 from spiketriton.diagnose.diagnosed import find_subject
 from spiketriton.evaluate.counters import SpikeCounter
-from spiketriton.export.exports import export_onnx
 from spiketriton.export.nir_graph import to_nir
+from spiketriton.export.plain import export_onnx
 from spiketriton.gradients.prober import Prober
 from spiketriton.gradients.through_time import cut_time
 from spiketriton.models import build_model

@@ -31,7 +31,7 @@ from spiketriton.evaluate.evaluation import evaluate
 from spiketriton.evaluate.results import read_evaluation
 from spiketriton.events import cache
 from spiketriton.events.formats import FORMATS, read_events
-from spiketriton.export.exports import export_nir
+from spiketriton.export.nir_file import export_nir
 from spiketriton.export.nir_network import network
 from spiketriton.export.weights import export_safetensors
 from spiketriton.report import page as report_page

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..fire import fire
+from ..fire import fire, leaves
 from ..neuron import Call, Inputs, Norm, Outputs
 from ..recurrent import recur
 from ..surrogate import Surrogate
@@ -335,7 +335,7 @@ class SpikingNeuron(Stepping):
                 first = torch.cat([first, torch.zeros_like(first[:1])])  # set by hand
         current, probe = self._prepared(x, self._rows(len(x)))
         inputs = Inputs(current, first, residual, spike_add)
-        if self.backend == "eager":
+        if self.backend == "eager" or leaves():
             out = self._define(inputs, call, norm, probe, matrix=matrix)
         elif matrix is not None:
             out = recur(current, matrix, self.record(current), call, first, probe)

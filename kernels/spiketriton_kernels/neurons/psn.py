@@ -8,16 +8,19 @@ of the one before. Surrogates, the probe, and ``v_seq`` are therefore those of e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..arguments import PROBE_FIELDS, check_input
+from ..fire import leaves
 from ..layout import dense, like
 from ..neuron import membrane_dtype
 from ..surrogate import Surrogate
 from .base import SpikingNeuron
+from .definition import OneStep, Walk
 
 
 class ParallelNeuron(SpikingNeuron):
@@ -74,6 +77,13 @@ class ParallelNeuron(SpikingNeuron):
         weight, bias = self.weight_of(len(x)).to(wide), self.bias.to(wide)
         h = torch.einsum("tj,j...->t...", weight, x.to(wide))
         return super().define(h + bias.view(-1, *[1] * (x.ndim - 1))).to(x.dtype)
+
+    def walk(self, step: OneStep, current: Tensor, states: Sequence[Tensor], trace: bool) -> Walk:
+        """No step reads the one before, so that all are one, where they are written down."""
+        if not leaves():
+            return super().walk(step, current, states, trace)
+        spikes, after = step(current, [current])
+        return Walk(spikes, [v[-1] for v in after], after[0] if trace else None)
 
     def _check(self, x: Tensor) -> None:  # not as others: no parameter is by channels
         if self.keeps_state:

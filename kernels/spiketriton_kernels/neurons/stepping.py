@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ..arguments import along_channels, check_float
+from ..fire import leaves
 from ..neuron import Call, Inputs, Neuron, Norm, Outputs, membrane_dtype
 from ..steps import fire as spikes_of
 from ..steps import forms
 from ..steps.record import Refused
 from ..steps.step import Hoisted, Step, returned, trace
 from ..surrogate import Surrogate, own_surrogate
-from .definition import normalised
+from .definition import UNROLLED, OneStep, Walk, as_loop, normalised, without_autocast
 
 BACKENDS = ("auto", "eager")
 _WIDTH, _HEIGHT = "surrogate.width", "surrogate.height"
+_MATRIX = "matrix of its own spikes"
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -50,6 +52,9 @@ class Stepping(nn.Module):
 
     smooth = False
     """Whether spikes are relaxed, as in a definition's ``smooth``."""
+
+    plain = False
+    """Whether a step's values alone are wanted, without their way back, as where it is written down."""
 
     surrogate: Surrogate
     backend: str
@@ -91,6 +96,8 @@ class Stepping(nn.Module):
 
     def fire(self, u: Tensor) -> Tensor:
         """1 where u >= 0, else 0, in the dtype of u; backward: the surrogate of u."""
+        if self.plain:
+            return (u >= 0).to(u.dtype)
         given, width = self.surrogate, self.__dict__.get(_WIDTH)
         height = self.__dict__.get(_HEIGHT, given.height)
         if not isinstance(width, Tensor):  # a number, or none: of a step that is called by hand
@@ -110,15 +117,20 @@ class Stepping(nn.Module):
             unit = torch.full_like(h, unit)
         if self.smooth:
             return (h / unit).clamp(min=0).clamp(max=levels)
+        if self.plain:
+            return torch.round((h / unit).clamp(min=0).clamp(max=levels))
         return spikes_of.count(h, unit, levels)
 
     def discharge(self, h: Tensor, s: Tensor, level: float | Tensor) -> Tensor:
         """The membrane h behind spikes s of 0 or 1, by ``reset_mode`` and ``detach_reset``; "soft" takes ``level``."""
         kept = s.detach() if self.detach_reset else s
         if self.reset_mode == "soft":
-            return torch.where(s > 0, h - level, h) if self.detach_reset else h - level * kept
+            chosen = self.detach_reset or self.plain
+            return torch.where(s > 0, h - level, h) if chosen else h - level * kept
         if self.reset_mode == "hard":
             to = self.v_reset if self.leaks_to_reset else 0.0
+            if self.plain:
+                return torch.where(s > 0, to, h)
             v = (1 - kept) * h
             v = v + kept * to if self.leaks_to_reset else v
             if not self.smooth:  # the same number, but exact, and free of 0 * inf
@@ -316,37 +328,61 @@ class Stepping(nn.Module):
         first: Tensor | None,
         smooth: bool = False,
         matrix: Tensor | None = None,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """(spikes of all steps, states after the last, the first state after each) of currents [T, B, ...].
+        trace: bool = False,
+    ) -> Walk:
+        """Currents [T, B, ...] step by step, from the first states on.
 
         matrix: by which the spikes of a step come back to the next; they are then the last of the states.
         """
-        name, wide = type(self).__name__, membrane_dtype(current.dtype)
-        current = current.to(wide)
-        constants: dict[str, Any] = {
-            key: along_channels(value, current, wide) for key, value in self._given(wide).items()
-        }
-        attributes = dict(self.__dict__)
-        attributes |= {key: getattr(self, key) for key in self.options}
-        attributes["smooth"] = smooth
+        current = current.to(membrane_dtype(current.dtype))
         states = (
             [torch.full_like(current[0], start) for start in self._starts()]
             if first is None
-            else list(first.to(wide))
+            else list(first.to(current.dtype))
         )
+        if matrix is not None and len(states) == len(self.states):
+            states.append(torch.zeros_like(current[0]))
+        return self.walk(self._stepper(current, smooth, matrix), current, states, trace)
+
+    def _stepper(
+        self, current: Tensor, smooth: bool = False, matrix: Tensor | None = None
+    ) -> OneStep:
+        """``step`` as it is, with the constants in a shape for one time step of these currents."""
+        name, wide = type(self).__name__, current.dtype
+        constants: dict[str, Any] = {
+            key: along_channels(value, current, wide) for key, value in self._given(wide).items()
+        }
         if matrix is not None:
-            s = states.pop() if len(states) > len(self.states) else torch.zeros_like(current[0])
-        spikes, trace_ = [], []
-        for x_t in current:
-            if matrix is not None:
-                x_t = x_t + nn.functional.linear(s, matrix)
-            out, changed = self._called(attributes, x_t, states, constants)
+            constants[_MATRIX] = matrix
+        attributes = dict(self.__dict__)
+        attributes |= {key: getattr(self, key) for key in self.options}
+        attributes |= {"smooth": smooth, "plain": leaves()}
+
+        def run(
+            x: Tensor, states: Sequence[Tensor], constants: Mapping[str, Any]
+        ) -> tuple[Tensor, list[Tensor]]:
+            if _MATRIX in constants:
+                *states, before = states
+                x = x + nn.functional.linear(before, constants[_MATRIX])
+            out, changed = self._called(attributes, x, states, constants)
             self.__dict__.update(changed)
-            attributes |= changed
-            s, states = returned(name, self.states, out, x_t.shape)
+            attributes.update(changed)
+            s, after = returned(name, self.states, out, x.shape)
+            return s, [*after, s] if _MATRIX in constants else after
+
+        return OneStep(constants, run)
+
+    def walk(self, step: OneStep, current: Tensor, states: Sequence[Tensor], trace: bool) -> Walk:
+        """Steps over a window [T, B, ...]: one after the other, or as a loop where a long one is written down."""
+        long = len(current) > UNROLLED and self.backend != "eager"
+        if long and torch.compiler.is_exporting():
+            return as_loop(step, current, states, trace)
+        spikes, first = [], []
+        for x_t in current:
+            s, states = step(x_t, states)
             spikes.append(s)
-            trace_.append(states[0])
-        return torch.stack(spikes), states if matrix is None else [*states, s], trace_
+            first.append(states[0])
+        return Walk(torch.stack(spikes), [*states], torch.stack(first) if trace else None)
 
     def _define(
         self,
@@ -370,13 +406,13 @@ class Stepping(nn.Module):
             current = current + residual.to(current.dtype)
         if matrix is not None:
             matrix = matrix.to(x.dtype).to(current.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            spikes, states, trace_ = self._loop(current, first, smooth, matrix)
+        with without_autocast(x.device):
+            spikes, states, trace_ = self._loop(current, first, smooth, matrix, call.return_trace)
         spikes = spikes if spike_add is None else spikes + spike_add
         return Outputs(
             spikes.to(x.dtype),
             torch.stack(states) if call.return_states else None,
-            trace=torch.stack(trace_) if call.return_trace else None,
+            trace=trace_,
             current=current.to(x.dtype) if call.return_current else None,
         )
 

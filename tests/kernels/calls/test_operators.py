@@ -168,15 +168,22 @@ def test_who_looks_at_operators_gets_them(monkeypatch):
     assert [*found, fire.traced(plain)] == [True] * 3
 
 
-def test_exported_programs_hold_operators():
-    class Module(torch.nn.Module):
-        def forward(self, x):
-            return multistep_lif(x * 2)
+class Function(torch.nn.Module):
+    def forward(self, x):
+        return multistep_lif(x * 2)
 
-    program = torch.export.export(Module(), (torch.zeros(3, 2, 4),))
-    assert "spiketriton.neuron_forward" in program.graph_module.code
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_exported_programs_hold_plain_operators():
+    """But for a strict export, whose compiler follows no definition."""
     x = normal((3, 2, 4))
-    assert torch.equal(program.module()(x), multistep_lif(x * 2))
+    for strict in (False, True):
+        program = torch.export.export(Function(), (torch.zeros(3, 2, 4),), strict=strict)
+        assert ("spiketriton.neuron_forward" in program.graph_module.code) == strict
+        assert torch.equal(program.module()(x), multistep_lif(x * 2))
+    traced = torch.jit.trace(Function(), torch.zeros(3, 2, 4))
+    assert "spiketriton::" not in str(traced.inlined_graph)
+    assert torch.equal(traced(x), multistep_lif(x * 2))
 
 
 # ---- torch.compile
