@@ -446,7 +446,6 @@ RATES_TRIED = {
 SETTINGS = ("default", *RATES_TRIED.values(), *dict.fromkeys(name for _, name in CHANGES))
 
 
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter

@@ -37,11 +37,21 @@ REFUSED = {
     ("cifar10_vgg16", "model.block=sew"): "has no effect because model.name is",
     ("imagenette_vgg8_64", "model.block=sew"): "has no effect because model.name is",
     ("cifar10_csnn_psn", "model.block=sew"): "has no effect because model.name is",
+    **{
+        (name, "neuron.reset=soft"): "neuron.reset = .soft. with neuron.kind = .(masked_)?psn."
+        for name in ("digits_rows", "mnist_permuted", "cifar10_columns")
+    },
     ("cifar10_csnn_psn", "neuron.reset=soft"): "neuron.reset = .soft. with neuron.kind = .psn.",
     ("imagenet_sew18", "train.batch_size=2"): "train.micro_batch = 32 does not divide",
     **{
         (name, "model.block=sew"): "has no effect because model.name is"
-        for name in ("spoken_digits", "mnist_rows", "mnist_permuted", "cifar10_columns")
+        for name in (
+            "digits_rows",
+            "spoken_digits",
+            "mnist_rows",
+            "mnist_permuted",
+            "cifar10_columns",
+        )
     },
     ("cifar10_spikformer", "neuron.kind=if"): "has no effect because model.name is",
 }

@@ -1,4 +1,4 @@
-"""docs/recording.py and the picture that it made: what `spiketriton train quickstart` prints."""
+"""docs/recording.py and the pictures that it made: what commands print."""
 
 import re
 import runpy
@@ -13,13 +13,14 @@ def test_each_line_appears_when_it_came_and_the_last_ones_stay():
     script = runpy.run_path(str(ROOT / "docs" / "recording.py"))
     rows, line = script["ROWS"], script["LINE"]
     lines = [(float(second), f"line {second} <of> & more") for second in range(1, rows + 3)]
+    lines = [(0.0, "$ command"), *lines]
     svg = script["drawn"](lines)
     root = ElementTree.fromstring(svg)
     texts = [text.text.replace("\N{NO-BREAK SPACE}", " ") for text in root.iter(TEXT)]
-    assert texts == ["$ spiketriton train quickstart", *(text for _, text in lines)]
+    assert texts == [text for _, text in lines]
     appear = [float(at) for at in re.findall(r"@keyframes l\d+\{0%\{opacity:0\}([\d.]+)%", svg)]
     film = 100 * script["FILM"] / (script["FILM"] + script["STILL"])
-    wanted = [0.0, *(film * seconds / lines[-1][0] for seconds, _ in lines)]
+    wanted = [film * seconds / lines[-1][0] for seconds, _ in lines]
     assert [round(at, 2) for at in wanted] == appear
     assert (
         f"translate(0 {-line * (len(texts) - rows)})" in svg
@@ -35,3 +36,13 @@ def test_the_recording_ends_as_the_front_page_says():
     shown = re.search(r"\| `quickstart`: .*?\| ([\d.]+) %", (ROOT / "README.md").read_text("utf-8"))
     assert f"{float(measured[1]):.1f}" == shown[1]
     assert any(line.startswith("healthy: ") for line in lines)
+
+
+def test_the_diagnosis_finds_and_cures_something():
+    root = ElementTree.parse(ROOT / "docs" / "img" / "diagnosis.svg").getroot()
+    lines = [(text.text or "").replace("\N{NO-BREAK SPACE}", " ") for text in root.iter(TEXT)]
+    commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    assert commands == runpy.run_path(str(ROOT / "docs" / "recording.py"))["FILMS"]["diagnosis"]
+    assert "verdict: vanishing through time (for adamw)" in lines
+    before, after = (float(line.split()[-2]) for line in lines if line.startswith("test accuracy"))
+    assert before < 60 < 90 < after

@@ -48,7 +48,7 @@ def test_the_page_names_what_there_is():
     for name in (*SEQUENCES, *UNROLLED):
         assert f"`{name}`" in PAGE or f'"{name}"' in PAGE
     named = re.findall(r"`(\w+)`", PAGE.rpartition("Recipes: ")[2].partition(". ")[0])
-    assert len(named) == 4
+    assert len(named) == 5
     for name in named:
         recipe = load_recipe(shipped_recipes()[name])
         assert recipe.model.name == "sequence"
