@@ -1,6 +1,7 @@
 """Runs on sequences, from the recipe to the report: what works on images works on them."""
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from spiketriton.diagnose.__main__ import main as diagnose
 from spiketriton.evaluate.__main__ import main as evaluate
 from spiketriton.evaluate.baselines import linear_classifier, shuffled
 from spiketriton.export.__main__ import main as export
+from spiketriton.neurons import Norm
 from spiketriton.predict import main as predict
 from spiketriton.report.__main__ import main as report
 from spiketriton.runs.folder import RunFolder
@@ -28,7 +30,9 @@ from tests.small_sequences import CHANNELS, CLASSES, STEPS, sequence_recipe, ton
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("sequences")
+    path = tmp_path_factory.mktemp("sequences")
+    (path / "tones.toml").write_text(to_toml(sequence_recipe()), "utf-8")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +42,10 @@ def run(folder):
 
 
 def trained(folder, name, *overrides):
-    path = folder / "tones.toml"
-    path.write_text(to_toml(sequence_recipe()), "utf-8")
-    assert train([str(path), "--run-dir", str(folder / name), "--quiet", *overrides]) == 0
+    assert (
+        train([str(folder / "tones.toml"), "--run-dir", str(folder / name), "--quiet", *overrides])
+        == 0
+    )
     return folder / name
 
 
@@ -218,6 +223,70 @@ def test_a_network_of_ones_own_is_trained_on_sequences(folder):
     right = (run.predict(test.read(np.arange(20))).argmax(1) == test.labels).double().mean()
     assert float(right) == run.metrics["test_accuracy"][-1]
     assert run.evaluate().values[-1] == float(right)
+
+
+class Pooled(Mine):
+    """It answers once, with the mean over the steps that are valid."""
+
+    seen: ClassVar = []  # lengths of the batches that copies were trained on
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.insert(1, Norm(8))
+
+    def forward(self, x, lengths=None):
+        assert self.net[1].masked == (self.training and lengths is not None)
+        if self.training and lengths is not None:
+            assert lengths.shape == x.shape[1:2]
+            self.seen.append(lengths.tolist())
+        valid = torch.ones(x.shape[:2]) if lengths is None else 1.0 * (steps_of(x) < lengths)
+        return (self.net(x) * valid.unsqueeze(2)).sum(0) / valid.sum(0).unsqueeze(1)
+
+
+def steps_of(x):
+    return torch.arange(len(x)).unsqueeze(1)
+
+
+def test_a_network_of_ones_own_is_given_the_lengths(folder, capsys):
+    run = spiketriton.train(Pooled(), folder / "tones.toml", run_dir=folder / "pooled", quiet=True)
+    assert "called with [T, B, C] and lengths" in (run.path / "console.log").read_text("utf-8")
+    trained_on = [lengths for lengths in Pooled.seen if len(lengths) == 16]
+    assert len(trained_on) >= 8  # of two epochs
+    assert max(map(max, trained_on)) <= STEPS
+    assert len({length for seen in trained_on for length in seen}) > 3
+    test = tones(20, 1)
+    sequences = test.read(np.arange(20))
+    found = run.predict(sequences)
+    alone = torch.cat([run.predict([one]) for one in sequences])
+    torch.testing.assert_close(found, alone)
+    right = (found.argmax(1) == test.labels).double().mean()
+    assert float(right) == run.metrics["test_accuracy"][-1]
+    assert run.evaluate().values[-1] == float(right)
+    x, y = torch.randn(STEPS, 4, CHANNELS), torch.arange(4)
+    lengths = torch.tensor([3, STEPS, 5, 1])
+    assert spiketriton.diagnose(run.model, (x, y, lengths), time_first=True).measured.credit.any()
+
+
+class Wrong(Mine):
+    def forward(self, x, lengths=None):
+        return self.net(x) if lengths is None else self.net(x)[: int(lengths.max()) // 2]
+
+
+class Failing(Mine):
+    def forward(self, x, lengths=None):
+        return self.net(x) if lengths is None else self.net(x)[lengths.missing]
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (Wrong, r"with lengths answers \[\d+, 2, 4\]; accepted: \[12, 2, 4\], as without"),
+        (Failing, "with lengths failed: AttributeError: .*missing"),
+    ],
+)
+def test_lengths_that_a_network_cannot_take_are_refused_before_training(folder, net, words):
+    with pytest.raises(UserError, match=words):
+        spiketriton.train(net(), folder / "tones.toml", run_dir=folder / "never", quiet=True)
 
 
 def test_images_are_trained_on_as_rows(folder):

@@ -9,6 +9,7 @@ step by step largest of their codes. So the predictions are those of the trained
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spiketriton.evaluate.results import Binary
-from spiketriton.plugins.tasks import has_time, image_dim
+from spiketriton.plugins.tasks import answers, has_time, image_dim
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import TrainedRun, with_bar
 from spiketriton_kernels import virtual_steps
@@ -66,8 +67,8 @@ def binary(run: TrainedRun, batch_size: int = 0) -> Binary:
             found, whole = (
                 task.reading(currents, *known).argmax(1)
                 for currents in (
-                    _currents(run, unrolled, shown, levels),
-                    _currents(run, run.model, shown),
+                    _currents(run, unrolled, shown, known, levels),
+                    _currents(run, run.model, shown, known),
                 )
             )
             equal += int((found == whole).sum())
@@ -135,14 +136,17 @@ def binary_network(model: nn.Module, levels: int) -> nn.Module:
     return unrolled
 
 
-def _currents(run: TrainedRun, model: nn.Module, images: Tensor, levels: int = 1) -> Tensor:
+def _currents(
+    run: TrainedRun, model: nn.Module, images: Tensor, lengths: Sequence[Tensor], levels: int = 1
+) -> Tensor:
     """What each of the network's own steps gives, [T, B, K], of constant images, or of frames or steps.
 
-    levels: binary steps for each, which share the image.
+    lengths: of sequences, perhaps. levels: binary steps for each, which share the image.
     """
     shown, steps = images / levels, run.time_steps * levels
     if has_time(images):
-        currents = model(shown.repeat_interleave(levels, 0))
+        known = [levels * one for one in lengths]
+        currents = answers(model, shown.repeat_interleave(levels, 0), known)
     else:
         currents = model(shown, steps)
     return currents.unflatten(0, (-1, levels)).sum(1)

@@ -21,6 +21,7 @@ from spiketriton.evaluate.raster import raster_of
 from spiketriton.evaluate.results import Evaluation, Sample
 from spiketriton.models.agreement import AGREEMENT, counted_graph
 from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton.plugins.tasks import answers as currents_of
 from spiketriton.plugins.tasks import has_time, image_dim
 from spiketriton.system import machine
 from spiketriton.system.errors import UserError
@@ -59,7 +60,7 @@ def evaluate(run: TrainedRun, steps: int | None = None, batch_size: int = 0) -> 
             targets, *lengths = (one.to(run.device) for one in rest)
             images_seen += len(targets)
             counter.lengths = lengths[0] if lengths else None
-            currents = _window_of(run, images, chunks, counter.follow)
+            currents = _window_of(run, images, chunks, counter.follow, lengths)
             for t, found in enumerate(task.summed_so_far(currents, targets, *lengths)):
                 sums[t] = sums[t].to(run.device) + found
             if task.classifies:
@@ -217,17 +218,26 @@ def _chunks_of_window(run: TrainedRun, images: Tensor, steps: int) -> Chunks:
 
 
 def _window_of(
-    run: TrainedRun, images: Tensor, chunks: Chunks, follow: Follow = lambda *_: None
+    run: TrainedRun,
+    images: Tensor,
+    chunks: Chunks,
+    follow: Follow = lambda *_: None,
+    lengths: Sequence[Tensor] = (),
 ) -> Tensor:
     """The currents [T, B, ...] of all steps of the `chunks` of a window; one where the network answers once.
 
-    follow: told the start and length of each chunk before the model is given it.
+    follow: told the start and length of each chunk before the model is given it. lengths: of sequences, which no
+    network needs that runs in chunks.
     """
-    return torch.cat([*_currents(run, run.to_device(images), chunks, follow)])
+    return torch.cat([*_currents(run, run.to_device(images), chunks, follow, lengths)])
 
 
 def _currents(
-    run: TrainedRun, images: Tensor, chunks: Chunks, follow: Follow = lambda *_: None
+    run: TrainedRun,
+    images: Tensor,
+    chunks: Chunks,
+    follow: Follow = lambda *_: None,
+    lengths: Sequence[Tensor] = (),
 ) -> Iterator[Tensor]:
     """Currents [length, B, K] of each chunk: of constant images, or of frames or steps. To be read to the end."""
     run.model.set_stateful(run.model.is_spiking and len(chunks) > 1)
@@ -235,7 +245,9 @@ def _currents(
         with run.autocast():
             for start, length in chunks:
                 follow(start, length)
-                if has_time(images):
+                if len(chunks) == 1 and lengths:
+                    yield currents_of(run.model, images, lengths)
+                elif has_time(images):
                     yield run.model(images[start : start + length])
                 else:
                     yield run.model(images, length)

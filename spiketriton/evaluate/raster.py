@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from spiketriton.neurons import told_of_spikes
 from spiketriton.plugins.tasks import Reading, image_dim
+from spiketriton.plugins.tasks import answers as of_batch
 from spiketriton.training.trained import TrainedRun
 
 SHOWN = 24  # neurons of each layer, at even distances
@@ -45,7 +46,8 @@ def raster_of(run: TrainedRun) -> Raster | None:
         shown = images[:valid, 0].T[None].float().cpu()
     spikes: dict[str, list[list[int]]] = {}
     with told_of_spikes(run.model.spiking_layers(), partial(_keep, spikes)), run.autocast():
-        currents = model(images, run.time_steps)[:valid, 0].cpu()
+        known = [one[:1].to(run.device) for one in lengths]
+        currents = of_batch(model, images, known)[:valid, 0].cpu()
     answers = [*Reading(run.recipe.loss.read).so_far(currents)]
     share, answer = torch.stack(answers).softmax(1).max(1)
     classes = run.data.classes

@@ -10,7 +10,6 @@ last step is.
 
 Batch norms take the statistics of the batch here, as in training, but as constants: through the mean that it subtracts
 a norm hands a little of each step's gradient to every other step, whether or not anything was remembered there.
-(Not so in training on sequences of different lengths, whose norms compute their statistics themselves.)
 The loss is multiplied by 2^80, because the gradient of 200 steps with tau 2 is below what float32 can hold, and squares
 are added up in float64. A layer that no gradient reaches has credit 0.
 """
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from spiketriton.models import Network, trial
-from spiketriton.neurons import SpikingNeuron, one_by_one
+from spiketriton.neurons import SpikingNeuron, constant_statistics, one_by_one
 from spiketriton.neurons.base import normalised
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import use_backend
@@ -60,7 +59,10 @@ def through_time(
     for cut in (False, True):
         currents = [_Currents(steps) for _ in layers]
         watched = _watched(model, layers, cut=cut, currents=currents)
-        alike = trial(model), drawn_alike(device), torch.enable_grad(), _ConstantStatistics()
+        alike = (
+            trial(model), drawn_alike(device), torch.enable_grad(), _ConstantStatistics(),
+            constant_statistics(model),
+        )  # fmt: skip
         with contextlib.ExitStack() as stack:
             for one in (*alike, watched):
                 stack.enter_context(one)
@@ -224,7 +226,7 @@ def _stepwise(neuron: SpikingNeuron) -> Callable[..., Tensor]:
 
 
 class _ConstantStatistics(TorchFunctionMode):
-    """Batch norms of a batch's own statistics take them as constants, through which no gradient goes."""
+    """PyTorch's batch norms of a batch's own statistics take them as constants, through which no gradient goes."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

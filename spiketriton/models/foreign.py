@@ -98,6 +98,8 @@ class ForeignNetwork(Network):
     """A module that was written for another program, called as it asks for.
 
     Membranes and other states are forgotten before every call, but after `set_stateful`. `net` is the module itself.
+    Where its `forward` has a parameter `lengths` and takes windows, it is given the valid steps of each sequence, int64
+    [B]; None where all are.
 
     Args:
         name: "MODULE:NAME", for messages.
@@ -147,6 +149,9 @@ class ForeignNetwork(Network):
             raise UserError(f"{name}: {error}") from None
         keep_sound(net)
         self._shape = shape
+        self._lengths: dict[str, Tensor | None] = {}  # that the call at hand hands on
+        if "lengths" in parameters_of(net.forward):
+            self._lengths = {"lengths": None}
         self._continued: list[
             SpikingNeuron | kernels.Delays
         ] = []  # those that `set_stateful` made stateful
@@ -161,6 +166,7 @@ class ForeignNetwork(Network):
             self._leave_out_other_windows(shape, answer)
             self._forget_membranes(shape)
             self._refuse_states(shape)
+        self._refuse_lengths(shape, answer)
         with undisturbed(net):  # buffers are those that it was made with again
             self.reset()
             images = noise(_batch(parts.time_steps), shape)
@@ -188,6 +194,17 @@ class ForeignNetwork(Network):
     def _window(self) -> str:
         return "[T, B, C]" if self.sequence else "[T, B, C, H, W]"
 
+    def forward(
+        self, images: Tensor, time_steps: int | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
+        if not self._lengths:
+            return super().forward(images, time_steps, lengths)
+        self._lengths = {"lengths": lengths}
+        try:
+            return super().forward(images, time_steps, lengths)
+        finally:
+            self._lengths = {"lengths": None}
+
     def currents(self, images: Tensor, steps: int) -> Tensor:
         if not self.streaming:
             self.reset()
@@ -198,7 +215,7 @@ class ForeignNetwork(Network):
     def _called(self, net: nn.Module, takes: str, images: Tensor, steps: int) -> Any:
         if takes == "time_first":
             whole = images if has_time(images) else over_time(images.unsqueeze(0), steps)
-            return net(whole.contiguous())
+            return net(whole.contiguous(), **self._lengths)
         if takes == "steps":
             shown = images if has_time(images) else [images] * steps
             return torch.stack([net(image) for image in shown])
@@ -314,6 +331,8 @@ class ForeignNetwork(Network):
             "images": f"called with {self._image}, loops over time by itself",
             "steps": f"called once for each time step, which takes longer than a call with {self._window}",
         }[self.takes]
+        if self._lengths and self.takes == "time_first":
+            how += " and lengths"
         answer = "" if self.answers_each_step else "; it answers with the mean over time"
         told = "".join(f", {name} = {value}" for name, value in self.told.items())
         kept = f", {len(self.swapped.left)} kept as they are" if self.swapped.left else ""
@@ -467,6 +486,24 @@ class ForeignNetwork(Network):
                     f"{self.name} answers with another thing in training mode, {what}; accepted: one tensor of {dims} "
                     "dimensions, as in a test. Name a function that makes a module around it, whose forward "
                     "returns the one to train"
+                )
+
+    def _refuse_lengths(self, shape: tuple[int, ...], answer: tuple[int, ...]) -> None:
+        """UserError: with lengths it fails, or gives an answer of another shape."""
+        if not self._lengths or self.takes != "time_first":
+            return
+        steps, batch = self.time_steps, _batch(self.time_steps)
+        window = noise(steps * batch, shape).unflatten(0, (steps, batch))
+        known = 1 + torch.arange(batch) % steps
+        for mode in (undisturbed, trial):
+            with mode(self.net), seeded(devices=[]):
+                with failing(f"{self.name} with lengths", type(self.net).forward):
+                    found = self(window, lengths=known)
+                self.reset()
+            wanted = [*[steps] * self.answers_each_step, batch, *answer]
+            if [*found.shape[-len(wanted) :]] != wanted:
+                raise UserError(
+                    f"{self.name} with lengths answers {list(found.shape)}; accepted: {wanted}, as without"
                 )
 
     def _compare_windows(self, images: Tensor, what: str) -> Any:

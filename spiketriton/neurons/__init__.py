@@ -17,7 +17,7 @@ from spiketriton.config.kinds import kinds
 from spiketriton.config.names import PARALLEL
 from spiketriton.config.parts import chosen
 from spiketriton.neurons.base import SpikingNeuron, adopt, told_of_spikes
-from spiketriton.neurons.norm import Norm, one_by_one
+from spiketriton.neurons.norm import Norm, constant_statistics, one_by_one
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import Surrogate
 from spiketriton_kernels import nn as kernels
@@ -27,6 +27,7 @@ __all__ = [
     "SpikingNeuron",
     "adopt",
     "build_neuron",
+    "constant_statistics",
     "one_by_one",
     "told_of_spikes",
 ]

@@ -53,6 +53,7 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         self.synchronised: bool | dist.ProcessGroup = False
         # bool [T, B], of padded sequences: which steps are valid, where training statistics are taken of them alone
         self.valid: Tensor | None = None
+        self.constant_statistics = False  # whether no gradient goes through these
         self.step_gain = nn.Parameter(torch.ones(steps)) if steps else None
 
     def forward(self, y: Tensor) -> Tensor:
@@ -111,6 +112,8 @@ class Norm(nn.modules.batchnorm._BatchNorm):
         mean = torch.where(valid, x, 0).sum(dims) / count
         away = x - mean.view(channels)
         var = torch.where(valid, away, 0).square().sum(dims) / count
+        if self.constant_statistics:
+            var, away = var.detach(), x - mean.detach().view(channels)
         running_mean, running_var = self.statistics()
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -243,3 +246,16 @@ def one_by_one(model: nn.Module) -> Iterator[None]:
     finally:
         for norm, fused in zip(norms, were, strict=True):
             norm.fused = fused
+
+
+@contextlib.contextmanager
+def constant_statistics(model: nn.Module) -> Iterator[None]:
+    """Within the block no gradient goes through statistics that norms compute of the valid steps of sequences."""
+    norms = [module for module in model.modules() if isinstance(module, Norm)]
+    for norm in norms:
+        norm.constant_statistics = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.constant_statistics = False

@@ -94,6 +94,21 @@ def test_what_is_behind_the_end_changes_nothing(norm):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("norm", ["bn", "tdbn"])
+def test_statistics_of_the_valid_steps_are_constants_in_credit(norm):
+    """Read at the last valid step, nothing reaches another one but by way of time."""
+    net = build(f"model.norm={norm}")
+    x, y = shown(), torch.arange(B) % CLASSES
+    loss = task_of(sequence_recipe("loss.read=last").loss).loss
+    layers = net.spiking_layers()
+    found = through_time(net, layers, STEPS, lambda: loss(net(x, lengths=LENGTHS), y, LENGTHS))
+    lasts = (LENGTHS - 1).tolist()
+    assert found.direct[:, lasts].all()
+    assert not found.direct[:, [t for t in range(STEPS) if t not in lasts]].any()
+    assert found.credit[:, 0].all()
+    assert not any(m.constant_statistics for m in net.modules() if isinstance(m, Norm))
+
+
 def test_full_lengths_are_no_lengths():
     net, twin = build(), build()
     x, full = shown(), torch.full((B,), STEPS)
