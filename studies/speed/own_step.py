@@ -9,6 +9,10 @@ backward. FlexSN compiles a step for NVIDIA GPUs; on a CPU it runs the step in a
 
     T =  4   kernels   4.75 ms, 0 MB   loop  19.76 ms, 12 MB   FlexSN  18.40 ms, 12 MB
     T = 16   kernels  18.71 ms, 0 MB   loop 103.66 ms, 48 MB   FlexSN 128.63 ms, 48 MB
+
+    python studies/speed/own_step.py functions    # a step with one function between its states, T = 4
+
+The shortest time of each; log.md has the table.
 """
 
 import statistics
@@ -17,9 +21,11 @@ import time
 
 import torch
 from spikingjelly.activation_based.neuron.flexsn import FlexSN
+from torch.nn.functional import softplus
 
 from examples.own_parts.tclif import TCLIF
 from spiketriton_kernels import Surrogate
+from spiketriton_kernels.nn import SpikingNeuron
 
 SHAPE, ROUNDS = (16, 64, 16, 16), 11
 
@@ -90,7 +96,52 @@ def compare(T: int) -> None:
         print(f"T = {T:2}  {name:8} {median:7.2f} ms {kept(run, x):8.1f} MB", flush=True)
 
 
+FUNCTIONS = {
+    "none": lambda z: z,
+    "tanh": torch.tanh,
+    "exp": lambda z: torch.exp(-z * z),
+    "log": lambda z: torch.log(1 + z * z),
+    "sigmoid": torch.sigmoid,
+    "softplus": softplus,
+}
+
+
+class Applies(SpikingNeuron):
+    """A function between the states."""
+
+    states = ("v",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(surrogate=Surrogate("atan", height=1.0, width=1.0))
+        self.name = name
+
+    def step(self, x, v):
+        h = FUNCTIONS[self.name](0.5 * v + x)
+        return self.fire(h - 0.4), h - 0.25 * h.abs()
+
+
+def compare_functions(T: int) -> None:
+    for name in FUNCTIONS:
+        neuron = Applies(name)
+        x, grad = torch.randn(T, *SHAPE, requires_grad=True), torch.randn(T, *SHAPE)
+        assert torch.equal(neuron(x), neuron.define(x))
+        shortest = []
+        for run, rounds in (neuron, 4 * ROUNDS), (neuron.define, ROUNDS):
+            forth, back = [], []
+            for _ in range(rounds):
+                started = time.thread_time()
+                spikes = run(x)
+                between = time.thread_time()
+                spikes.backward(grad)
+                forth.append(1e3 * (between - started))
+                back.append(1e3 * (time.thread_time() - between))
+            shortest.append(f"{min(forth):6.2f} + {min(back):5.2f} ms")
+        print(f"T = {T:2}  {name:8}  kernels {shortest[0]}   loop {shortest[1]}", flush=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if sys.argv[1:] == ["functions"]:
+        sys.exit(compare_functions(4))
     for word in sys.argv[1:] or ["4"]:
         compare(int(word))

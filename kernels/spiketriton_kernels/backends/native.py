@@ -37,7 +37,7 @@ from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..steps import forms
 from ..steps.step import Step, constants_of, header, written
 from ..surrogate import SHAPES
-from . import call
+from . import call, functions
 from .call import BACK, CONSTANT, FORTH, INPUT, NEURON
 
 try:
@@ -140,7 +140,13 @@ def _chosen(what: str | Step | None) -> list[str]:
         step = written(what, header(what, forms.steps(what)), "h")
     files = dict(STEP=step, CALL=written("call", call.WINDOW.header, "h"))
     told = [f'-DSPIKETRITON_{name}="{path}"' for name, path in files.items()]
-    return told + _in_haste()
+    group = max((step.group for step in _steps(what)), default=1)
+    return [*told, f"-DSPIKETRITON_GROUP={group}", *_in_haste()]
+
+
+def _steps(what: str | Step | None) -> list[Step]:
+    """Those that a library has."""
+    return [] if what is None else [what] if isinstance(what, Step) else forms.steps(what)
 
 
 def _in_haste() -> list[str]:
@@ -278,6 +284,8 @@ def load(dtype: torch.dtype, what: str | Step | None) -> Library | CompilerError
         expected = call.WINDOW.size(len(what.states), len(_constants(loaded, what)))
     if (digest, size) != (call.WINDOW.digest, expected):
         raise AssertionError(f"{path.name} and {call.__name__} disagree on the fields of a call")
+    if what is not None and any(step.calls for step in _steps(loaded.kind or what)):
+        functions.give(loaded, dtype)
     _loaded[dtype, None] = loaded
     if not isinstance(what, str):
         _loaded[dtype, what] = loaded

@@ -122,7 +122,7 @@ def _of_record(
     return (*given, None), compiled
 
 
-_WILD = {"div", "exp", "expm1", "log", "log1p", "sqrt"}
+_WILD = {"div", "exp", "exp of softplus", "expm1", "log", "log1p", "sqrt"}
 """Operations whose slopes may be infinite."""
 
 _remembered = functools.lru_cache(maxsize=256)(_of_record)

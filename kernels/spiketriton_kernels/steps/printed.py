@@ -161,14 +161,14 @@ def _tanh_back(graph: Graph, out: Any, grad: Any, s: Any) -> Value:
 
 def _softplus(graph: Graph, out: Any, a: Any, beta: Any = 1, threshold: Any = 20) -> Value:
     z = _scaled(graph, a, beta)
-    soft = graph.add("log1p", graph.add("exp", z))
+    soft = graph.add("log1p", graph.add("exp of softplus", z))
     soft = soft if beta == 1 else graph.add("div", soft, float(beta))
     return graph.add("where", graph.add("gt", z, float(threshold)), a, soft)
 
 
 def _softplus_back(graph: Graph, out: Any, grad: Any, a: Any, beta: Any, threshold: Any) -> Value:
     z = _scaled(graph, a, beta)
-    e = graph.add("exp", z)
+    e = graph.add("exp of softplus", z)
     soft = graph.add("div", graph.add("mul", grad, e), graph.add("add", e, 1.0))
     return graph.add("where", graph.add("gt", z, float(threshold)), grad, soft)
 
@@ -250,6 +250,11 @@ def _lanes(name: str, triton: str, function: Callable[..., Any]) -> Written:
     )
 
 
+def _called(name: str, triton: str, function: Callable[..., Any]) -> Written:
+    """A function that rounds as PyTorch's does on a CPU."""
+    return Written(f"of_library<{name}>({{0}})", triton, function)
+
+
 _NAN = "propagate_nan=tl.PropagateNan.ALL"
 
 OPERATIONS: dict[str, Written] = {
@@ -260,15 +265,16 @@ OPERATIONS: dict[str, Written] = {
     "neg": Written("-{0}", "-{0}", torch.neg),
     "abs": Written("absolute({0})", "tl.abs({0})", torch.abs),
     "sqrt": _lanes("sqrt", "tl.sqrt_rn({0})", torch.sqrt),
-    "exp": Written("exponential({0})", "tl.exp({0})", torch.exp),
-    "expm1": _lanes("expm1", "expm1({0})", torch.expm1),
-    "log": _lanes("log", "tl.log({0})", torch.log),
-    "log1p": _lanes("log1p", "log1p({0})", torch.log1p),
-    "tanh": _lanes("tanh", "tanh({0})", torch.tanh),
+    "exp": _called("EXP", "tl.exp({0})", torch.exp),
+    "exp of softplus": _called("SIGMOID_EXP", "tl.exp({0})", torch.exp),
+    "expm1": _called("EXPM1", "expm1({0})", torch.expm1),
+    "log": _called("LOG", "tl.log({0})", torch.log),
+    "log1p": _called("LOG1P", "log1p({0})", torch.log1p),
+    "tanh": _called("TANH", "tanh({0})", torch.tanh),
     "sigmoid": Written("sigmoid({0})", "sigmoid({0})", torch.sigmoid),
-    "sin": _lanes("sin", "tl.sin({0})", torch.sin),
-    "cos": _lanes("cos", "tl.cos({0})", torch.cos),
-    "erf": _lanes("erf", "tl.erf({0})", torch.erf),
+    "sin": _called("SIN", "tl.sin({0})", torch.sin),
+    "cos": _called("COS", "tl.cos({0})", torch.cos),
+    "erf": _called("ERF", "tl.erf({0})", torch.erf),
     "floor": _lanes("floor", "tl.floor({0})", torch.floor),
     "ceil": _lanes("ceil", "tl.ceil({0})", torch.ceil),
     "trunc": _lanes("trunc", "trunc({0})", torch.trunc),
@@ -276,7 +282,7 @@ OPERATIONS: dict[str, Written] = {
     "sign": Written("sign({0})", "sign({0})", torch.sign),
     "maximum": Written("maximum({0}, {1})", f"tl.maximum({{0}}, {{1}}, {_NAN})", torch.maximum),
     "minimum": Written("minimum({0}, {1})", f"tl.minimum({{0}}, {{1}}, {_NAN})", torch.minimum),
-    "where": Written("{0} ? {1} : {2}", "tl.where({0}, {1}, {2})", torch.where),
+    "where": Written("chosen({0}, {1}, {2})", "tl.where({0}, {1}, {2})", torch.where),
     "count": Written("counted({0})", "tl.where({0}, 1.0, 0.0)", lambda a: a.to(torch.get_default_dtype())),
     "ge": _infix(">=", torch.ge),
     "gt": _infix(">", torch.gt),
@@ -290,13 +296,23 @@ OPERATIONS: dict[str, Written] = {
 }  # fmt: skip
 """How a node's operation is written; {0} and {1} are what it is given."""
 
-_ENDS = {"maximum": "{0} < {1} ? {1} : {0}", "minimum": "{0} > {1} ? {1} : {0}"}
+_ENDS = {
+    "maximum": "chosen({0} < {1}, {1}, {0})",
+    "minimum": "chosen({0} > {1}, {1}, {0})",
+}
 """In C++ with what is no NaN."""
 
-LONG = frozenset(op for op, written in OPERATIONS.items() if "lane_by_lane" in written.cpp) | {
-    "exp",
-    "sigmoid",
-}
+CALLED = frozenset(op for op, written in OPERATIONS.items() if "of_library" in written.cpp)
+"""Functions that are PyTorch's own in C++, where they are found; and in a sigmoid is one, too."""
+
+OF_ARRAYS = CALLED - {"expm1", "log1p", "exp of softplus"}
+"""Those that a library may have for arrays alone."""
+
+LONG = (
+    frozenset(op for op, written in OPERATIONS.items() if "lane_by_lane" in written.cpp)
+    | CALLED
+    | {"sigmoid"}
+)
 """Operations that take tens of cycles and more in C++."""
 
 EXPONENTIAL = LONG - {"sqrt", "floor", "ceil", "trunc"}

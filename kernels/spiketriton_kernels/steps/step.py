@@ -19,7 +19,7 @@ from torch import Tensor
 from ..cache import cache_folder, write_once
 from ..surrogate import SHAPES, own_surrogate, unit_slope
 from .graph import Graph, Ref, Value
-from .printed import ANY, LONG, Writer, evaluate
+from .printed import ANY, CALLED, LONG, OF_ARRAYS, Writer, evaluate
 from .record import Recorder, Refused, recorded
 
 Function = Callable[[Tensor, Sequence[Tensor], Mapping[str, Tensor]], Any]
@@ -165,6 +165,22 @@ class Step:
         return any(ref in moving and self.graph.nodes[ref].op in LONG for ref in needed)
 
     @functools.cached_property
+    def group(self) -> int:
+        """In C++, of how many vectors it is computed at a time: where it calls functions of arrays, several."""
+        return 4 if self._everything & OF_ARRAYS else 1
+
+    @functools.cached_property
+    def calls(self) -> bool:
+        """Whether it calls functions that are PyTorch's own in C++."""
+        return bool(self._everything & {*CALLED, "sigmoid"})
+
+    @functools.cached_property
+    def _everything(self) -> frozenset[str]:
+        """The operations of both ways."""
+        needed = self.graph.needed([*self.after, *self.kept, *self._back], self.reads)
+        return frozenset(self.graph.nodes[ref].op for ref in needed)
+
+    @functools.cached_property
     def operations(self) -> frozenset[str]:
         """Those of the way forth."""
         needed = self.graph.needed([self.spikes, *self.after])
@@ -297,6 +313,8 @@ class Step:
         fields += [(f"learnt[{constants.index(c)}]", v) for c, v, learns in pairs if learns]
         walk += [f"w.{name} = {back.of(value)};" for name, value in fields] + ["return w;"]
         declared = f"V {', '.join(self.constants)}; " if self.constants else ""
+        # groups are passed through memory
+        inlined = f"{'__attribute__((always_inline)) ' * (self.group > 1)}static inline"
         return f"""\
 struct Step{number} {{
     struct Constants {{ {declared}}};
@@ -305,11 +323,11 @@ struct Step{number} {{
     template <class At>
     static Constants of(At at) {{ return {{{places}}}; }}
 
-    static inline {"Mask" if self.is_binary else "V"} forth(const Constants &c, V x, V *states, V *kept) {{
+    {inlined} {"Mask" if self.is_binary else "V"} forth(const Constants &c, V x, V *states, V *kept) {{
         {_indented(body, 8)}
     }}
 
-    static inline Walked back(const Constants &c, const V *kept, V grad, const V *by) {{
+    {inlined} Walked back(const Constants &c, const V *kept, V grad, const V *by) {{
         {_indented(walk, 8)}
     }}
 }};
@@ -428,6 +446,7 @@ def header(name: str, steps: Sequence[Step]) -> str:
     of = [dict(zip(step.constants, step.learns, strict=True)) for step in steps]
     flags = [["01"[one.get(c, False)] for c in constants] + ["0"] for one in of]
     learns = ", ".join("{" + ", ".join(one) + "}" for one in flags)
+    waits = any(step.waits and step.group == 1 for step in steps)  # of a group no vector need wait
     return f"""\
 // {name}: what a step makes of its current x and the states before it, and the gradient's way back.
 // Printed from its step in PyTorch by spiketriton_kernels/steps; c: constants, kept: what the way back reads.
@@ -441,7 +460,7 @@ constexpr int KEPT = {max(len(s.kept) for s in steps)};
 {numbers("int", "REPLAY_AS[FORMS]", map(replayed.index, replayed))}  // and of the same that is kept
 constexpr bool LEARNS[FORMS][CONSTANTS + 1] = {{{learns}}};  // the gradient of another is 0
 {numbers("bool", "LEARNING[FORMS]", (any(step.learns) for step in steps))}
-constexpr bool WAITS = {str(any(s.waits for s in steps)).lower()};  // whether a step waits long for the one before
+constexpr bool WAITS = {str(waits).lower()};  // whether a step waits long for the one before
 
 {"".join(step.struct(i, constants) for i, step in enumerate(steps))}
 using Steps = std::tuple<{", ".join(f"Step{i}" for i in range(len(steps)))}>;

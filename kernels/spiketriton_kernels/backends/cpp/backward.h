@@ -65,16 +65,15 @@ struct Kept {
 };
 
 template <bool PART>
-inline V only(V v, int n) {  // the lanes that are neurons
-    if constexpr (PART)
-        for (int l = n; l < LANES; l++) v[l] = 0;
+inline Vs only(Vs v, int n) {  // the lanes that are neurons
+    if constexpr (PART) std::memset((A *)&v + n, 0, size_t(WIDE - n) * sizeof(A));
     return v;
 }
 
-inline double total(V v) {
-    A lanes[LANES];
+inline double total(Vs v) {
+    A lanes[WIDE];
     std::memcpy(lanes, &v, sizeof lanes);
-    return total(lanes, LANES);
+    return total(lanes, WIDE);
 }
 
 template <int FORM, int MODE, bool ONE>
@@ -98,33 +97,33 @@ __attribute__((noinline)) void back_block(const Block &b, const Forth &replay, c
         const bool past_caches = s.past;
         const int size = s.size;
         const int64_t window = c.steps * size;
-        V probe[PROBE_FIELDS] = {}, by_step_gain{};
-        vectors(s.n, [&](auto part, int i, int n) {
+        Vs probe[PROBE_FIELDS] = {}, by_step_gain{};
+        groups(s.n, [&](auto part, int i, int n) {
             constexpr bool PART = decltype(part)::value;
-            prefetch(gs + next + i, LANES);
+            prefetch(gs + next + i, WIDE);
             if (out && !past_caches) prefetch_for_writing(out + next + i);
-            if (grad_current) prefetch(grad_current + next + i, LANES);
+            if (grad_current) prefetch(grad_current + next + i, WIDE);
             const auto &r = rules.at(i);
-            const V grad = get<PART>(gs + i, n);
-            V dx{}, by[STATES], of_step[KEPT];
-            for (int k = 0; k < STATES; k++) by[k] = t < last || s.given ? load(by_of + k * size + i) : V{};
+            const Vs grad = gets<Vs, PART>(gs + i, n);
+            Vs dx{}, by[STATES], of_step[KEPT];
+            for (int k = 0; k < STATES; k++) by[k] = t < last || s.given ? loads<Vs>(by_of + k * size + i) : Vs{};
             if (t == last) {  // forth and back at once
-                prefetch(x + after + i, LANES);
-                if (residual) prefetch(residual + after + i, LANES);
-                V current = get<PART>(x + i, n), state[STATES];
-                if (MODE != WRITE && c.mean) current = k * ((current - load(means + i)) * load(scales + i) + load(biases + i));
-                if (residual) current = current + get<PART>(residual + i, n);
+                prefetch(x + after + i, WIDE);
+                if (residual) prefetch(residual + after + i, WIDE);
+                Vs current = gets<Vs, PART>(x + i, n), state[STATES];
+                if (MODE != WRITE && c.mean) current = k * ((current - loads<Vs>(means + i)) * loads<Vs>(scales + i) + loads<Vs>(biases + i));
+                if (residual) current = current + gets<Vs, PART>(residual + i, n);
                 for (int k = 0; k < STATES; k++) state[k] = replay.before(t, k, i);
                 StepAt<FORM>::forth(r, current, state, of_step);
             } else {
-                for (int k = 0; k < KEEPS[FORM]; k++) of_step[k] = load(of + k * window + i);
+                for (int k = 0; k < KEEPS[FORM]; k++) of_step[k] = loads<Vs>(of + k * window + i);
             }
-            if (MODE == OBSERVE && grad_trace) by[0] = by[0] + get<PART>(grad_trace + i, n);
-            const V carried = by[0];
-            const auto observe = [&](V unit, V factor, V spikes) {
-                const V size_of = absolute(dx);
-                const Mask finite = size_of <= std::numeric_limits<A>::max();
-                const auto add = [&](Probe field, V value) { probe[field] += only<PART>(value, n); };
+            if (MODE == OBSERVE && grad_trace) by[0] = by[0] + gets<Vs, PART>(grad_trace + i, n);
+            const Vs carried = by[0];
+            const auto observe = [&](Vs unit, Vs factor, Vs spikes) {
+                const Vs size_of = absolute(dx);
+                const auto finite = size_of <= std::numeric_limits<A>::max();
+                const auto add = [&](Probe field, Vs value) { probe[field] += only<PART>(value, n); };
                 add(GRAD_SPIKE_SQ, grad * grad);
                 add(GRAD_INPUT_SQ, dx * dx);
                 add(GRAD_CARRY_SQ, carried * carried);
@@ -132,11 +131,11 @@ __attribute__((noinline)) void back_block(const Block &b, const Forth &replay, c
                 add(OUTSIDE, counted(unit < A(REACH)));
                 add(SPIKE_COUNT, spikes);
                 add(NONFINITE, counted(~finite));
-                const V counts = only<PART>(finite ? size_of : V{}, n);
-                probe[GRAD_INPUT_MAX] = counts > probe[GRAD_INPUT_MAX] ? counts : probe[GRAD_INPUT_MAX];
+                const Vs counts = only<PART>(chosen(finite, size_of, Vs{}), n);
+                probe[GRAD_INPUT_MAX] = chosen(counts > probe[GRAD_INPUT_MAX], counts, probe[GRAD_INPUT_MAX]);
             };
-            const auto learn = [&](int p, V value) {
-                if (MODE == LEARN || learnt[p]) store(learnt[p] + i, t == last ? value : load(learnt[p] + i) + value);
+            const auto learn = [&](int p, Vs value) {
+                if (MODE == LEARN || learnt[p]) stores(learnt[p] + i, t == last ? value : loads<Vs>(learnt[p] + i) + value);
             };
             const auto w = StepAt<FORM>::back(r, of_step, grad, by);
             dx = w.x;
@@ -147,18 +146,18 @@ __attribute__((noinline)) void back_block(const Block &b, const Forth &replay, c
             for (int p = 0; p < CONSTANTS; p++)
                 if (LEARNS[FORM][p]) learn(p, w.learnt[p]);
             // after the probe, which measures what passes the neuron
-            if (grad_current) dx = dx + get<PART>(grad_current + i, n);
-            if (MODE == WRITE || out) put<PART>(out + i, rounded(dx), n, past_caches);
+            if (grad_current) dx = dx + gets<Vs, PART>(grad_current + i, n);
+            if (MODE == WRITE || out) puts<PART>(out + i, rounded(dx), n, past_caches);
             if (MODE == ACCUMULATE || (MODE >= LEARN && c.mean)) {
-                const V dz = k * dx, centred = get<PART>(x + i, n) - load(means + i);
-                store(sum_dz + i, load(sum_dz + i) + dz);
-                store(sum_dz_x + i, load(sum_dz_x + i) + dz * centred);
-                if (dy) put<PART>(dy + i, rounded(load(scales + i) * dz + (load(tilts + i) * centred + load(offsets + i))), n, past_caches);
+                const Vs dz = k * dx, centred = gets<Vs, PART>(x + i, n) - loads<Vs>(means + i);
+                stores(sum_dz + i, loads<Vs>(sum_dz + i) + dz);
+                stores(sum_dz_x + i, loads<Vs>(sum_dz_x + i) + dz * centred);
+                if (dy) puts<PART>(dy + i, rounded(loads<Vs>(scales + i) * dz + (loads<Vs>(tilts + i) * centred + loads<Vs>(offsets + i))), n, past_caches);
                 if (MODE == OBSERVE && c.out_step_gain)
-                    by_step_gain += only<PART>(dx * (centred * load(rstds + i) * load(affines + i) + load(biases + i)), n);
+                    by_step_gain += only<PART>(dx * (centred * loads<Vs>(rstds + i) * loads<Vs>(affines + i) + loads<Vs>(biases + i)), n);
             }
             if (t || s.wanted)
-                for (int k = 0; k < STATES; k++) store(by_of + k * size + i, by[k]);
+                for (int k = 0; k < STATES; k++) stores(by_of + k * size + i, by[k]);
         });
         if constexpr (MODE == OBSERVE) {
             if (c.out_step_gain) kept.sums->step_gain[t] += total(by_step_gain);
@@ -166,7 +165,7 @@ __attribute__((noinline)) void back_block(const Block &b, const Forth &replay, c
             double *fields = kept.sums->probe.data() + t * PROBE_FIELDS;
             for (int p = 0; p < PROBE_FIELDS; p++)
                 if (p != GRAD_INPUT_MAX) fields[p] += total(probe[p]);
-            for (int l = 0; l < LANES; l++) fields[GRAD_INPUT_MAX] = std::max(fields[GRAD_INPUT_MAX], double(probe[GRAD_INPUT_MAX][l]));
+            for (int l = 0; l < WIDE; l++) fields[GRAD_INPUT_MAX] = std::max(fields[GRAD_INPUT_MAX], double(((A *)&probe[GRAD_INPUT_MAX])[l]));
         }
     }
 }

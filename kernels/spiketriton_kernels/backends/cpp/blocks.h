@@ -35,8 +35,8 @@ struct Cut {
         size = int(std::min<int64_t>(size, c.neurons));  // no more memory than there are neurons
     }
     int64_t edge(const Call &c, int64_t k) const { return k == chunks ? c.neurons : c.neurons / unit * k / chunks * unit; }
-    // What arrays of a block hold: whole vectors, so that only memory has ragged ends.
-    int padded() const { return (size + LANES - 1) / LANES * LANES; }
+    // What arrays of a block hold: whole vectors, or groups, so that only memory has ragged ends.
+    int padded() const { return (size + WIDE - 1) / WIDE * WIDE; }
 };
 
 // The elements [start, start + n) of a time step by runs, which lie in a row of channels, or in one channel.
@@ -182,11 +182,11 @@ struct Rules {
     const Block &b;
     const Own first;
 
-    explicit Rules(const Block &b_) : b(b_), first(StepAt<FORM>::of([&](int p) { return ONE ? load(b_.constants[p].data()) : V{}; })) {}
+    explicit Rules(const Block &b_) : b(b_), first(StepAt<FORM>::of([&](int p) { return ONE ? loads<Vs>(b_.constants[p].data()) : Vs{}; })) {}
 
     decltype(auto) at(int i) const {
         if constexpr (ONE) return (first);
-        else return StepAt<FORM>::of([&](int p) { return load(b.constants[p].data() + i); });
+        else return StepAt<FORM>::of([&](int p) { return loads<Vs>(b.constants[p].data() + i); });
     }
 };
 

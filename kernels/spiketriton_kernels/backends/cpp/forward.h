@@ -20,13 +20,13 @@ struct Forth {
     bool given, wanted;                 // whether the states before the first step are in memory; whether those after the last are read
     A start[STATES];                    // where they are not given
 
-    V before(int64_t t, int k, int i) const { return t || given ? load(states + k * size + i) : all(start[k]); }
+    Vs before(int64_t t, int k, int i) const { return t || given ? loads<Vs>(states + k * size + i) : all_of<Vs>(start[k]); }
 };
 
 // Whether there is a norm, a residual: ASK at run time, which also writes what is rarer, the trace and the current without norm.
 enum Given { NO, YES, ASK };
 
-// STEPS steps from t on, in which the states and the constants of a vector of neurons stay in registers.
+// STEPS steps from t on, in which the states and the constants of a vector of neurons, or a group, stay in registers.
 template <int FORM, int NORM, int RESIDUAL, bool FIRE, bool ONE, int STEPS>
 __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64_t t) {
     const bool norm = NORM == ASK ? b.c.mean != nullptr : NORM == YES, joined = RESIDUAL == ASK ? s.residual != nullptr : RESIDUAL == YES;
@@ -42,36 +42,36 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
     const bool past = STEPS == 1 && s.past, leaves = s.wanted || t + STEPS < s.stop;
     A step_gains[STEPS];
     for (int j = 0; j < STEPS; j++) step_gains[j] = s.step_gain ? s.step_gain[t + j] : A(1);
-    vectors(s.n, [&](auto part, int i, int n) {
+    groups(s.n, [&](auto part, int i, int n) {
         constexpr bool PART = decltype(part)::value;
         if constexpr (STEPS == 1) {  // hardware prefetchers keep up with columns
-            prefetch(x + next + i, LANES);
+            prefetch(x + next + i, WIDE);
             if (FIRE && !past) prefetch_for_writing(spikes + next + i);
-            if (joined) prefetch(residual + next + i, LANES);
+            if (joined) prefetch(residual + next + i, WIDE);
         }
         const auto &r = rules.at(i);
-        V mean{}, scale{}, bias{}, state[STATES], kept[KEPT];
+        Vs mean{}, scale{}, bias{}, state[STATES], kept[KEPT];
         for (int k = 0; k < STATES; k++) state[k] = s.before(t, k, i);
-        if (norm) mean = load(means + i), scale = load(scales + i), bias = load(biases + i);
+        if (norm) mean = loads<Vs>(means + i), scale = loads<Vs>(scales + i), bias = loads<Vs>(biases + i);
 #pragma GCC unroll 4
         for (int j = 0; j < STEPS; j++) {
             const int64_t here = j * stride + i;
-            V current = get<PART>(x + here, n);
+            Vs current = gets<Vs, PART>(x + here, n);
             if (norm) current = step_gains[j] * ((current - mean) * scale + bias);
-            if (joined) current = current + get<PART>(residual + here, n);
+            if (joined) current = current + gets<Vs, PART>(residual + here, n);
             const auto fired = StepAt<FORM>::forth(r, current, state, kept);
             if constexpr (!FIRE)
-                for (int k = 0; k < KEEPS[FORM]; k++) store(kept_at + k * window + j * size + i, kept[k]);
+                for (int k = 0; k < KEEPS[FORM]; k++) stores(kept_at + k * window + j * size + i, kept[k]);
             if constexpr (FIRE) {
-                if (NORM != NO && currents) put<PART>(currents + here, rounded(current), n, past);
-                if (__builtin_expect(spike_add != nullptr, false)) put<PART>(spikes + here, rounded(counted(fired) + get<PART>(spike_add + here, n)), n, past);
-                else put<PART>(spikes + here, written(fired), n, past);
+                if (NORM != NO && currents) puts<PART>(currents + here, rounded(current), n, past);
+                if (__builtin_expect(spike_add != nullptr, false)) puts<PART>(spikes + here, rounded(counted(fired) + gets<Vs, PART>(spike_add + here, n)), n, past);
+                else puts<PART>(spikes + here, written(fired), n, past);
                 if constexpr (NORM == ASK)
-                    if (trace) std::memcpy(trace + i, state, size_t(n) * sizeof(A));
+                    if (trace) std::memcpy(trace + i, &state[0], size_t(n) * sizeof(A));
             }
         }
         if (leaves)
-            for (int k = 0; k < STATES; k++) store(states + k * size + i, state[k]);
+            for (int k = 0; k < STATES; k++) stores(states + k * size + i, state[k]);
     });
 }
 

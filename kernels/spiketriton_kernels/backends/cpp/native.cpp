@@ -52,3 +52,18 @@ extern "C" void spiketriton_run(const Call *call, int pass) { run(*call, pass); 
 // Of the fields that this was compiled with, and how large they are.
 extern "C" int64_t spiketriton_call_digest() { return CALL_DIGEST; }
 extern "C" int spiketriton_call_size() { return int(sizeof(Call)); }
+
+// Neurons in a vector.
+extern "C" int spiketriton_lanes() { return LANES; }
+
+// Where a function of PyTorch's is, one of arrays or of vectors; and it by itself, of n, a multiple of WIDE, for a comparison.
+extern "C" void spiketriton_find(int function, void *of_arrays, void *of_vectors) { found[function] = {(OfArrays)of_arrays, (OfVectors)of_vectors}; }
+
+template <int F = 0>
+void apply(int function, const A *x, A *y, int64_t n) {
+    if constexpr (F < FUNCTIONS) {
+        if (F != function) return apply<F + 1>(function, x, y, n);
+        for (int64_t i = 0; i < n; i += WIDE) stores(y + i, of_library<Function(F)>(loads<Vs>(x + i)));
+    }
+}
+extern "C" void spiketriton_apply(int function, const A *x, A *y, int64_t n) { apply(function, x, y, n); }
