@@ -36,7 +36,7 @@ class Driver:
 def without_gpu(driver: Driver | None = None) -> Iterator[None]:
     """CPU tensors are served by Triton, whose kernels are compiled and launched but do not run: results are not
     written."""
-    serves = lambda x, kind=None: "triton"  # noqa: E731 - a Mock would take longer than what is measured
+    serves = lambda x, *_: "triton"  # noqa: E731 - a Mock would take longer than what is measured
     with (
         mock.patch.object(triton.runtime.driver, "_active", driver or Driver()),
         mock.patch.object(passes, "backend_for", serves),

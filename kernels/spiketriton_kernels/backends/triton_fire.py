@@ -92,14 +92,14 @@ def constants_of(given, tile, ABOUT: tl.constexpr):
 
 @triton.jit
 def states(ptr, starts, tile, inside, step, ABOUT: tl.constexpr):
-    """The states of a tile, one after the other in memory: the given ones, or ``starts``; None: 0."""
+    """The states of a tile, one after the other in memory: the given ones, or ``starts``; None, and of them None: 0."""
     COUNT: tl.constexpr = ABOUT.states
     FIRST: tl.constexpr = ABOUT.constants
     found = ()
     for i in tl.static_range(COUNT):
         if ptr is not None:
             state = tl.load(ptr + i * step + tile.offs, mask=inside, other=0.0)
-        elif starts is not None:
+        elif starts is not None and starts[FIRST + i] is not None:
             state = tl.full(tile.offs.shape, 0.0, tl.float32) + starts[FIRST + i]
         else:
             state = tl.full(tile.offs.shape, 0.0, tl.float32)

@@ -4,6 +4,7 @@ of its width. ``count``: several. ``relaxed``: what a spike's gradient is the de
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,17 +33,17 @@ class _Fire(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             by_u = grad * (ctx.height * unit)
         if ctx.needs_input_grad[1]:  # of the relaxed spike height * width * Phi(u / width)
-            area = _opaque("area", ctx.shape, u, width)
-            by_width = (grad * ctx.height * (area - u / width * unit)).sum_to_size(width.shape)
+            area, z = (_opaque(op, ctx.shape, u, width) for op in ("area", "z"))
+            by_width = (grad * ctx.height * (area - z * unit)).sum_to_size(width.shape)
         return by_u, by_width, None, None
 
 
 def _opaque(op: str, shape: str, u: Tensor, width: Tensor) -> Tensor:
-    """phi(u / width), or Phi; one operation where a step is recorded, because the backends have their own.
+    """phi(u / width), Phi, or u / width itself ("z"); where a step is recorded as the backends compute them.
 
     A surrogate of one's own in PyTorch is recorded as what it computes, where it can be.
     """
-    function = unit_slope if op == "phi" else unit_primitive
+    function = _OPAQUE[op]
     recorder = recording()
     if recorder is None:
         return function(shape, u / width)
@@ -54,6 +55,13 @@ def _opaque(op: str, shape: str, u: Tensor, width: Tensor) -> Tensor:
         known = own is None and shape != ANY
         out = function(shape, u / width) if known else u / width
     return recorder.surrogate(op, shape, u, width, out)
+
+
+_OPAQUE: dict[str, Callable[[str, Tensor], Tensor]] = {
+    "phi": unit_slope,
+    "area": unit_primitive,
+    "z": lambda shape, z: z,
+}
 
 
 class _Count(torch.autograd.Function):

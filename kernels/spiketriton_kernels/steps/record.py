@@ -107,12 +107,14 @@ class Recorder(TorchDispatchMode):
             self.graph.small.add(most)
 
     def surrogate(self, op: str, shape: str, u: Tensor, width: Tensor, out: Tensor) -> Tensor:
-        """phi(u / width), or its primitive ("area"), as one operation whose result is known."""
+        """phi(u / width), its primitive ("area"), or u / width ("z"), as one operation whose result is known."""
         self._keep(out, self.of_surrogate(op, shape, self.value(u), self.value(width)))
         return out
 
     def of_surrogate(self, op: str, shape: str, u: Value, width: Value) -> Value:
         add = self.graph.add
+        if op == "z":  # by the reciprocal, which is there
+            return add("mul", u, add("div", 1.0, width))
         if shape == ANY:
             more = (u, width) if op == "phi" else ()
             z = add("mul", u, add("div", 1.0, width))
