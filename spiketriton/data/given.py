@@ -15,7 +15,7 @@ from spiketriton.config import DataConfig
 from spiketriton.data import events_room, transform_of
 from spiketriton.data.facts import Facts
 from spiketriton.data.photographs import IMAGE_ENDINGS
-from spiketriton.data.sequences import TimeMoves, given_sequences
+from spiketriton.data.sequences import TimeMoves, finite, given_sequences
 from spiketriton.data.splits import DecodedPhoto, Photo, as_tensor, in_bytes, in_colour
 from spiketriton.data.spoken_digits import log_mel
 from spiketriton.data.stream import Batches, Loading, TestSet
@@ -36,14 +36,13 @@ def given_images(images: Any, facts: Facts, batch_size: int, config: DataConfig)
                 _sequence(one, facts) if isinstance(one, str | Path) else one for one in images
             ]
         split: Any = given_sequences(images, facts.channels, facts.frames)
-        changes: Any = TimeMoves()
         facts = replace(facts, padded=facts.padded or bool((split.lengths < facts.frames).any()))
     elif facts.move == "events":
-        split, changes = events_room().given_frames(images, facts, config), events_room().Moves()
+        split = events_room().given_frames(images, facts, config)
     else:
-        split, changes = GivenSplit(images, facts), Augmentation("none")
+        split = GivenSplit(images, facts)
     return TestSet(
-        dataset=Batches(split, transform_of(facts, changes)),
+        dataset=Batches(split, transform_of(facts, _unchanged(facts))),
         members=np.arange(len(split)),
         batch_size=batch_size,
         rank=0,
@@ -52,38 +51,57 @@ def given_images(images: Any, facts: Facts, batch_size: int, config: DataConfig)
     )
 
 
-def given_step(values: Any, facts: Facts, config: DataConfig) -> Tensor:
-    """A time step of an image, recording or sequence, or of B of them [B, ...], as the network sees it: [1, B, ...].
+class GivenSteps:
+    """Time steps that somebody hands over, prepared as the test set of `facts` is; what all share is made once."""
 
-    values: images as in `GivenSplit`; counts of a frame, uint8 [2, S, S]; numbers of a sequence [C]; of images that
-    are shown as sequences their pixels of the step, floats in 0..1 or uint8. UserError: others.
-    """
-    sizes = facts.image_shape if facts.frames else (facts.channels, "H", "W")
-    words = ", ".join(map(str, sizes))
-    accepted = f"[{words}], or [B, {words}] of B streams"
-    if not isinstance(values, Tensor | np.ndarray):
-        kind = type(values).__name__
-        raise UserError(f"a step as a {kind}; accepted: a tensor or an array, {accepted}")
-    values, given = as_tensor(values).detach().cpu(), [*values.shape]
-    if values.ndim == len(sizes):
-        values = values.unsqueeze(0)
-    fits = values.ndim == 1 + len(sizes) and all(
-        isinstance(size, str) or size == found
-        for size, found in zip(sizes, values.shape[1:], strict=True)
-    )
-    if not fits or 0 in values.shape:
-        raise UserError(f"a step of shape {given}; accepted: {accepted}")
-    if facts.sequence and facts.move != "sequence":
-        pixels = in_bytes(values, f"uint8 or floats in 0..1, {accepted}")
-        normal = transform_of(replace(facts, sequence=""), Augmentation("none"))
-        return normal.finish(pixels.view(len(values), facts.channels, 1, -1), {}).flatten(1)[None]
-    if facts.frames:
-        if facts.move == "events" and values.dtype != torch.uint8:
-            raise UserError(f"a step of {values.dtype}; accepted: uint8 counts, {accepted}")
-        values, facts = values.unsqueeze(1), replace(facts, frames=1, padded=False)
-    test = given_images(values, facts, len(values), config)
-    seen = test.dataset.whole(test.dataset.split.read(test.members))
-    return seen if facts.frames else seen.unsqueeze(0)
+    def __init__(self, facts: Facts) -> None:
+        self._facts, self._unrolled = facts, bool(facts.sequence) and facts.move != "sequence"
+        self._sizes = facts.image_shape if facts.frames else (facts.channels, "H", "W")
+        words = ", ".join(map(str, self._sizes))
+        self._accepted = f"[{words}], or [B, {words}] of B streams"
+        one = replace(facts, sequence="") if self._unrolled else facts
+        self._transform: Any = transform_of(one, _unchanged(one))
+
+    def __call__(self, values: Any) -> Tensor:
+        """A step of an image, recording or sequence, or of B of them [B, ...], as the network sees it: [1, B, ...].
+
+        values: images as in `GivenSplit`, of which all steps are the same: [B, ...]; counts of a frame, uint8 [2, S,
+        S]; numbers of a sequence [C]; of images that are shown as sequences their pixels of the step, floats in 0..1
+        or uint8. UserError: others.
+        """
+        facts, accepted = self._facts, self._accepted
+        if not isinstance(values, Tensor | np.ndarray):
+            kind = type(values).__name__
+            raise UserError(f"a step as a {kind}; accepted: a tensor or an array, {accepted}")
+        values, given = as_tensor(values).detach().cpu(), [*values.shape]
+        if values.ndim == len(self._sizes):
+            values = values.unsqueeze(0)
+        fits = values.ndim == 1 + len(self._sizes) and all(
+            isinstance(size, str) or size == found
+            for size, found in zip(self._sizes, values.shape[1:], strict=True)
+        )
+        if not fits or 0 in values.shape:
+            raise UserError(f"a step of shape {given}; accepted: {accepted}")
+        if facts.move == "sequence":
+            numbers = finite(values, "a step", f"numbers {accepted}")
+            return self._transform.normalised(numbers).unsqueeze(0)
+        if self._unrolled:
+            pixels = in_bytes(values, f"uint8 or floats in 0..1, {accepted}")
+            pixels = pixels.view(len(values), facts.channels, 1, -1)
+            return self._transform.finish(pixels, {}).flatten(1).unsqueeze(0)
+        if facts.move == "events":
+            if values.dtype != torch.uint8:
+                raise UserError(f"a step of {values.dtype}; accepted: uint8 counts, {accepted}")
+            return self._transform(values.unsqueeze(1), None)
+        split = GivenSplit(values, facts)
+        return self._transform(split.read(np.arange(len(split))), None).unsqueeze(0)
+
+
+def _unchanged(facts: Facts) -> Any:
+    """What `transform_of` is told of tests."""
+    if facts.move == "sequence":
+        return TimeMoves()
+    return events_room().Moves() if facts.move == "events" else Augmentation("none")
 
 
 def endings(facts: Facts) -> tuple[str, ...]:

@@ -4,8 +4,10 @@ A batch is time first, float32 [T, b, C], normalised by channel; behind the end 
 goes with the batch. What is done to a training sequence depends on its key alone.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -93,16 +95,21 @@ def statistics_of(steps: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _floats(values: Tensor | np.ndarray, dimensions: int, accepted: str) -> Tensor:
     found = as_tensor(values)
-    real = found.dtype != torch.bool and not found.is_complex()
-    if not real or found.ndim != dimensions or 0 in found.shape:
-        raise UserError(
-            f"sequences of {found.dtype} {list(found.shape)}; accepted: numbers {accepted} with a step or more, or "
-            "a list of [T, C]"
-        )
-    found = found.detach().cpu().float()
-    if not bool(found.isfinite().all()):
-        raise UserError("sequences with values that are not finite; accepted: finite ones")
-    return found
+    accepted = f"numbers {accepted} with a step or more, or a list of [T, C]"
+    if found.ndim != dimensions or 0 in found.shape:
+        raise UserError(f"sequences of {found.dtype} {list(found.shape)}; accepted: {accepted}")
+    return finite(found, "sequences", accepted)
+
+
+def finite(values: Tensor, what: str, accepted: str) -> Tensor:
+    """As float32 on the CPU. UserError: another kind of number, or one that is not finite."""
+    if values.dtype == torch.bool or values.is_complex():
+        raise UserError(f"{what} of {values.dtype} {list(values.shape)}; accepted: {accepted}")
+    values = values.detach().cpu().float()
+    # a sum tells in a fifth of the time of a few values; large ones may overflow it
+    if not math.isfinite(float(values.sum())) and not bool(values.isfinite().all()):
+        raise UserError(f"{what} with values that are not finite; accepted: finite ones")
+    return values
 
 
 def _whole(lengths: Any, longest: list[int]) -> Tensor:
@@ -188,9 +195,18 @@ class SequenceTransform(Transform):
     moves: TimeMoves
     padded: bool
 
+    @cached_property
+    def _channels(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.mean), torch.tensor(self.std)
+
+    def normalised(self, values: Tensor) -> Tensor:
+        """Values [..., C] by their channels."""
+        mean, std = self._channels
+        return values.sub(mean).div_(std)
+
     def load(self, images: Sequence[Tensor], keys: np.ndarray | None) -> tuple[Tensor, Draws]:
         """Of sequences [T_i, C]: all of it, float32 [T, b, C]; `lengths` int64 [b] is what is drawn."""
-        whole = torch.cat([*images]).sub_(torch.tensor(self.mean)).div_(torch.tensor(self.std))
+        whole = self.normalised(torch.cat([*images]))
         ready = list(whole.split([len(one) for one in images]))
         if keys is not None and self.moves != TimeMoves():
             draws = uniforms(keys, 6).tolist()

@@ -63,6 +63,8 @@ def drawn_of_each(labels: np.ndarray, draws: np.ndarray, count: Callable[[int], 
 
 def as_tensor(values: Any) -> torch.Tensor:
     """`torch.as_tensor` without its warning of a read-only array, as a memory map is: nothing here writes to it."""
+    if not isinstance(values, np.ndarray) or values.flags.writeable:
+        return torch.as_tensor(values)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.as_tensor(values)

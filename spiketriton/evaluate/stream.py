@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spiketriton.data.given import given_step
+from spiketriton.data.given import GivenSteps
 from spiketriton.models.agreement import refuse_other_parts
 from spiketriton.models.foreign import ForeignNetwork
 from spiketriton.neurons import Norm
@@ -47,6 +47,10 @@ class Stream:
             self._model.set_stateful()  # which compares
         else:
             refuse_other_parts(self._model, run.facts.image_shape, self._model.set_stateful)
+        self._shown = GivenSteps(run.facts)
+        self._gained = [
+            m for m in self._model.modules() if isinstance(m, Norm) and m.step_gain is not None
+        ]
         self._whole = type(self._task).predict not in (Task.predict, Classification.predict)
         self.reset()
 
@@ -74,26 +78,25 @@ class Stream:
             UserError: another shape, dtype or value, another B than in the steps before, more steps than a network
                 with gains for each step (TEBN) has. Nothing was shown then.
         """
-        facts = self._run.facts
-        shown = given_step(frame, facts, self._run.recipe.data)
+        shown = self._shown(frame)
         now = [*frame.shape]
         if self._before not in ([], now):
             raise UserError(
                 f"a step of shape {now} does not continue the {self.steps} steps before, of {self._before}; accepted: "
                 "the same shape, or reset(), which begins anew"
             )
-        for norm in (m for m in self._model.modules() if isinstance(m, Norm)):
-            norm.gains(1)
+        for norm in self._gained:
+            norm.gains(1)  # refuses more steps than there are
         try:
             with self._run.autocast():
-                (currents,) = self._model(self._run.to_device(shown)).float()
+                currents = self._model(self._run.to_device(shown))[0].float()
         except BaseException:
             self.reset()  # some layers may have seen it
             raise
         self._before = now
         self.steps += 1
         answers = self._answered(currents).cpu()
-        return answers[0] if frame.ndim == len(facts.image_shape) else answers
+        return answers[0] if frame.ndim == len(self._run.facts.image_shape) else answers
 
     def _answered(self, currents: Tensor) -> Tensor:
         """The task's prediction by these currents of a step [B, ...] and all before."""

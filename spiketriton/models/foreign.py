@@ -248,8 +248,7 @@ class ForeignNetwork(Network):
                 method = getattr(module, word, None)
                 if callable(method) and needs_nothing(method):
                     method()
-        for norm in self._norms():
-            norm.first_step = 0
+        self._first_step()
 
     def set_stateful(self, stateful: bool = True) -> None:
         """Whether each call continues the window where the last one ended; starts a new window.

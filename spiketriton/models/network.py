@@ -42,6 +42,7 @@ class Network(nn.Module):
         self.sequence = parts.sequence
         self.is_spiking = parts.spiking
         self.streaming = False
+        self._gained: list[Norm] = []  # while streaming, norms that count steps
         self.dropout = parts.model.dropout
         self.frozen: list[Norm] = []  # norms that keep their statistics in training
         self.packed = parts.spiking and parts.model.memory == "packed"
@@ -70,9 +71,8 @@ class Network(nn.Module):
         packed = PackedSpikes(self.on_save) if self.packed else nullcontext()
         with packed, self._masked(steps, lengths):
             currents = self.currents(images, steps).float()
-        if self.streaming:
-            for norm in self._norms():
-                norm.first_step += steps
+        for norm in self._gained if self.streaming else ():
+            norm.first_step += steps
         return currents
 
     def _refuse_shape(self, images: Tensor) -> None:
@@ -196,7 +196,12 @@ class Network(nn.Module):
         """Starts a new window: forgets all membranes, what delays hold, and the current step."""
         for module in self._remembering():
             module.reset()
-        for norm in self._norms():
+        self._first_step()
+
+    def _first_step(self) -> None:
+        """Norms that have a gain for each step begin with the first one."""
+        self._gained = [norm for norm in self._norms() if norm.step_gain is not None]
+        for norm in self._gained:
             norm.first_step = 0
 
     def _remembering(self) -> list[SpikingNeuron | Delays]:

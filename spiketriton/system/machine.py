@@ -91,8 +91,9 @@ def cpu_name() -> str:
     return _cpu_info().get("model name") or platform.processor() or platform.machine()
 
 
-def cpu_flags() -> set[str]:
-    return set(_cpu_info().get("flags", "").split())
+@cache
+def cpu_flags() -> frozenset[str]:
+    return frozenset(_cpu_info().get("flags", "").split())
 
 
 def bf16_instructions() -> list[str]:

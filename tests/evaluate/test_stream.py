@@ -197,6 +197,40 @@ def test_what_is_no_next_step_is_refused_and_nothing_was_shown():
         made(SIGNALS, "model.name=sequence").stream().step(np.zeros(5))
 
 
+def test_numbers_of_a_step_are_finite_ones():
+    stream = made(SIGNALS, "model.name=sequence").stream()
+    for wrong, words in (
+        ([0, 1, 2, 3, np.nan, 5], "a step with values that are not finite; accepted: finite ones"),
+        ([0, 1, -np.inf, np.inf, 4, 5], "not finite"),
+        ([True] * 6, r"a step of torch.bool \[1, 6\]; accepted: numbers \[6\], or \[B, 6\]"),
+    ):
+        with pytest.raises(UserError, match=words):
+            stream.step(np.array(wrong))
+    assert stream.step(np.full(6, 3e38, np.float32)).shape == (K,)  # of which the sum is not finite
+    assert stream.steps == 1
+
+
+@pytest.mark.parametrize("shown", SHOWN)
+def test_a_step_looks_for_no_modules_and_makes_no_transform(shown, monkeypatch):
+    """What all steps share is found once: at batch 1 such walks took as long as the network."""
+    facts = SHOWN[shown]
+    run = made(facts, *(("model.name=sequence",) if facts.sequence else ("model.norm=tebn",)))
+    stream, walks = run.stream(), []
+    own, walk = set(stream._model.modules()), nn.Module.named_modules
+
+    def seen(module: nn.Module, *given, **options):
+        walks.extend([module] if module in own else [])
+        return walk(module, *given, **options)
+
+    monkeypatch.setattr(nn.Module, "named_modules", seen)
+    monkeypatch.setattr("spiketriton.data.given.transform_of", lambda *a: walks.append(a))
+    for frame in steps_of(facts, window(facts)):
+        stream.step(frame)
+    assert not walks
+    stream.reset()
+    assert walks  # by which they would be seen
+
+
 @plugins.loss("loudest_step")
 class Loudest(Task):
     """Its prediction reads each step."""

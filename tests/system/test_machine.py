@@ -107,7 +107,8 @@ def test_the_processor(tmp_path, monkeypatch):
     info = tmp_path / "cpuinfo"
     monkeypatch.setattr(machine, "Path", lambda path: info)
     monkeypatch.setattr(platform, "processor", lambda: "x86")
-    monkeypatch.setattr(machine, "_cpu_info", machine._cpu_info.__wrapped__)
+    for name in ("_cpu_info", "cpu_flags"):
+        monkeypatch.setattr(machine, name, getattr(machine, name).__wrapped__)
     assert (machine.cpu_name(), machine.cpu_flags()) == ("x86", set())
     info.write_text("model name\t: Fast: 9\nflags\t: sse amx_bf16\n\nmodel name\t: Slow\n")
     assert (machine.cpu_name(), machine.cpu_flags()) == ("Fast: 9", {"sse", "amx_bf16"})

@@ -50,7 +50,8 @@ class Reading:
         """The answers [B, ...] after each time step, float32, of the currents [B, ...] of one step after another."""
         total, answers = None, torch.zeros(())
         for step, current in enumerate(currents):
-            valid, seen = None, torch.as_tensor(step + 1)
+            valid: Tensor | None = None
+            seen: int | Tensor = step + 1
             if lengths is not None:
                 shape = (-1, *[1] * (current.ndim - 1))
                 valid = (step < lengths).view(shape)
@@ -62,7 +63,7 @@ class Reading:
                     current.double() if valid is None else torch.where(valid, current, 0).double()
                 )
                 total = added if total is None else total + added
-                answers = (total / seen.to(total.device)).float()
+                answers = (total / seen).float()
             else:
                 latest = current.float()
                 answers = (
