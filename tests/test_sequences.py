@@ -199,6 +199,59 @@ def test_delays_narrow_while_they_train_and_all_commands_know_them(folder, capsy
         export([str(path), "--to", "nir", "--trust-plugins"])
 
 
+@pytest.fixture(scope="module", params=["neuron.kind=lif", "neuron.kind=relu", "neuron.kind=ilif"])
+def recurrent(request, folder):
+    """A run whose layers have their own spikes, or rates, back; of three, as of others."""
+    name = request.param.replace("=", "_")
+    path = trained(folder, f"recurrent-{name}", request.param, "model.recurrent=true")
+    return spiketriton.load_run(path, plugins=True)
+
+
+def test_recurrent_runs_are_evaluated_reported_and_streamed(recurrent, capsys):
+    path = str(recurrent.path)
+    found = recurrent.evaluate()
+    assert found.values[-1] == recurrent.metrics["test_accuracy"][-1]
+    assert [layer.name for layer in found.layers] == [f"layers.{i}.neuron.neuron" for i in (0, 1)]
+    if found.kind == "spiking":
+        diagnose([path, "--trust-plugins"])
+        assert "layers.0.neuron" in capsys.readouterr().out
+    report([path, "--trust-plugins"])
+    sequences = tones(20, 1).read(np.arange(20))
+    whole, stream = recurrent.predict(sequences[:4]), recurrent.stream()
+    lengths = [len(one) for one in sequences[:4]]
+    for one, length, expected in zip(sequences[:4], lengths, whole, strict=True):
+        stream.reset()
+        for values in one[:length]:
+            answer = stream.step(values)
+        torch.testing.assert_close(answer, expected)
+
+
+def test_recurrent_runs_are_exported_or_refused_by_name(recurrent, folder, capsys):
+    def to(kind, out):
+        return [
+            str(recurrent.path),
+            "--to",
+            kind,
+            "--trust-plugins",
+            "--out",
+            str(folder / f"{recurrent.path.name}-{out}"),
+        ]
+
+    for kind in ("torch", "onnx"):
+        assert export(to(kind, f"recurrent.{kind}")) == 0
+    assert export(to("safetensors", "recurrent.safetensors")) == 0
+    with pytest.raises(
+        UserError, match=r"that spikes come back a time step later \(model\.recurrent"
+    ):
+        export(to("nir", "recurrent.nir"))
+    kind = recurrent.evaluate().kind
+    if kind == "spiking":
+        with pytest.raises(
+            UserError, match=r"brings spikes back a step later|accepted by --binary"
+        ):
+            evaluate([str(recurrent.path), "--trust-plugins", "--binary"])
+
+
 def test_diagnose_takes_a_run_and_a_recipe(run, folder):
     diagnose([str(folder / "tones.toml")])
     diagnose([str(run.path), "--trust-plugins"])

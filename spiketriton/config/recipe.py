@@ -362,6 +362,9 @@ class ModelConfig(TableOfPart):
     delays: int = key(0, numbers=PIXELS, only={"model.name": ("sequence",)})
     """longest delay, in steps, of the synapses of `sequence`, each of which learns its own, as a dilated convolution in
     time with learnable positions (Hammouamri et al. 2023); 0: none has one"""
+    recurrent: bool = key(False, only={"model.name": ("sequence",)})
+    """the spikes of each layer of `sequence` come back to it a step later, by a matrix; with `relu` its rates do, which
+    makes a plain recurrent network"""
     width: int = key(0, numbers=PIXELS, unless={"model.name": FOREIGN})
     """channels of the first stage, or features of `mlp` and `sequence`; 0: the default (64 for resnet18 to resnet101,
     `vggsnn`, `vgg11` and `vgg16`, 16 for the smaller ResNets and `plain`, 32 for `vgg8`, 128 for resnet19, `mlp` and

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from spiketriton.config.names import CLOSABLE, RESETS_OF, SPLITS_OF
+from spiketriton.config.names import CLOSABLE, PARALLEL, RESETS_OF, SPLITS_OF
 from spiketriton.config.parts import names
 from spiketriton.config.words import shown
 
@@ -21,6 +21,7 @@ def _clashes(values: Mapping[str, Any]) -> list[_Clash]:
         ("model.block", CLOSABLE, "model.name", ("net7b", "resnet19"), ""),
         ("model.memory", ("standard",), "neuron.kind", ("ilif",), spikes),
         ("model.checkpoint_blocks", (False,), "train.compile", (True,), "statistics of batch norm would change twice"),
+        ("model.recurrent", (False,), "neuron.kind", PARALLEL, "it has no step whose spikes could come back"),
         ("neuron.v_reset", (0,), "neuron.kind", tuple(RESETS_OF), ""),
         *(("neuron.reset", resets, "neuron.kind", (kind,), "") for kind, resets in RESETS_OF.items()),
         ("neuron.threshold_learnt", (True, False), "neuron.kind", plugins, "it is not told its channels"),

@@ -22,7 +22,7 @@ from spiketriton.plugins.tasks import answers, has_time, image_dim
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import TrainedRun, with_bar
 from spiketriton_kernels import virtual_steps
-from spiketriton_kernels.nn import ILIF, Delays, SpikingNeuron
+from spiketriton_kernels.nn import ILIF, Delays, Recurrent, SpikingNeuron
 
 
 class BinarySpikes(nn.Module):
@@ -119,6 +119,11 @@ def binary_network(model: nn.Module, levels: int) -> nn.Module:
             sender = senders.setdefault(module, BinarySpikes(module, levels))
             setattr(unrolled.get_submodule(parent), own, sender)
             continue
+        if isinstance(module, Recurrent):
+            raise UserError(
+                f"{name} brings spikes back a step later, and a binary step is a part of one; accepted by --binary: "
+                "model.recurrent = false"
+            )
         if getattr(module, "step_gain", None) is not None:
             raise UserError(
                 f"{name} has a gain for each of its time steps (TEBN), and none for binary ones; accepted by "

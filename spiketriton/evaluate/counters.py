@@ -13,7 +13,7 @@ from spiketriton.evaluate.energy import Workload, spike_sources
 from spiketriton.evaluate.results import Layer
 from spiketriton.models.graph import Graph
 from spiketriton.models.network import Network
-from spiketriton.neurons import SpikingNeuron, one_by_one, told_of_spikes
+from spiketriton.neurons import one_by_one, spiking, told_of_spikes
 
 
 class SpikeCounter:
@@ -29,7 +29,7 @@ class SpikeCounter:
     ) -> None:
         self.sources = spike_sources(nodes) if nodes else []
         self.pools = {s.name for s in self.sources if s.kind == "maxpool"}
-        self.spiking = any(isinstance(source.module, SpikingNeuron) for source in self.sources)
+        self.spiking = any(spiking(source.module) for source in self.sources)
         self.fan_out = work.fan_out if work else {}
         self.steps, self.within = steps, within
         self.operations: dict[str, Tensor] = {}  # of each source, int64 [steps]
@@ -83,7 +83,7 @@ class SpikeCounter:
         """Adds the spikes of some of the chunk's steps: of a neuron [k, B, ...], of a pool [k * B, ...]."""
         # a pool may hand on sums of spikes, those of several synapses; spikes of I-LIF are whole numbers, each as
         # much as so many spikes; values of an ANN are not
-        whole = isinstance(module, SpikingNeuron) or (name in self.pools and self.spiking)
+        whole = spiking(module) is not None or (name in self.pools and self.spiking)
         spikes = out if whole else out.ne(0)
         if name in self.pools:
             spikes = spikes.unflatten(0, (self.length, -1))
@@ -100,7 +100,7 @@ class SpikeCounter:
             for counts in (self.spikes, self.shown, self.operations):
                 counts[name] = events.new_zeros(self.steps)
             self.by_neuron[name] = events.new_zeros(events.shape[1])
-            self.most[name] = getattr(module, "levels", 1)
+            self.most[name] = getattr(spiking(module), "levels", 1)
         self.spikes[name].index_add_(0, places, events.sum(1))
         self.shown[name].index_add_(0, places, shown)
         self.by_neuron[name] += (events * (places < self.within)[:, None]).sum(0)

@@ -1,7 +1,8 @@
 """Operations of a network for one image, counted exactly, and the energy that goes with them.
 
 An accumulate (AC) is one spike at one synapse. A spike at a place reaches as many synapses as
-there are weights that read the place (fewer at the borders, or under a stride), so
+there are weights that read the place (fewer at the borders, or under a stride), those by which it
+comes back to its own layer included, so
 
     synaptic operations = sum over time steps, neurons and places of spike * fan-out,
 
@@ -30,7 +31,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
 from spiketriton.models.graph import Graph, Node, arrives, carries, layers, shapes_of
-from spiketriton_kernels.nn import Delays
+from spiketriton_kernels.nn import Delays, Recurrent
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 MAC_PJ, AC_PJ, WORD_PJ = 4.6, 0.9, 5.0
@@ -61,10 +62,15 @@ def workload(nodes: Graph, image: tuple[int, ...], *, constant: bool = True) -> 
     for node in weights:
         assert isinstance(node.module, nn.Conv2d | nn.Linear | Delays)
         macs[node.name] = _size(shapes[node.name]) * node.module.weight[0].numel()
+    returned = {
+        node.name: node.module.weight.numel()
+        for node in layers(nodes, "neuron")
+        if isinstance(node.module, Recurrent)
+    }
     source = {node.name: arrives(nodes, node) for node in weights}
     each_step = {"currents"} if constant else {"currents", "image"}
     return Workload(
-        layer_macs=macs,
+        layer_macs=macs | returned,
         macs_once=sum(macs[name] for name in macs if source[name] == "image" and constant),
         macs_per_step=sum(macs[name] for name in macs if source[name] in each_step),
         neurons=sum(_size(shapes[node.name]) for node in layers(nodes, "neuron")),
@@ -105,12 +111,14 @@ def _fan_out(nodes: Graph, node: Node, shapes: Shapes) -> Tensor:
 def fan_out_by_reader(nodes: Graph, node: Node, shapes: Shapes) -> dict[str, Tensor]:
     """The same by what reads the spikes, int64 of the node's shape.
 
-    "weights" read the node alone, "sums" are weights that read it with others added, "shortcuts" carry it to a neuron
-    without weights, "pools" are synapses behind a mean or a norm.
+    "weights" read the node alone, or bring its spikes back to it, "sums" are weights that read it with others added,
+    "shortcuts" carry it to a neuron without weights, "pools" are synapses behind a mean or a norm.
     """
     shape = shapes[node.name]
     kinds = ("weights", "sums", "shortcuts", "pools")
     found = {kind: torch.zeros(shape, dtype=torch.int64) for kind in kinds}
+    if isinstance(node.module, Recurrent):
+        found["weights"] += node.module.features
     for reader in nodes.values():
         if node.name not in reader.inputs or reader.kind == "maxpool":
             continue  # a max-pool compares, and is a source of its own

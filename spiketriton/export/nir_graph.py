@@ -11,6 +11,7 @@ is summed. NIR has no fields for the first membrane (v_reset), for a tie at the 
 fires), dt and the number of steps; these are in the graph's metadata.
 
 What NIR cannot express is refused: ReLU, soft reset and no reset, max-pool, TEBN's gains, delays of single synapses.
+So are spikes that come back to their own layer, of which NIR does not say how much later.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from spiketriton.neurons import SpikingNeuron
 from spiketriton.plugins.tasks import Reading
 from spiketriton.system.errors import UserError, need
 from spiketriton.system.version import __version__
-from spiketriton_kernels.nn import Delays
+from spiketriton_kernels.nn import Delays, Recurrent
 
 
 def to_nir(
@@ -88,7 +89,9 @@ def not_in_nir(nodes: Graph) -> Iterator[str]:
     """What of a network NIR has no node for, in words; nothing if it can be exported."""
     neurons = [node.module for node in layers(nodes, "neuron")]
     spiking = [neuron for neuron in neurons if isinstance(neuron, SpikingNeuron)]
-    if len(spiking) < len(neurons):
+    if any(isinstance(neuron, Recurrent) for neuron in neurons):
+        yield "that spikes come back a time step later (model.recurrent)"
+    elif len(spiking) < len(neurons):
         yield "ReLU (this is an ANN; export its spiking twin)"
     kinds = {type(neuron).__name__ for neuron in spiking if not neuron.nir}
     if kinds:

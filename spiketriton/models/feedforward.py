@@ -13,7 +13,7 @@ from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron
 from spiketriton.system.errors import UserError
-from spiketriton_kernels.nn import Delays
+from spiketriton_kernels.nn import Delays, Recurrent
 
 
 class Layer(nn.Module):
@@ -43,7 +43,8 @@ class Layer(nn.Module):
     def describe(self, build: Builder, name: str, x: Value) -> Value:
         """Adds its nodes, whose names begin with `name`, to a graph in which it reads `x`."""
         current = build.add(f"{name}weights", x, self.weights, self.bn)
-        return build.add(f"{name}neuron", current, self.neuron)
+        returned = isinstance(self.neuron, Recurrent)  # its neuron is the layer's, and has the name
+        return build.add(f"{name}neuron{'.neuron' * returned}", current, self.neuron)
 
 
 class FeedForward(Network):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spiketriton.config import ModelConfig, NeuronConfig
 from spiketriton.models.convolutions import FasterConv2d
 from spiketriton.models.memory import mark_spikes
-from spiketriton.neurons import Norm, SpikingNeuron, build_neuron
+from spiketriton.neurons import Norm, SpikingNeuron, build_neuron, spiking
 from spiketriton_kernels.nn import Delays
 
 
@@ -67,7 +67,7 @@ def gives_current(norm: nn.Module, neuron: nn.Module | None) -> TypeGuard[Norm]:
 def fire(neuron: nn.Module, current: Tensor) -> Tensor:
     """Calls a neuron on its own; the output of a spiking one is marked as spikes."""
     out = neuron(current)
-    return mark_spikes(out) if isinstance(neuron, SpikingNeuron) else out
+    return out if spiking(neuron) is None else mark_spikes(out)
 
 
 def over_time(current: Tensor, steps: int) -> Tensor:

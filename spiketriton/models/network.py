@@ -17,7 +17,7 @@ from spiketriton.neurons import Norm, SpikingNeuron, told_of_spikes
 from spiketriton.plugins.tasks import has_time
 from spiketriton.system.errors import UserError
 from spiketriton_kernels.adopt.draws import undrawn
-from spiketriton_kernels.nn import Delays
+from spiketriton_kernels.nn import Delays, Recurrent
 
 
 class Network(nn.Module):
@@ -193,7 +193,7 @@ class Network(nn.Module):
             norm.synchronised = synchronised
 
     def reset(self) -> None:
-        """Starts a new window: forgets all membranes, what delays hold, and the current step."""
+        """Starts a new window: forgets all membranes, what delays hold and what comes back, and the current step."""
         for module in self._remembering():
             module.reset()
         self._first_step()
@@ -204,8 +204,8 @@ class Network(nn.Module):
         for norm in self._gained:
             norm.first_step = 0
 
-    def _remembering(self) -> list[SpikingNeuron | Delays]:
-        return [m for m in self.modules() if isinstance(m, SpikingNeuron | Delays)]
+    def _remembering(self) -> list[SpikingNeuron | Delays | Recurrent]:
+        return [m for m in self.modules() if isinstance(m, SpikingNeuron | Delays | Recurrent)]
 
     def _norms(self) -> list[Norm]:
         return [m for m in self.modules() if isinstance(m, Norm)]

@@ -6,24 +6,25 @@ from spiketriton import plugins
 from spiketriton.models.feedforward import FeedForward, Layer
 from spiketriton.models.graph import Builder, Graph
 from spiketriton.models.layers import Parts
-from spiketriton_kernels.nn import Delays
+from spiketriton.system.errors import UserError
+from spiketriton_kernels.nn import Delays, Recurrent
 
 
 @plugins.model("sequence")
 class SequenceNet(FeedForward):
     """`model.depth` layers of `model.width` neurons, each linear -> norm -> neuron; the classifier reads every step.
 
-    A layer's spikes are all that the next one sees of the past: memory is in its neurons, and with `model.delays` in
-    the synapses of its linear layer, each of which has a delay of its own.
+    A layer's spikes are all that the next one sees of the past: memory is in its neurons, with `model.delays` in
+    the synapses of its linear layer, each of which has a delay of its own, and with `model.recurrent` in the spikes
+    that come back to it.
     """
 
     def __init__(self, parts: Parts, *, classes: int, channels: int, image_size: int) -> None:
         width, before = parts.model.width or 128, channels
         layers = []
         for _ in range(parts.model.depth):
-            layers.append(
-                Layer(_synapses(parts, before, width), parts.norm(width), parts.neuron(width))
-            )
+            synapses, neuron = _synapses(parts, before, width), _neuron(parts, width)
+            layers.append(Layer(synapses, parts.norm(width), neuron))
             before = width
         super().__init__(parts, channels, layers, width, classes)
 
@@ -42,3 +43,13 @@ class SequenceNet(FeedForward):
 def _synapses(parts: Parts, before: int, width: int) -> nn.Linear | Delays:
     linear, longest = parts.linear(before, width), parts.model.delays
     return Delays(before, width, longest, bias=linear.bias is not None) if longest else linear
+
+
+def _neuron(parts: Parts, width: int) -> nn.Module:
+    neuron = parts.neuron(width)
+    if not parts.model.recurrent:
+        return neuron
+    try:
+        return Recurrent(neuron, width)
+    except TypeError as error:  # a neuron of one's own
+        raise UserError(f"model.recurrent = true: {error}") from None

@@ -16,7 +16,7 @@ from spiketriton.config import NeuronConfig
 from spiketriton.config.kinds import kinds
 from spiketriton.config.names import PARALLEL
 from spiketriton.config.parts import chosen
-from spiketriton.neurons.base import SpikingNeuron, adopt, told_of_spikes
+from spiketriton.neurons.base import SpikingNeuron, adopt, spiking, told_of_spikes
 from spiketriton.neurons.norm import Norm, constant_statistics, one_by_one
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import Surrogate
@@ -29,6 +29,7 @@ __all__ = [
     "build_neuron",
     "constant_statistics",
     "one_by_one",
+    "spiking",
     "told_of_spikes",
 ]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spiketriton_kernels.neurons.handed import Handed
-from spiketriton_kernels.nn import SpikingNeuron
+from spiketriton_kernels.nn import Recurrent, SpikingNeuron
 
 WIDTH = "_extra_state"
 
@@ -23,6 +23,12 @@ def adopt(neuron: SpikingNeuron) -> SpikingNeuron:
         neuron.register_state_dict_post_hook(_add_width)
         neuron.register_load_state_dict_pre_hook(_take_width)
     return neuron
+
+
+def spiking(module: nn.Module | None) -> SpikingNeuron | None:
+    """The spiking neuron that a layer's neuron is, or whose spikes come back to it; None of another module."""
+    neuron = module.neuron if isinstance(module, Recurrent) else module
+    return neuron if isinstance(neuron, SpikingNeuron) else None
 
 
 def _add_width(neuron: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

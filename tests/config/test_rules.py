@@ -15,6 +15,9 @@ CONTRADICTIONS = {  # overrides of a small recipe -> what the refusal names
     ("neuron.kind=clif", "neuron.v_reset=-1"): ['v_reset = -1.0 with neuron.kind = "clif"', "it: 0"],
     ("neuron.kind=ilif", "model.memory=packed"): ['"packed" with neuron.kind = "ilif"', 'it: "standard"'],
     ("data.name=n_mnist", "neuron.kind=psn", "data.augmentation.delete=1"): ["delete = 1 with", "it: 0"],
+    ("model.name=sequence", "model.recurrent=true", "neuron.kind=sliding_psn"): [
+        'model.recurrent = true with neuron.kind = "sliding_psn": it has no step', "accepted with it: false",
+    ],
     ("neuron.kind=plif", "neuron.tau=1"): ["neuron.tau = 1.0", "a number above 1"],
     ("neuron.v_reset=1",): ["neuron.v_reset = 1.0", "below neuron.v_threshold = 1.0"],
     ("data.validation=val",): ['data.validation = "val"', "digits has no folders", "from 0, below 1"],
@@ -39,6 +42,7 @@ IDLE = {  # overrides, of which the last has no effect -> the key that is why
     ("model.name=vggsnn", "model.block=plain"): "model.name",
     ("model.stem=cifar",): "model.name",
     ("model.depth=20",): "model.name",
+    ("model.recurrent=true",): "model.name",
     ("train.schedule=cosine", "train.milestones=[0.5]"): "train.schedule",
     ("train.gamma=0.1",): "train.schedule",
     ("train.momentum=0.9",): "train.optimizer",

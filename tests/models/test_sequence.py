@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from spiketriton.evaluate.energy import workload
 from spiketriton.gradients.through_time import through_time
 from spiketriton.models import build_model, count_parameters
 from spiketriton.models.agreement import counted_graph, noise
 from spiketriton.neurons import Norm
 from spiketriton.plugins.tasks import Reading, task_of
 from spiketriton.system.errors import UserError
+from spiketriton_kernels.nn import LIF
 from tests.small_sequences import CHANNELS, CLASSES, STEPS, sequence_recipe
 
 B = 5
@@ -75,12 +77,20 @@ def test_delays_carry_credit_through_time():
     assert not found.direct[:, :-1].any()
 
 
-@pytest.mark.parametrize("norm", ["bn", "tdbn", "tebn", "none"])
-def test_what_is_behind_the_end_changes_nothing(norm):
+@pytest.mark.parametrize(
+    "more",
+    [
+        *(["model.norm=" + norm] for norm in ("bn", "tdbn", "tebn", "none")),
+        ["model.recurrent=true"],
+        ["model.recurrent=true", "neuron.kind=relu"],
+    ],
+    ids=str,
+)
+def test_what_is_behind_the_end_changes_nothing(more):
     """Answers, gradients, running statistics and running on do not see the padding, whatever it is."""
     found = []
     for padding in (0.0, 50.0):
-        net = build(f"model.norm={norm}")
+        net = build(*more)
         x = shown()
         behind = torch.arange(STEPS).unsqueeze(1) >= LENGTHS
         x[behind] = padding
@@ -117,10 +127,12 @@ def test_full_lengths_are_no_lengths():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("recurrent", ["false", "true"])
 @pytest.mark.parametrize("delays", [0, 3, 20])
-@pytest.mark.parametrize("kind", ["lif", "alif", "cuba", "ilif"])
-def test_chunks_give_what_the_window_gives(kind, delays):
-    net = build(f"neuron.kind={kind}", f"model.delays={delays}").eval()
+@pytest.mark.parametrize("kind", ["lif", "alif", "cuba", "ilif", "relu"])
+def test_chunks_give_what_the_window_gives(kind, delays, recurrent):
+    more = f"model.delays={delays}", f"model.recurrent={recurrent}"
+    net = build(f"neuron.kind={kind}", *more).eval()
     x = shown()
     with torch.no_grad():
         whole = net(x)
@@ -129,6 +141,40 @@ def test_chunks_give_what_the_window_gives(kind, delays):
     torch.testing.assert_close(parts, whole)
     net.set_stateful(False)
     torch.testing.assert_close(net(x), whole)
+
+
+@pytest.mark.parametrize("kind", ["alif", "relu"])
+def test_spikes_come_back_to_their_layer(kind):
+    net = build(f"neuron.kind={kind}", "model.recurrent=true").eval()
+    x = shown()
+    expected = x
+    for layer in net.layers:
+        current = layer.bn(layer.weights(expected))
+        expected = layer.neuron.define(current)
+        with torch.no_grad():
+            assert not torch.equal(expected, layer.neuron.neuron(current))
+    torch.testing.assert_close(net(x), net.fc(expected))
+    assert count_parameters(net) == 3 * 8 + 16 + 8 * 8 + 16 + 8 * 4 + 4 + 2 * 8 * 8
+    spiking = [f"layers.{i}.neuron.neuron" for i in (0, 1)]
+    assert [name for name, _ in net.spiking_layers()] == (spiking if kind == "alif" else [])
+    graph = counted_graph(net, noise(net, (CHANNELS,), True))
+    work = workload(graph, (CHANNELS,))
+    assert [work.fan_out[name].unique().tolist() for name in spiking] == [[8 + 8], [8 + 4]]
+    assert work.ann_macs == 3 * 8 + 8 * 8 + 8 * 4 + 2 * 8 * 8
+    assert work.macs_per_step + work.macs_once == 3 * 8
+
+
+def test_neurons_without_a_step_are_not_recurrent():
+    class Forward(LIF):
+        def forward(self, x):
+            return super().forward(x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spiketriton.models.layers.build_neuron", lambda *_: Forward())
+        with pytest.raises(
+            UserError, match=r"model\.recurrent = true: Recurrent with Forward, which"
+        ):
+            build("model.recurrent=true")
 
 
 def test_what_is_no_sequence_is_refused():
