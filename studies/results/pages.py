@@ -264,12 +264,7 @@ def draw(rows: Sequence[Row], title: str, curves: dict[str, str], path: Path) ->
         ends = []
         for (name, label), dashes in zip(curves.items(), DASHES, strict=False):
             for number, row in enumerate(seeds_of(name, rows)):
-                minutes, accuracy, before = [], [], 0.0
-                for part in trainings(row, rows):
-                    tests = Rows(CURVES / f"{part['name']}.jsonl").read()
-                    minutes += [before + test["seconds"] / 60 for test in tests]
-                    accuracy += [100 * test["test_accuracy"] for test in tests]
-                    before += float(part["minutes"])
+                minutes, accuracy = zip(*curve_of(row, rows), strict=True)
                 colour = GREEN if row["T"] == "-" else ORANGE if "(" in row["neuron"] else BLUE
                 axes.plot(minutes, accuracy, dashes, color=colour, alpha=0.35 if number else 1)
                 if number == 0:
@@ -287,6 +282,16 @@ def draw(rows: Sequence[Row], title: str, curves: dict[str, str], path: Path) ->
             free += 0.05 * (high - low)
         replace_file(path, png(figure, dpi=100))
         plt.close(figure)
+
+
+def curve_of(row: Row, rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """Minutes and accuracy in % of each test, those of the trainings before it among them."""
+    points, before = [], 0.0
+    for part in trainings(row, rows):
+        tests = Rows(CURVES / f"{part['name']}.jsonl").read()
+        points += [(before + one["seconds"] / 60, 100 * one["test_accuracy"]) for one in tests]
+        before += float(part["minutes"])
+    return points
 
 
 def by_seeds(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
