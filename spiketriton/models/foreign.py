@@ -28,6 +28,7 @@ from spiketriton.models.inspection import (
     parameters_of,
     refuse_wrapped,
     saved_buffers,
+    shared_membrane,
     states_of,
     take_windows,
     watched,
@@ -393,7 +394,9 @@ class ForeignNetwork(Network):
                     f"{self.name} changes its images in place, which others read after it; accepted: a forward that "
                     "makes new tensors of them, such as 0.5 * x in place of x.mul_(0.5)"
                 )
-            wrong = wrong_answer(kind, found, batch, steps, answer, calls)
+            wrong = shared_membrane(kind, calls) or wrong_answer(
+                kind, found, batch, steps, answer, calls
+            )
             if wrong and kind == "time_first" and takes == "auto":
                 refused = wrong
                 continue

@@ -90,6 +90,21 @@ def wrong_answer(
     return ""
 
 
+def shared_membrane(kind: str, calls: Mapping[str, list[int]]) -> str:
+    """What is wrong where a neuron is called in several places of a network that is shown a step; "" for nothing.
+
+    calls: see `watched`.
+    """
+    several = [name for name, counts in calls.items() if len(counts) > 1 and {*counts} == {1}]
+    if kind == "time_first" or not several or [1] not in calls.values():
+        return ""
+    times = len(calls[several[0]])
+    return (
+        f"calls {several[0]} {times} times where it calls others once, so that several places share one membrane; "
+        "accepted: a neuron for each place, as spiketriton_kernels.nn.swap(net, relu=...) puts there"
+    )
+
+
 def refuse_wrapped(name: str, net: nn.Module) -> None:
     """UserError: a part is compiled, or spread over devices, which `swap` or the trainer has to do later."""
     for part, module in net.named_modules():

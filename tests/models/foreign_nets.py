@@ -354,3 +354,21 @@ def no_module() -> int:
 
 def breaks() -> nn.Module:
     raise KeyError("depth")
+
+
+class SharedRelu(nn.Module):
+    """One neuron in two places of a step, as of a ReLU that torchvision's blocks call twice."""
+
+    def __init__(self, in_channels: int, num_classes: int, relu: str = "hand") -> None:
+        super().__init__()
+        self.enter, self.relu = nn.Linear(in_channels * 64, 16), nn.ReLU()
+        self.one, self.two = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.head, self.act = nn.Linear(16, num_classes), nn.ReLU()
+        if relu == "hand":
+            self.act, self.relu = kernels.LIF(step_mode="s"), kernels.LIF(step_mode="s")
+        else:
+            kernels.swap(self, relu=kernels.LIF(step_mode="s"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.enter(x.flatten(1)))
+        return self.head(self.relu(self.two(self.relu(self.one(x)))))

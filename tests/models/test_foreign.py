@@ -154,6 +154,10 @@ def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
             "that of the recipe's task, classification if loss.kind names no other; a task of",
         ),
         ("OneStep", ["model.arguments.depth=7"], "OneStep(num_classes=10, in_channels=1, depth=7)"),
+        *(
+            ("SharedRelu", [f"time_steps={steps}"], "calls relu 2 times where it calls others once")
+            for steps in (1, 2, 4)
+        ),
         ("Recurrent", ["model.arguments.T=2"], "accepted: time_steps = 2"),
         ("Recurrent", ["model.input=time_first"], "answers to no images of this recipe. Of [T, B"),
         ("Recurrent", ["loss.kind=tet"], "loss.kind or loss.read need the answer of each step"),
@@ -165,6 +169,13 @@ def test_what_cannot_work_is_refused_by_name(name, overrides, words):
         build(f"{HERE}:{name}", *overrides)
     assert words in str(refused.value)
     assert name in str(refused.value)
+
+
+def test_neurons_in_place_of_relus_train_and_stream_with_one_for_each_place():
+    model = build(f"{HERE}:SharedRelu", 'model.arguments.relu="swap"')
+    assert model.takes == "steps"
+    assert [name for name, _ in model.spiking_layers()] == ["net.act", "net.relu.0", "net.relu.1"]
+    model.set_stateful()  # which compares windows with steps
 
 
 def test_neurons_that_stay_modules_of_their_library_are_named_as_not_measured():

@@ -44,12 +44,12 @@ def fuse(
         if not inside:
             return
         try:
-            graphs = _graphs(part)
+            graphs = graphs_of(part, _Tracer())
         except Exception as error:  # of any kind: the user's code runs on proxies
             log.debug("no graph of %s: %s", prefix or "the network", error)
             for name in inside:
                 what = f"{type(part).__name__}.forward"
-                reasons[name] = f"torch.fx cannot trace {what}: {_line(error)}"
+                reasons[name] = f"torch.fx cannot trace {what}: {line(error)}"
             for child_name, child in part.named_children():
                 visit(f"{prefix}{child_name}.", child)
             return
@@ -67,7 +67,7 @@ def fuse(
     return fused, reasons
 
 
-def _graphs(part: nn.Module) -> dict[str, fx.Graph]:
+def graphs_of(part: nn.Module, tracer: fx.Tracer) -> dict[str, fx.Graph]:
     """Of a part in training mode, in eval mode, and as it is, where some of it is in the one and some in the other."""
     modules = list(part.modules())
     own = [m.training for m in modules]
@@ -81,7 +81,7 @@ def _graphs(part: nn.Module) -> dict[str, fx.Graph]:
             for module, training in zip(modules, flags, strict=True):
                 module.training = training
             with undrawn(devices=[]):
-                graphs[mode] = _Tracer().trace(part)
+                graphs[mode] = tracer.trace(part)
                 if drawn() != began:
                     raise ValueError(
                         f"in {mode} it draws random numbers, and others may give another graph"
@@ -274,6 +274,7 @@ def _join(net: nn.Module, norm_name: str, folded: bool) -> None:
     hand_on(net.get_submodule(norm_name), folded)
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
+    """What an error says, on one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= 120 else text[:117] + "..."

@@ -18,6 +18,7 @@ from .draws import seeded
 from .fuse import fuse as fuse_norms
 from .fuse import join
 from .peers import is_neuron, translate
+from .places import Places, in_place_of_relus
 
 
 @dataclass
@@ -57,8 +58,10 @@ class SwapReport:
         return "\n".join(lines)
 
 
-def swap(net: nn.Module, *, fuse: bool = False, check: Any = None) -> SwapReport:
-    """Puts our neurons in place of SpikingJelly's in a network, in place, and reports each.
+def swap(
+    net: nn.Module, *, fuse: bool = False, check: Any = None, relu: SpikingNeuron | None = None
+) -> SwapReport:
+    """Puts our neurons in place of SpikingJelly's in a network, and perhaps of its ReLUs, in place; reports each.
 
     Swapped are SpikingJelly's IFNode, LIFNode, ParametricLIFNode (their Simple and MultiStep forms), ILIFNode and
     ComplementaryLIFNode (step_mode "m" and "s", every backend), PSN, MaskedPSN and SlidingPSN ("m"), with the same
@@ -78,19 +81,35 @@ def swap(net: nn.Module, *, fuse: bool = False, check: Any = None) -> SwapReport
         check: a batch (or a tuple of arguments) on which outputs, gradients and buffers are compared on copies before
             anything is changed, in the mode that net is in and in the other: in float64 where the network runs in it,
             so that rounding decides no spike.
+        relu: a neuron whose copies take the place of every ``torch.nn.ReLU``, in training mode and with the membrane
+            that it has: one for each place at which a forward calls it, as torch.fx shows, so that no two places share
+            a membrane. A network of images takes one with ``step_mode="s"``, and is called once for each time step. A
+            relu that is called as a function is named in ``left``.
 
     Returns:
         The report; ``print`` it.
 
     Raises:
-        TypeError: net is no module, or is itself a neuron, which nothing can put another in place of.
-        ValueError: a compiled or scripted part; or ``check`` found a difference, and nothing was swapped.
+        TypeError: net is no module, or is itself a neuron, which nothing can put another in place of; relu is no
+            neuron.
+        ValueError: a compiled or scripted part; ``check`` found a difference, and nothing was swapped; or it is given
+            with ``relu``, whose spikes give other answers.
     """
     _refuse(net)
+    if relu is not None and not isinstance(relu, SpikingNeuron):
+        raise TypeError(
+            f"relu is a {type(relu).__name__}; accepted: a SpikingNeuron, such as LIF()"
+        )
+    if relu is not None and check is not None:
+        raise ValueError(
+            "check compares answers, and with relu they are others; accepted: one of the two"
+        )
     report = SwapReport()
     if check is not None:
         report.check = _compare(net, fuse, check)
     neurons = _put_in_place(net, report)
+    if relu is not None:
+        neurons |= _in_place_of_relus(net, relu, report)
     if fuse:
         report.fused, report.unfused = fuse_norms(net, neurons)
     _forget_lists_of_neurons()
@@ -141,6 +160,27 @@ def _put_in_place(net: nn.Module, report: SwapReport) -> dict[str, SpikingNeuron
             elif ours is not None:
                 parent._modules[child_name] = ours
                 report.swapped[name] = f"{kind} -> {type(ours).__name__}"
+    return neurons
+
+
+def _in_place_of_relus(
+    net: nn.Module, relu: SpikingNeuron, report: SwapReport
+) -> dict[str, SpikingNeuron]:
+    """As ``_put_in_place``; of a ReLU that is called in several places each one's."""
+    originals = dict(net.named_modules(remove_duplicate=False))
+    swapped, left = in_place_of_relus(net, relu)
+    report.left |= left
+    neurons: dict[str, SpikingNeuron] = {}
+    for name, module in swapped.items():
+        _take_over(originals[name], module)
+        several = isinstance(module, Places)
+        inside = dict(module.named_children()) if several else {"": module}
+        for place, neuron in inside.items():
+            where = f", its call {int(place) + 1} of {len(inside)}" if several else ""
+            path = f"{name}.{place}".rstrip(".")
+            report.swapped[path] = f"ReLU{where} -> {type(neuron).__name__}"
+            if neuron not in neurons.values():
+                neurons[path] = neuron  # type: ignore[assignment]
     return neurons
 
 
