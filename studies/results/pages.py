@@ -8,6 +8,7 @@ import re
 import shlex
 import statistics
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -130,7 +131,14 @@ def net_of(row: Row) -> str:
     """The network of a row; another library's name beside it."""
     recipe = recipe_of(row)
     if recipe is None:
-        return f"ResNet-20 ({row['neuron'].partition(' (')[2].rstrip(')')})"
+        library = row["neuron"].partition(" (")[2].rstrip(")")
+        words = shlex.split(row["command"])
+        if "--recipe" not in words:
+            return f"ResNet-20 ({library})"
+        given = words[words.index("--recipe") + 1 :]
+        path, *changes = takewhile(lambda word: not word.startswith("--"), given)
+        net = load_recipe(path, changes).model
+        return f"{net.depth} layers of {net.width} ({library})"
     model = recipe.model
     if model.name == "sequence":
         return f"{model.depth} layers of {model.width}"

@@ -123,12 +123,12 @@ def row_of_peer(folder: Path, name: str) -> Row:
     first, last = about["sessions"][0], tests[-1]
     return {
         "name": name,
-        "data": "cifar10" + (" (JPEG)" if about["files"] == "JPEG" else ""),
+        "data": about.get("data", "cifar10") + (" (JPEG)" if about["files"] == "JPEG" else ""),
         "command": about["command"],
-        "neuron": f"lif ({about['library']} {first['version']})",
+        "neuron": f"{about.get('neuron', 'lif')} ({about['library']} {first['version']})",
         "levels": "1",
         "T": str(about["steps"]),
-        "read": "mean",
+        "read": about.get("read", "mean"),
         "parameters": str(about["parameters"]),
         "epochs": str(about["epochs"]),
         "seed": str(about["seed"]),

@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from spiketriton.config import load_recipe
+from spiketriton.config import load_recipe, to_toml
 from spiketriton.models import build_model
+from spiketriton.plugins.tasks import Reading
 from spiketriton.system.errors import UserError
 from studies.results import pages, peers, run
+from tests.small_sequences import CHANNELS, CLASSES, STEPS, sequence_recipe
 
-LIBRARIES = list(peers.NETS)
+LIBRARIES = list(peers.MAKERS)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +54,7 @@ def test_the_network_is_that_of_the_recipe(library):
     recipe = load_recipe("cifar10_r20", ["time_steps=4", "neuron.kind=lif", "neuron.v_threshold=1"])
     torch.manual_seed(0)
     ours = build_model(recipe, classes=10, channels=3, image_size=32).eval()
-    theirs = peers.NETS[library](4).eval()
+    theirs = peers.ResNet20(peers.MAKERS[library](), 4).eval()
     assert zero_norms(ours) == zero_norms(theirs) == 9
     weights = [
         sorted((p for p in net.parameters() if p.ndim > 1), key=lambda p: p.shape)
@@ -139,3 +141,99 @@ def test_a_folder_of_another_command_is_refused(images, tmp_path):
     train("spikingjelly", images, tmp_path, "--epochs", "1", "--lr", "1e-2")
     with pytest.raises(SystemExit, match="a run of another command"):
         train("spikingjelly", images, tmp_path, "--epochs", "1", "--lr", "3e-2")
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    """A recipe of sequences of different lengths."""
+    path = tmp_path_factory.mktemp("recipe") / "tones.toml"
+    path.write_text(to_toml(sequence_recipe("neuron.kind=lif")), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["lif", "plif", "masked_psn"])
+@pytest.mark.parametrize("read", ["mean", "last"])
+def test_the_network_of_sequences_is_that_of_the_recipe(library, tones, kind, read):
+    """Of equal weights, equal answers, also to sequences of different lengths."""
+    words = [str(tones), f"neuron.kind={kind}", f"loss.read={read}"]
+    words += ["neuron.order=3"] if kind == "masked_psn" else []
+    if kind not in peers.MAKERS[library]().kinds:
+        with pytest.raises(SystemExit, match=r"kind = 'masked_psn' with --library snntorch"):
+            peers.Sequences(words, tones.parent, library)
+        return
+    data = peers.Sequences(words, tones.parent, library)
+    torch.manual_seed(0)
+    ours = build_model(
+        data.recipe, classes=CLASSES, channels=CHANNELS, image_size=1, sequence=True
+    ).eval()
+    theirs = data.net(peers.MAKERS[library]()).eval()
+    state = theirs.state_dict()
+    layers = [m for m in theirs.layers if not norm_like(m) and hasattr(m, "weight")]
+    with torch.no_grad():
+        for mine, other in zip(ours.layers, layers[:: len(layers) // 2], strict=True):
+            other.weight.copy_(2 * mine.weights.weight)
+            mine.weights.weight.mul_(2)
+            if kind == "masked_psn":
+                psn = layers[1 + layers.index(other)]
+                psn.weight.copy_(mine.neuron.weight)
+                psn.bias.copy_(mine.neuron.bias)
+        theirs.fc.weight.copy_(ours.fc.weight)
+        theirs.fc.bias.copy_(ours.fc.bias)
+        x = torch.randn(STEPS, 5, CHANNELS)
+        lengths = torch.tensor([STEPS, 3, 7, 1, STEPS])
+        reading = Reading(read)
+        torch.testing.assert_close(theirs(x), reading(ours(x)), rtol=1e-4, atol=1e-5)
+        found = theirs(x, lengths)
+        torch.testing.assert_close(found, reading(ours(x), lengths), rtol=1e-4, atol=1e-5)
+    assert found.std() > 0
+    assert len(state) > 8
+
+
+def test_sequences_are_trained_on_resumed_and_make_a_row(library, tones, tmp_path):
+    words = [
+        "--library",
+        library,
+        "--recipe",
+        str(tones),
+        "neuron.tau=3.0",
+        "--data",
+        str(tmp_path),
+    ]
+    words += ["--lr", "1e-9", "1e-2", "--validation", "25"]
+    with pytest.raises(SystemExit):
+        peers.main([*words, "--out", str(tmp_path / "parts"), "--minutes", "1e-9"])
+    for name in ("parts", "whole"):
+        peers.main([*words, "--out", str(tmp_path / name)])
+    whole, parts = (
+        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").open()]
+        for n in ("whole", "parts")
+    )
+    for name in ("loss", "test_loss", "test_accuracy", "step", "test_images"):
+        assert [row[name] for row in parts] == [row[name] for row in whole]
+    assert [row["step"] for row in whole] == [4, 8]  # of 64 sequences, two epochs of the recipe
+    assert whole[-1]["test_images"] == 20
+    searched = [json.loads(line) for line in (tmp_path / "whole/lr-1e-9/metrics.jsonl").open()]
+    assert [row["test_images"] for row in searched] == [16, 16]
+    about = json.loads((tmp_path / "whole/peer.json").read_text())
+    about["sessions"] = [about["sessions"][0] | {"dirty": False, "commit": "0123456789ab"}]
+    (tmp_path / "whole/peer.json").write_text(json.dumps(about))
+    row = run.row_of_peer(tmp_path / "whole", "a")
+    assert (row["data"], row["read"], row["T"]) == ("tones", "mean", str(STEPS))
+    assert row["neuron"].startswith(f"lif ({peers.LIBRARIES[library]} ")
+    assert pages.net_of(row).startswith(f"2 layers of 8 ({peers.LIBRARIES[library]} ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.delays=3"], "model.delays = 3 with --library spikingjelly; accepted: 0"),
+        (["neuron.kind=alif"], "neuron.kind = 'alif' with --library spikingjelly; accepted: 'lif'"),
+        (["model.depht=3"], "depht"),
+    ],
+)
+def test_a_recipe_that_a_library_lacks_is_refused(words, said, tones, tmp_path):
+    pytest.importorskip("spikingjelly")
+    with pytest.raises(SystemExit, match=said):
+        peers.main(
+            ["--library", "spikingjelly", "--recipe", str(tones), *words, "--out", str(tmp_path)]
+        )
