@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from spiketriton.data import Data
 from spiketriton.export.nir_graph import to_nir
-from spiketriton.export.nir_replay import replay
+from spiketriton.export.nir_replay import Stacked, replay
 from spiketriton.models import Network
 from spiketriton.neurons import one_by_one, told_of_spikes
 from spiketriton.plugins.tasks import Reading, has_time, image_dim
@@ -105,16 +106,30 @@ def compare(
     found: list[tuple[int, int, Place, float]] = []  # step, layer, ...
     for index, (layer, expected) in enumerate(ours.items()):
         name = nodes.get(layer, layer)
-        wrong = np.argwhere(theirs[name] != expected)
+        sent, membrane, thresholds = _decided(graph, name, theirs, membranes)
+        wrong = np.argwhere(sent != expected)
         spikes, compared = spikes + int(expected.sum()), compared + expected.size
         different += len(wrong)
         if len(wrong):
             at = tuple(map(int, wrong[0]))
-            threshold = graph.nodes[name].v_threshold[at[2:]]
-            margin = float(abs(membranes[name][at] / threshold - 1))
+            margin = min(float(abs(membrane[at] / one[at[2:]] - 1)) for one in thresholds)
             found.append((at[0], index, Place(name, at[0], at[1], at[2:]), margin))
     _, _, first, margin = min(found, default=(0, 0, None, 0.0))
     return Comparison(spikes, compared, different, first, margin)
+
+
+def _decided(
+    graph: Any, name: str, given: Stacked, membranes: Stacked
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Of a neuron all of its spikes, the membrane that decided on them, and the thresholds of that."""
+    node = graph.nodes.get(name)
+    if hasattr(node, "v_threshold"):
+        return given[name], membranes[name], [node.v_threshold]
+    names = (
+        [name] if node else [n for n in graph.nodes if re.fullmatch(rf"{re.escape(name)}\.\d+", n)]
+    )
+    spikes = np.sum([given[n] for n in names], axis=0)
+    return spikes, membranes[f"{name}.membrane"], [graph.nodes[n].threshold for n in names]
 
 
 def spikes_of(model: Network, images: Tensor) -> dict[str, np.ndarray]:

@@ -15,6 +15,8 @@ So are spikes that come back to their own layer, of which NIR does not say how m
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from spiketriton.export.nir_step import Membrane, NotLinearError, membrane_of
 from spiketriton.models import Network
 from spiketriton.models.agreement import counted_graph, noise
 from spiketriton.models.graph import Graph, Node, folded_weights, graph_of, layers, shapes_of
@@ -54,23 +57,25 @@ def to_nir(
     shapes = shapes_of(nodes, image)
     translated: dict[str, Any] = {}
     edges: list[tuple[str, str]] = []
+    gives: dict[str, list[str]] = {}  # by node of ours those of NIR's whose sum it is
     for node in nodes.values():
-        sources = node.inputs
-        given = shapes[sources[0]] if sources else image
-        for name, translation in _translate(nir, node, given, dt):
-            translated[name] = translation
-            edges += [(source, name) for source in sources]
-            sources = (name,)
+        given = shapes[node.inputs[0]] if node.inputs else image
+        sources = [source for name in node.inputs for source in gives[name]]
+        part = _translate(nir, node, given, dt)
+        enters = next(iter(part.nodes))
+        translated |= part.nodes
+        edges += [(source, enters) for source in sources] + part.edges
+        gives[node.name] = part.gives
     translated["output"] = nir.Output(np.array(shapes["fc"]))
     edges.append(("fc", "output"))
-    first = next(neuron for _, neuron in model.spiking_layers())
     metadata = {
         "made_by": f"spiketriton {__version__}",
         "dt": dt,
         "time_steps": model.time_steps,
         "spike_at": ">=",
-        "reset": first.reset_mode,
+        "reset": "hard",
         "v_init": "v_reset",
+        "cycle": "an edge from a Scale to a membrane is read a step later",
         "synapse": "a CubaLIF reads the synaptic current after its step",
         "input": _INPUTS[len(image), frames],
         "read_out": f"{reading.words} of the output",
@@ -93,14 +98,13 @@ def not_in_nir(nodes: Graph) -> Iterator[str]:
         yield "that spikes come back a time step later (model.recurrent)"
     elif len(spiking) < len(neurons):
         yield "ReLU (this is an ANN; export its spiking twin)"
-    kinds = {type(neuron).__name__ for neuron in spiking if not neuron.nir}
-    if kinds:
-        yield f"neurons of the kind {', '.join(sorted(kinds))} (neuron.kind)"
-    resets = {neuron.reset_mode for neuron in spiking}
-    if "soft" in resets:
-        yield 'a soft reset, v - threshold (neuron.reset = "soft", as in converted nets)'
-    if "none" in resets:
-        yield 'a neuron without reset (neuron.reset = "none")'
+    reasons: dict[str, None] = {}
+    for neuron in spiking:
+        try:
+            _startable(membrane_of(neuron))
+        except NotLinearError as error:
+            reasons[f"the neuron {type(neuron).__name__}, whose step {error}"] = None
+    yield from reasons
     if any(layers(nodes, "maxpool")):
         yield "max-pool (the stem of model.stem = 'imagenet', and model.name = 'net7b')"
     if any(layers(nodes, "norm")):
@@ -114,69 +118,122 @@ def not_in_nir(nodes: Graph) -> Iterator[str]:
         yield "an edge twice (x + x)"
 
 
-def _translate(
-    nir: ModuleType, node: Node, given: tuple[int, ...], dt: float
-) -> Iterator[tuple[str, Any]]:
-    """NIR's nodes for one of ours, in a chain, the last with our name; `given`: shape of its input."""
-    module = node.module
+@dataclass(frozen=True)
+class _Part:
+    """NIR's nodes for one of ours, by name; the first reads what ours reads. gives: those whose sum is its output."""
+
+    nodes: dict[str, Any]
+    edges: list[tuple[str, str]]
+    gives: list[str]
+
+
+def _chain(nodes: dict[str, Any]) -> _Part:
+    return _Part(nodes, list(pairwise(nodes)), [[*nodes][-1]])
+
+
+def _translate(nir: ModuleType, node: Node, given: tuple[int, ...], dt: float) -> _Part:
+    """`given`: shape of its input."""
+    module, name = node.module, node.name
     if node.kind == "input":
-        yield node.name, nir.Input(np.array(given))
-    elif node.kind == "flatten":
-        yield node.name, nir.Flatten(np.array(given), start_dim=0, end_dim=-1)
-    elif node.kind == "mean":
+        return _chain({name: nir.Input(np.array(given))})
+    if node.kind == "flatten":
+        return _chain({name: nir.Flatten(np.array(given), start_dim=0, end_dim=-1)})
+    if node.kind == "mean":
         sides = np.array(given[1:])
         pool = nir.AvgPool2d(kernel_size=sides, stride=sides, padding=np.array([0, 0]))
-        yield f"{node.name}.pool", pool
-        yield node.name, nir.Flatten(np.array([given[0], 1, 1]), start_dim=0, end_dim=-1)
-    elif node.kind == "avgpool":
+        flat = nir.Flatten(np.array([given[0], 1, 1]), start_dim=0, end_dim=-1)
+        return _chain({f"{name}.pool": pool, name: flat})
+    if node.kind == "avgpool":
         assert isinstance(module, nn.AvgPool2d)
         sides = np.full(2, module.kernel_size)
-        yield node.name, nir.AvgPool2d(kernel_size=sides, stride=sides, padding=np.array([0, 0]))
-    elif node.kind == "neuron":
+        pool = nir.AvgPool2d(kernel_size=sides, stride=sides, padding=np.array([0, 0]))
+        return _chain({name: pool})
+    if node.kind == "neuron":
         assert isinstance(module, SpikingNeuron)
-        yield node.name, _neuron(nir, module, given, dt)
-    else:
-        weight, bias = (_array(value) for value in folded_weights(node))
-        if isinstance(module, nn.Linear):
-            yield node.name, nir.Affine(weight=weight, bias=bias)
-        else:
-            assert isinstance(module, nn.Conv2d)
-            conv = nir.Conv2d(
-                input_shape=given[1:],
-                weight=weight,
-                stride=module.stride,
-                padding=module.padding,
-                dilation=module.dilation,
-                groups=module.groups,
-                bias=bias,
-            )
-            yield node.name, conv
+        return _neuron(nir, name, _startable(membrane_of(module)), given, dt)
+    weight, bias = (_array(value) for value in folded_weights(node))
+    if isinstance(module, nn.Linear):
+        return _chain({name: nir.Affine(weight=weight, bias=bias)})
+    assert isinstance(module, nn.Conv2d)
+    conv = nir.Conv2d(
+        input_shape=given[1:],
+        weight=weight,
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=module.groups,
+        bias=bias,
+    )
+    return _chain({name: conv})
+
+
+def _startable(membrane: Membrane) -> Membrane:
+    """The membrane, if it begins where NIR's begin and keeps what they keep. NotLinearError."""
+    starts = 0.0 if membrane.reset is None else membrane.reset
+    if bool((torch.as_tensor(starts) != membrane.start).any()):
+        raise NotLinearError(
+            f"begins at {membrane.start:g} and not at its reset, or at 0 without one"
+        )
+    integrates = membrane.keeps == 1
+    if bool(integrates.any()) and not bool(integrates.all()):
+        raise NotLinearError("leaks in some channels alone")
+    if bool((membrane.keeps < 0).any() or (membrane.keeps > 1).any()):
+        raise NotLinearError("has a leak beyond 0 to 1")
+    if bool(integrates.all()) and bool((membrane.rest != 0).any()):
+        raise NotLinearError("adds a constant to a membrane without leak")
+    return membrane
 
 
 @torch.no_grad()
-def _neuron(nir: ModuleType, neuron: SpikingNeuron, shape: tuple[int, ...], dt: float) -> Any:
-    names = ("decay", "gain", "v_threshold", "v_reset", "rho")
-    constants = [getattr(neuron, name, 0.0) for name in names]
-    decay, gain, threshold, v_reset, rho = (
-        torch.as_tensor(0.0 if value is None else value, dtype=torch.float64, device="cpu").reshape(
-            -1, *[1] * (len(shape) - 1)
-        )
-        for value in constants
+def _neuron(
+    nir: ModuleType, name: str, membrane: Membrane, shape: tuple[int, ...], dt: float
+) -> _Part:
+    def full(value: torch.Tensor | float) -> np.ndarray:
+        tensor = torch.as_tensor(value, dtype=torch.float64)
+        return _array(tensor.reshape(-1, *[1] * (len(shape) - 1)).expand(shape))
+
+    def integrated(keeps: torch.Tensor, gain: torch.Tensor, rest: torch.Tensor) -> dict[str, Any]:
+        """Of an Euler step: r, and with a leak tau and v_leak."""
+        if bool((keeps == 1).all()):
+            return {"r": full(gain / dt)}
+        leak = 1 - keeps
+        return {"tau": full(dt / leak), "r": full(gain / leak), "v_leak": full(rest / leak)}
+
+    m, nothing = membrane, torch.zeros((), dtype=torch.float64)
+    own = integrated(m.keeps, m.gain, m.rest)
+    whole = m.reset is not None and (
+        m.synapse is None or ("tau" in own and not (m.synapse[0] == 1).any())
     )
+    if m.reset is not None and whole:
+        fires = {"v_threshold": full(m.thresholds[0]), "v_reset": full(m.reset)}
+        if m.synapse is None:
+            return _chain({name: (nir.LIF if "tau" in own else nir.IF)(**own, **fires)})
+        keeps, gain = m.synapse
+        synapse = {"tau_syn": full(dt / (1 - keeps)), "w_in": full(gain / (1 - keeps))}
+        tau = own.pop("tau")
+        return _chain({name: nir.CubaLIF(tau_mem=tau, **synapse, **own, **fires)})
+    if m.reset is not None:
+        raise UserError(
+            f"{name}: a synaptic current in front of a membrane without leak, or one that never decays, with a hard "
+            "reset; accepted: leaks, or a soft reset"
+        )
+    front: dict[str, Any] = {}
+    if m.synapse is not None:
+        front[f"{name}.synapse"] = _leaky(nir, integrated(*m.synapse, nothing))
+    front[f"{name}.membrane"] = _leaky(nir, own)
+    count = len(m.thresholds)
+    names = [name] if count == 1 else [f"{name}.{k}" for k in range(1, count + 1)]
+    fires = {n: nir.Threshold(full(at)) for n, at in zip(names, m.thresholds, strict=True)}
+    edges = [*pairwise(front), *((f"{name}.membrane", n) for n in names)]
+    back: dict[str, Any] = {}
+    if bool((m.drop != 0).any()):
+        back[f"{name}.reset"] = nir.Scale(full(-m.keeps * m.drop / m.gain))
+        edges += [*((n, f"{name}.reset") for n in names), (f"{name}.reset", f"{name}.membrane")]
+    return _Part(front | fires | back, edges, names)
 
-    def full(value: torch.Tensor) -> np.ndarray:
-        return _array(value.expand(shape))
 
-    fires = {"v_threshold": full(threshold), "v_reset": full(v_reset)}
-    if bool((decay == 1).all()):
-        return nir.IF(r=full(gain / dt), **fires)
-    rest = 1 - decay
-    fires |= {"r": full(gain / rest), "v_leak": fires["v_reset"]}
-    if neuron.nir == "CubaLIF":
-        keeps = 1 - rho
-        taus = {"tau_mem": full(dt / rest), "tau_syn": full(dt / keeps)}
-        return nir.CubaLIF(**taus, w_in=full(1 / keeps), **fires)
-    return nir.LIF(tau=full(dt / rest), **fires)
+def _leaky(nir: ModuleType, own: dict[str, Any]) -> Any:
+    return nir.LI(**own) if "tau" in own else nir.I(**own)
 
 
 def _array(value: torch.Tensor) -> np.ndarray:

@@ -3,7 +3,7 @@
 An independent check of an exported file. Explicit Euler with the metadata's dt, in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,18 +19,23 @@ def replay(graph: Any, images: np.ndarray, steps: int) -> tuple[Stacked, Stacked
     """Shows images [B, C, H, W] to a `nir.NIRGraph` at each of `steps` time steps, or frames or sequences [steps, ...].
 
     Returns what each node gives at each step, [T, B, ...], and of neurons the membrane before the reset, in float64.
-    ValueError: an unknown kind of node, a cycle, or no dt in the metadata.
+    Of a cycle, an edge back into a membrane is read a step later.
+    ValueError: an unknown kind of node, another cycle, or no dt in the metadata.
     """
     if "dt" not in graph.metadata:
         raise ValueError("the graph's metadata lacks dt, the length of a time step")
     membranes: dict[str, list[Tensor]] = {name: [] for name in graph.nodes}
     run = {n: _step(node, graph.metadata, membranes[n]) for n, node in graph.nodes.items()}
-    sources = in_order(graph)
+    back = {
+        (a, b) for a, b in graph.edges if _kind(graph, a) == "Scale" and _kind(graph, b) in _OPEN
+    }
+    sources = in_order(graph, back)
     given: dict[str, list[Tensor]] = {name: [] for name in sources}
     for step in range(steps):
         shown = torch.from_numpy(images[step] if images.ndim in (3, 5) else images).double()
         for name, feeding in sources.items():
             arrives = [given[source][-1] for source in feeding] or [shown]
+            arrives += [given[a][-1] for a, b in back if b == name and step]
             given[name].append(run[name](sum(arrives[1:], arrives[0])))
     return _stacked(given), _stacked(membranes)
 
@@ -39,12 +44,23 @@ def _stacked(values: dict[str, list[Tensor]]) -> Stacked:
     return {name: torch.stack(kept).numpy() for name, kept in values.items() if kept}
 
 
-def in_order(graph: Any) -> dict[str, list[str]]:
-    """The nodes that feed each node, every node after all of its own. ValueError: there is a cycle."""
+_OPEN = ("LI", "I")  # membranes, which do not reset by themselves
+
+
+def _kind(graph: Any, name: str) -> str:
+    return type(graph.nodes[name]).__name__
+
+
+def in_order(graph: Any, later: Collection[tuple[str, str]] = ()) -> dict[str, list[str]]:
+    """The nodes that feed each node, every node after all of its own. ValueError: there is a cycle.
+
+    later: edges that count for neither.
+    """
     found: dict[str, list[str]] = {}
     waiting: dict[str, list[str]] = {name: [] for name in graph.nodes}
     for source, target in graph.edges:
-        waiting[target].append(source)
+        if (source, target) not in later:
+            waiting[target].append(source)
     while waiting:
         ready = [name for name, needs in waiting.items() if all(need in found for need in needs)]
         if not ready:
@@ -82,6 +98,11 @@ def _step(node: Any, metadata: dict[str, Any], membranes: list[Tensor]) -> Step:
         return lambda x: F.avg_pool2d(x, sides, stride, divisor_override=divisor)
     if kind in ("IF", "LIF", "CubaLIF"):
         return _neuron(constants, metadata, membranes)
+    if kind in _OPEN:
+        return _membrane(constants, metadata, membranes)
+    if kind == "Threshold":
+        crosses = _crosses(metadata)
+        return lambda x: crosses(x, constants["threshold"]).double()
     raise ValueError(f"node {kind} is unknown to this interpreter")
 
 
@@ -98,7 +119,7 @@ def _neuron(c: dict[str, Tensor], metadata: dict[str, Any], membranes: list[Tens
     """
     dt, threshold = float(metadata["dt"]), c["v_threshold"]
     soft = metadata.get("reset", "hard") == "soft"
-    crosses = torch.ge if metadata.get("spike_at", ">") == ">=" else torch.gt
+    crosses = _crosses(metadata)
     tau = c.get("tau_mem", c.get("tau"))
     v = torch.zeros_like(threshold) if soft else c["v_reset"]
     current = torch.zeros(())  # of a synapse
@@ -118,3 +139,21 @@ def _neuron(c: dict[str, Tensor], metadata: dict[str, Any], membranes: list[Tens
         return fires.double()
 
     return step
+
+
+def _membrane(c: dict[str, Tensor], metadata: dict[str, Any], membranes: list[Tensor]) -> Step:
+    """LI: tau dv/dt = v_leak - v + r I; I: dv/dt = r I; both begin at 0 and give v."""
+    dt, v = float(metadata["dt"]), torch.zeros_like(c["r"])
+
+    def step(x: Tensor) -> Tensor:
+        nonlocal v
+        pulled = c["r"] * x
+        v = v + (dt / c["tau"] * (c["v_leak"] - v + pulled) if "tau" in c else dt * pulled)
+        membranes.append(v)
+        return v
+
+    return step
+
+
+def _crosses(metadata: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    return torch.ge if metadata.get("spike_at", ">") == ">=" else torch.gt

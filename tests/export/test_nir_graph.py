@@ -55,12 +55,18 @@ SPOKEN = {
         *("neuron.kind=plif", "neuron.decay_input=true"),
         *("neuron.threshold_learnt=channel", "neuron.v_threshold=0.7"),
     ],
+    "ilif": ["neuron.kind=ilif", "neuron.levels=3"],
+    "ilif without leak": ["neuron.kind=ilif", "neuron.tau=1.0", "model.block=plain"],
+    "soft": ["neuron.reset=soft", "neuron.threshold_learnt=channel", "neuron.v_threshold=0.7"],
+    "if soft": ["neuron.kind=if", "neuron.reset=soft"],
+    "cuba soft": ["neuron.kind=cuba", "neuron.tau=3.0", "neuron.reset=soft"],
+    "without reset": ["neuron.reset=none"],
     "no norm": ["model.name=mlp", "model.depth=2", "model.norm=none"],
 }
 
 
 @pytest.mark.parametrize(
-    ("net", "dt"), [*((net, 1.0) for net in SPOKEN), ("lif", 1e-3), ("if", 1e-3)]
+    ("net", "dt"), [*((net, 1.0) for net in SPOKEN), ("lif", 1e-3), ("if", 1e-3), ("ilif", 1e-3)]
 )
 def test_a_file_read_back_spikes_as_the_network(net, dt, tmp_path):
     model = build(*SPOKEN[net])
@@ -99,15 +105,33 @@ def test_neurons_have_full_shapes_and_shortcuts_are_edges():
     assert ("layer1.0.neuron2", "layer2.0.downsample.0") in graph.edges
 
 
+def test_spikes_of_several_levels_are_those_of_as_many_thresholds():
+    """Each of 0 or 1; what they take from their membrane comes back to it."""
+    net, name = ["model.name=mlp", "model.depth=2"], "layers.0.neuron"
+    graph = to_nir(build(*net, "neuron.kind=ilif", "neuron.levels=3"), (2, SIZE, SIZE))
+    levels = [f"{name}.{k}" for k in (1, 2, 3)]
+    assert [float(graph.nodes[level].threshold[0]) for level in levels] == [0.5, 1.5, 2.5]
+    assert {e for e in graph.edges if any(end.startswith(name) for end in e)} == {
+        ("layers.0.weights", f"{name}.membrane"),
+        *((f"{name}.membrane", level) for level in levels),
+        *((level, f"{name}.reset") for level in levels),
+        (f"{name}.reset", f"{name}.membrane"),
+        *((level, "layers.1.weights") for level in levels),
+    }
+    given, _ = replay(graph, images().numpy(), T)
+    assert {float(v) for level in levels for v in np.unique(given[level])} == {0.0, 1.0}
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["neuron.kind=relu"], "ReLU"),
-        (["neuron.reset=soft"], "soft reset"),
-        (["neuron.reset=none"], "without reset"),
+        (["neuron.kind=clif"], r"CLIF, whose step is not linear between two spikes \(sigmoid\)"),
+        (["neuron.kind=alif"], "ALIF, whose step carries more than a membrane"),
+        (["neuron.kind=psn"], "PSN, whose step reads all steps of a window at once"),
         (["model.name=resnet18", "model.stem=imagenet"], "max-pool"),
         (["model.block=preact"], "batch norm of a sum"),
-        (["model.norm=tebn", "neuron.reset=soft"], "gain for each time step"),
+        (["model.norm=tebn", "neuron.kind=clif"], "gain for each time step"),
     ],
 )
 def test_what_nir_cannot_say_is_refused_in_words(overrides, words):

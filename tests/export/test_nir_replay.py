@@ -51,13 +51,27 @@ def test_a_lif_by_hand():
     assert membranes(neuron, 0.5, 2, dt=2.0) == [2.25, 2.25]
 
 
+def test_membranes_without_a_reset_and_what_comes_back_by_hand():
+    """LI with tau = 2, dt = 0.5: v + (0.25 - v + 4 I) / 4 with I = 0.5 from 0; I: dt r I = 0.75 a step, from 0."""
+    leaky = nir.LI(tau=2 * ONE, r=4 * ONE, v_leak=0.25 * ONE)
+    assert membranes(leaky, 0.5, 3, dt=0.5) == [0.5625, 0.984375, 1.30078125]
+    integrates = nir.I(r=3 * ONE)
+    assert membranes(integrates, 0.5, 3, dt=0.5) == [0.75, 1.5, 2.25]
+    graph = chain(integrates, [1], dt=0.5, spike_at=">=")
+    graph.nodes |= {"fires": nir.Threshold(1.5 * ONE), "back": nir.Scale(-ONE)}
+    graph.edges += [("node", "fires"), ("fires", "back"), ("back", "node")]
+    given, found = replay(graph, np.array([[0.5]]), 5)
+    assert given["fires"].ravel().tolist() == [0, 1, 0, 1, 0]
+    assert found["node"].ravel().tolist() == [0.75, 1.5, 0.75, 1.5, 0.75]  # a spike takes 1.5 later
+
+
 @pytest.mark.parametrize(
     ("node", "words"),
     [
         (nir.Flatten(np.array([2, 2, 2]), start_dim=1, end_dim=-1), "dimensions 1 to -1"),
         (nir.Flatten(np.array([2, 2, 2]), start_dim=0, end_dim=1), "dimensions 0 to 1"),
         (nir.AvgPool2d(ONE.repeat(2), ONE.repeat(2), np.array([0, 1])), "padding"),
-        (nir.Threshold(ONE), "node Threshold is unknown"),
+        (nir.Delay(ONE), "node Delay is unknown"),
     ],
 )
 def test_what_it_does_not_know_is_refused(node, words):

@@ -122,9 +122,6 @@ class SpikingNeuron(Stepping):
     has_surrogate = True
     """Whether its spikes follow a surrogate backwards."""
 
-    nir = ""
-    """The node of NIR that it is; "" for none."""
-
     takes_norm = True
     """Whether a call may normalise the current: ``fused_norm``, ``BatchNormLIF``, and ``swap(net, fuse=True)``."""
 

@@ -47,7 +47,6 @@ class CuBaLIF(Beyond):
         },
         "resets": ("hard", "soft", "none"),
     }
-    nir = "CubaLIF"
     shown = ("rho", "gain", *Beyond.shown)
     rho: float | Tensor
 

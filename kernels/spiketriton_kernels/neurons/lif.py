@@ -32,7 +32,6 @@ class Integrator(SpikingNeuron):
         "reset_delay": (False, True),
     }
     reset_delay = False
-    nir = "LIF"
     decay: Any
     gain: Any
 
