@@ -13,9 +13,11 @@ REGISTER = run.read(run.REGISTER)
 
 
 def test_the_register_is_what_the_seed_draws():
-    drawn = [{key: run._value(str(value)) for key, value in row.items()} for row in run.draw()]
+    drawn = [
+        {key: run._value(str(value)) for key, value in row.items()} for row in run.registered()
+    ]
     assert drawn == REGISTER
-    assert len({row["id"] for row in REGISTER}) == 320
+    assert len({row["id"] for row in REGISTER}) == 510
 
 
 def test_the_page_is_that_of_the_rows(monkeypatch):
