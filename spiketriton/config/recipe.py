@@ -388,7 +388,8 @@ class ModelConfig(TableOfPart):
     threshold; `auto`: as far as a silent neuron is below it at the last step"""
     start: Literal["auto", "kaiming", "identity"] = key("auto", only={"model.name": SKIPLESS})
     """weights of layers with as many outputs as inputs, but the first: Kaiming normal, or the identity plus a tenth of
-    that, with which 50 layers without skip connections train; `auto`: `identity` for `plain` and `mlp`"""
+    that, with which 50 layers without skip connections train, and PSNs that leak by a half at each step; `auto`:
+    `identity` for `plain` and `mlp`"""
     shortcut_gradient: Literal["surrogate", "straight_through"] = key(
         "straight_through", only={"model.name": BLOCK_NETS, "model.block": ("plain",)}
     )

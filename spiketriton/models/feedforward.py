@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from spiketriton import plugins
 from spiketriton.config.names import CHAINS
 from spiketriton.models.graph import Builder, Graph, Value
-from spiketriton.models.layers import Parts, add_identity, first_layer, folded, norm_neuron
+from spiketriton.models.layers import (
+    Parts,
+    add_identity,
+    first_layer,
+    folded,
+    norm_neuron,
+    start_as_leak,
+)
 from spiketriton.models.memory import mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.neurons import SpikingNeuron
@@ -69,6 +76,8 @@ class FeedForward(Network):
         self._initialize()
         start = parts.model.start
         if start == "identity" or (start == "auto" and parts.model.name in CHAINS):
+            for layer in (*layers, *hidden):
+                start_as_leak(layer.neuron)
             for layer in layers[1:]:  # the first has another number of inputs
                 if layer.weights.weight.shape[0] == layer.weights.weight.shape[1]:
                     add_identity(layer.weights)

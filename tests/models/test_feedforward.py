@@ -35,6 +35,19 @@ def test_an_identity_start_adds_the_identity_to_a_tenth_of_the_usual_weights(nam
         torch.testing.assert_close(weight, identity + 0.1 * before, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["psn", "masked_psn"])
+def test_parallel_neurons_of_an_identity_start_leak(kind):
+    """By a half at each step, as a sliding PSN begins, and as no others do."""
+    usual, ours = (
+        build("mlp", depth=2, start=start, neuron={"kind": kind})
+        for start in ("kaiming", "identity")
+    )
+    leak = [[0.5 ** (t - j) if j <= t else 0.0 for j in range(T)] for t in range(T)]
+    for layer, other in zip(ours.layers, usual.layers, strict=True):
+        assert torch.equal(layer.neuron.weight, torch.tensor(leak))
+        assert not torch.equal(other.neuron.weight, layer.neuron.weight)
+
+
 def test_a_vgg_starts_as_its_papers_unless_its_square_layers_are_asked_to_pass_their_input_on():
     """vgg8, in units of 4 channels: 1, 2, 2, 8, 8, 8, 8."""
     usual, same, ours = (
