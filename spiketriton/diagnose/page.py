@@ -12,7 +12,7 @@ from spiketriton.diagnose.ablations import Ablation, Change
 from spiketriton.diagnose.diagnosis import Diagnosis
 from spiketriton.diagnose.trials import Trials
 from spiketriton.diagnose.words import WHY, change, tried
-from spiketriton.gradients.measurement import Measurement
+from spiketriton.gradients.measurement import TIME, Measurement
 from spiketriton.gradients.verdict import CLOSED, Word
 from spiketriton.show import verdict as words
 from spiketriton.show.screen import Table, say, show_table, show_whole
@@ -100,7 +100,7 @@ def conclusion(found: Diagnosis) -> str:
         return f"nothing to change: {words.line(verdict)}"
     trouble = words.line(verdict)
     if free:
-        trouble = "the outputs are the same for all images"
+        trouble = words.SAME
     if found.trials is None:
         return f"{trouble}; no change was tried"
     return trouble + (
@@ -164,7 +164,7 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
         ],
         "trials": None if found.trials is None else trials(found.trials),
         "weights": measured.weights,
-        "measured": {"credit": measured.credit.tolist(), "direct": measured.direct.tolist()},
+        "measured": {name: getattr(measured, name).tolist() for name in TIME},
         "rows": measured.rows(),
     }
 

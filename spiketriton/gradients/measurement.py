@@ -24,7 +24,10 @@ COLUMNS = (
     "nonfinite",
     "credit",
     "direct",
+    "remembered",
 )
+TIME = ("credit", "direct", "remembered")  # which are there where `through_time` was asked for
+
 """What is known of a layer and a time step: fields of a `Measurement`, and keys of a row of gradients.jsonl."""
 
 
@@ -36,8 +39,8 @@ class Signal:
     arrives: whether the outputs differ between images at all.
     chain: of a deep network of LIF that is not ours, whether no path goes around any layer.
     memory: what a net that is shown something new at each step remembers by: "states" that its neurons carry from step
-        to step, "resets" where the gradient of a soft reset takes away from them, or "windows" of steps (parallel
-        neurons); "" where the input stands still, or of kinds of neurons, and mixtures, of which no row speaks.
+        to step, or "windows" of steps (parallel neurons); "" where the input stands still, or of kinds of neurons, and
+        mixtures, of which no row speaks.
     """
 
     overlap: np.ndarray
@@ -58,6 +61,7 @@ class Measurement:
     nonfinite: number of values of dL/dx that are not finite.
     credit, direct: what reaches a step by way of time, and what reaches it without (`through_time`), as shares of what
         reaches the last step that is read; NaN where it was not measured.
+    remembered: the same share of the whole gradient, with none through resets.
     weights: RMS of dL/dw by the name of each weight with two or more dimensions, where they were measured.
 
     Profiles and ratios are walked backward, as the gradient goes: a ratio above 1 grows toward the
@@ -75,10 +79,11 @@ class Measurement:
     nonfinite: np.ndarray
     credit: np.ndarray = None  # type: ignore[assignment]
     direct: np.ndarray = None  # type: ignore[assignment]
+    remembered: np.ndarray = None  # type: ignore[assignment]
     weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("credit", "direct"):
+        for name in TIME:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, np.full(self.grad_input_rms.shape, np.nan))
 
@@ -140,11 +145,11 @@ class Measurement:
     def rows(self, step: int | None = None) -> list[dict[str, Any]]:
         """One object per layer and time step, for JSON; with the step of training if given.
 
-        `credit` and `direct` are there where they were measured.
+        Those of `TIME` are there where they were measured.
         """
         start = {} if step is None else {"step": step}
         time_told = not np.isnan(self.credit).all()
-        known = [name for name in COLUMNS if time_told or name not in ("credit", "direct")]
+        known = [name for name in COLUMNS if time_told or name not in TIME]
         made = []
         for index, layer in enumerate(self.names):
             for t in range(self.grad_input_rms.shape[1]):

@@ -22,7 +22,7 @@ from spiketriton.gradients.probes import Probes
 from spiketriton.gradients.through_time import Shares, drawn_alike, neurons_of, through_time
 from spiketriton.gradients.verdict import LIMITS
 from spiketriton.models import Network, trial
-from spiketriton.neurons import SpikingNeuron, told_of_spikes
+from spiketriton.neurons import told_of_spikes
 from spiketriton.plugins.tasks import Batch, answers, has_time, image_dim
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import nn as kernels
@@ -35,6 +35,11 @@ FEWEST, MOST = 4, {"cpu": 32, "cuda": 64}
 CROP = 32
 FEW = 8  # images by which the ways through time are told apart
 NOISE = 0.05  # of the pixels' standard deviation
+# neurons whose state tells what they remember, by the rows of studies/through_time
+CARRYING = (
+    *(kernels.IF, kernels.LIF, kernels.PLIF, kernels.ILIF, kernels.CLIF, kernels.ALIF),
+    kernels.CuBaLIF,
+)
 
 
 def probe_batches(data: Data, model: Network, device: torch.device, count: int) -> list[Batch]:
@@ -209,10 +214,9 @@ class Prober:
             return ""
         if all(isinstance(neuron, kernels.ParallelNeuron) for neuron in kinds):
             return "windows"
-        if not all(map(_carries, kinds)):
-            return ""
-        cancels = any(n.reset_mode == "soft" and not n.detach_reset for n in kinds)
-        return "resets" if cancels else "states"
+        if any(isinstance(m, kernels.Recurrent) for m in self.model.modules()):
+            return ""  # which remember by their spikes, too
+        return "states" if all(isinstance(neuron, CARRYING) for neuron in kinds) else ""
 
 
 def tells_apart(out: Tensor, images: int) -> bool:
@@ -232,17 +236,6 @@ def knows_its_paths(model: nn.Module) -> bool:
     """Whether it is one of ours, whose recipe says where paths go around layers."""
     made_from = model.made_from if isinstance(model, Network) else None
     return made_from is not None and made_from.model.name in (*BLOCK_NETS, *SKIPLESS)
-
-
-def _carries(neuron: SpikingNeuron) -> bool:
-    """Whether a neuron has a state whose gradient tells what it remembers.
-
-    The reset of an I-LIF, where it is in the gradient, cancels what its levels pass on.
-    """
-    if isinstance(neuron, kernels.ILIF):
-        return neuron.detach_reset
-    known = kernels.IF, kernels.LIF, kernels.PLIF, kernels.CLIF, kernels.ALIF, kernels.CuBaLIF
-    return isinstance(neuron, known)
 
 
 def overlap_of(rates: Tensor, pairs: int) -> float:

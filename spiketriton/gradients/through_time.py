@@ -8,6 +8,11 @@ ways from the loss to a current, so the difference is the sum over those that le
 is left where time is cut is `direct`, as the same share: all of it where the mean over time is read, nothing where the
 last step is.
 
+    remembered[t] = RMS(dL/dx[t]) / RMS(dL/dx[last]), both where no gradient goes through a reset
+
+A reset in the gradient sends a surrogate's slope from step to step, which may grow however little a membrane keeps: it
+says where spikes would move, and not what is remembered (studies/through_time).
+
 Batch norms take the statistics of the batch here, as in training, but as constants: through the mean that it subtracts
 a norm hands a little of each step's gradient to every other step, whether or not anything was remembered there.
 The loss is multiplied by 2^80, because the gradient of 200 steps with tau 2 is below what float32 can hold, and squares
@@ -41,22 +46,25 @@ _BATCH_NORM = inspect.signature(F.batch_norm)
 
 @dataclass(frozen=True)
 class Shares:
-    """credit, direct: [layers, T]; infinite where a gradient is not finite."""
+    """[layers, T]; infinite where a gradient is not finite."""
 
     credit: np.ndarray
     direct: np.ndarray
+    remembered: np.ndarray
 
 
 def through_time(
     model: nn.Module, layers: Layers, steps: int, loss: Callable[[], Tensor]
 ) -> Shares:
-    """Two forward and backward passes, one with time cut. The model is left as it was.
+    """Two forward and backward passes, one with time cut, and a third where resets are in the gradient.
+
+    The model is left as it was.
 
     layers: that are called, each for `steps` time steps. loss: runs the model, float32; the same each time.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    passes = []
-    for cut in (False, True):
+
+    def measured(cut: bool) -> list[tuple[int, slice, Tensor]]:
         currents = [_Currents(steps) for _ in layers]
         watched = _watched(model, layers, cut=cut, currents=currents)
         alike = (
@@ -69,19 +77,37 @@ def through_time(
             sample = next(model.parameters(), torch.empty(0))
             if backend_for(sample) == "triton":  # for these calls alone kernels would be compiled
                 stack.enter_context(use_backend("torch"))
-            passes.append([*_gradients(loss(), currents)])
-    squares = np.zeros((3, len(layers), steps))
-    for (layer, rows, whole), (_, _, alone) in zip(*passes, strict=True):
-        for into, of in zip(squares, (whole, alone, whole - alone), strict=True):
+            return [*_gradients(loss(), currents)]
+
+    whole, alone = measured(cut=False), measured(cut=True)
+    with _resets_detached(layers) as attached:
+        held = measured(cut=False) if attached else whole
+    squares = np.zeros((4, len(layers), steps))
+    for (layer, rows, own), (_, _, cut), (_, _, kept) in zip(whole, alone, held, strict=True):
+        for into, of in zip(squares, (own, kept, cut, own - cut), strict=True):
             into[layer, rows] += of.square().flatten(1).sum(1).cpu().numpy()
-    share = np.zeros((2, len(layers), steps))
+    credit, direct, remembered = share = np.zeros((3, len(layers), steps))
     for layer, of_steps in enumerate(squares[0]):
         if len(reached := np.flatnonzero(of_steps)):
-            with np.errstate(invalid="ignore"):
-                direct, credit = np.sqrt(squares[1:, layer] / of_steps[reached[-1]])
-            share[:, layer] = credit, direct
+            last = reached[-1]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                direct[layer], credit[layer] = np.sqrt(squares[2:, layer] / of_steps[last])
+                remembered[layer] = np.sqrt(squares[1, layer] / squares[1, layer, last])
     share[np.isnan(share)] = np.inf
-    return Shares(*share)
+    return Shares(credit, direct, remembered)
+
+
+@contextlib.contextmanager
+def _resets_detached(layers: Layers) -> Iterator[bool]:
+    """Within the block no gradient goes through a reset; whether one does otherwise."""
+    attached = [n for _, n in layers if not n.detach_reset and n.reset_mode != "none"]
+    try:
+        for neuron in attached:
+            neuron.detach_reset = True
+        yield bool(attached)
+    finally:
+        for neuron in attached:
+            neuron.detach_reset = False
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 forward     The image must reach the outputs, and the last layer must still tell it from others (`Prober.signal`).
 backward    The RMS of dL/dx over all time steps, at the first layer by that at the last; of residual nets, at
             the last layers of the blocks.
-through     Of nets that are shown something new at each step, what of the gradient reaches the first step, of that
-time        at the last one that is read: by way of time, or without (`gradients.through_time`).
+through     Of nets that are shown something new at each step, what of the gradient reaches the first step of the first
+time        layer, as a part of that of all steps, with none through resets (`gradients.through_time`).
 learning    What training has shown, once it can be known (`tells_from`). A net that learns in spite of an obstacle
             learns; one that is at chance is never healthy; "healthy" is one that learns, by a test, and has no
             obstacle. Before the first test no more is said than whether the loss falls.
@@ -62,8 +62,8 @@ class Predicts(NamedTuple):
 
 
 class Remembers(NamedTuple):
-    """A limit of the share that reaches the first time step, and what became of the registered nets beyond it that did
-    not choose it: how many there were, and how many learnt.
+    """A limit of what reaches time steps, and what became of the registered nets beyond it that did not choose it: how
+    many there were, and how many learnt.
     """
 
     limit: float
@@ -81,16 +81,15 @@ class LIMITS:
     # ratio is not above `large`; in other nets, and without norms, it told nothing
     chain, large = Predicts(0.25, 0, 10, 20, ("lif",)), 1e4
     plain = Predicts(0.1, 0, 21, 48, ("if", "lif", "plif"))
-    # through time, by the rows of studies/through_time: the smallest share of a layer at the first step, by what a net
-    # remembers by (`Signal.memory`); of windows what reaches the first layer, nothing where none goes back so far
+    # through time, by the rows of studies/through_time: what part of the first layer's gradient reaches its first step,
+    # by what a net remembers by (`Signal.memory`); of windows nothing, where none goes back so far
     memory = {  # noqa: RUF012
-        "states": Remembers(0.0175, 3, 17),
-        "resets": Remembers(3e-4, 0, 3),
-        "windows": Remembers(0.0, 0, 7),
+        "states": Remembers(0.025, 1, 4),
+        "windows": Remembers(0.0, 0, 1),
     }
-    # the largest share of a layer at any step, under SGD without a limit on the gradient's norm
-    burst = Remembers(1e15, 0, 0)
-    window = 8  # steps from which on all of these were tried
+    # the largest share of a layer at any step, without a limit on the gradient's norm, by the optimizer
+    burst = {"sgd": Remembers(1e15, 0, 1), "adamw": Remembers(1e20, 0, 0)}  # noqa: RUF012
+    window, longest = 8, 200  # steps of which all of these were tried
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
     chance = 0.99  # ... and in a test, below which no net is at chance
@@ -241,8 +240,8 @@ class Forward:
 
     quietest, rate: the layer (index) that fires least of those that should, and its spikes per
         neuron and time step.
-    arrives: False where a layer hardly fires and no path goes around it, so that the outputs are the same for all
-        images; None where it was not measured.
+    arrives: False where the outputs are the same for all images, and nothing of an image is left at the last layer;
+        None where it was not measured.
     wakes: whether a gradient arrives at each layer of parallel neurons that hardly fires; training may wake it.
     kept: what the last layer keeps of an image, 0 to 1; None where it was not measured.
     judged: the limit of `kept`; None where it tells nothing of nets of this kind.
@@ -260,7 +259,7 @@ class Forward:
     @property
     def word(self) -> Word:
         if self.arrives is False and not self.wakes:
-            return Word.SILENT
+            return Word.SILENT if self.rate < LIMITS.rate else Word.LOST
         return Word.FREE if self.lost_from is None else Word.LOST
 
 
@@ -288,22 +287,24 @@ class Backward:
 
 @dataclass(frozen=True)
 class Through:
-    """What of the gradient reaches the first time step, as shares of what reaches the last one that is read.
+    """What of the gradient reaches the first time step.
 
     judged: what it is judged against; None where nothing is known of nets of this kind.
-    credit: the smallest of a layer, by way of time; None where it was not measured.
-    arrives: the smallest of a layer on any way, or what arrives at the first layer of windows.
-    weakest, strongest: layers (index) of the smallest and of the largest share.
-    largest: share of a layer at any step.
+    credit: the smallest share of a layer, by way of time, of what reaches the last step that is read; None where it
+        was not measured.
+    arrives: of the first layer, where no gradient goes through resets, by the norm over all of its steps: other steps
+        are noise, which adds up so. More than `LIMITS.longest` count as so many. NaN where it was not measured.
+    largest: share of a layer at any step, of its last one, by way of time.
+    first, strongest: layers (index) of these two.
     steps: T.
-    back: steps before the last one at which at least a hundredth arrives on any way, where fewest do.
+    back: steps before the last one at which at least a hundredth of the last one's arrives at the first layer.
     """
 
     word: Word = Word.FREE
     judged: Remembers | None = None
     credit: float | None = None
     arrives: float = math.nan
-    weakest: int = 0
+    first: int = 0
     strongest: int = 0
     largest: float = math.nan
     back: int = 0
@@ -343,7 +344,12 @@ class Verdict:
 
     @property
     def judged(self) -> bool:
-        """Whether rows speak of nets of this kind, so that no obstacle means something."""
+        """Whether rows speak of nets of this kind, so that no obstacle means something.
+
+        Not where training has to wake layers first.
+        """
+        if self.forward.arrives is False and self.forward.word == Word.FREE:
+            return False
         return any(way.judged is not None for way in (self.forward, self.backward, self.through))
 
     @property
@@ -388,7 +394,9 @@ def judge(
         compared, silent = _compared(measured, of.model), _may_be_silent(names, of.model)
         through = _without_way_around(names, of.model)
         told, kind = told or _told_by_signal(of), of.neuron.kind
-    unlimited = optimizer == "sgd" and not limited
+    burst = LIMITS.burst.get(str(optimizer))
+    if isinstance(of, Recipe) and (of.clipping > 0 or (optimizer == "sgd" and limited)):
+        burst = None
     stuck = learned is not None and learned.word in (Word.CHANCE, Word.FLAT)
     grows = told is LIMITS.chain and optimizer == "sgd" and not limited and not begun
     grows &= len(names) >= LIMITS.growth.layers and kind in LIMITS.growth.kinds
@@ -405,13 +413,14 @@ def judge(
     if signal is not None:
         kept = float(signal.overlap[-1])
         lost = None if told is None else lost_at(signal.overlap, told.limit)
-        # a layer that hardly fires, and no path around it; outputs may also start at 0
-        silent_net = forward.rate < LIMITS.rate and not signal.arrives and not kept > 0
+        # exactly 0: the last layer fires alike for all images, and not the outputs alone start at 0
+        gone = kept == 0 or (not kept > 0 and forward.rate < LIMITS.rate)
+        same = not signal.arrives and gone
         # branches that start at zero get no gradient before the first step, and signal and gradient pass them
         asleep = [i for i in should_fire if firing[i] < LIMITS.rate and i in through]
         parallel = kind in PARALLEL or signal.memory == "windows"
         wakes = parallel and all(measured.grad_input_rms[i].any() for i in asleep)
-        forward = Forward(quietest, forward.rate, not silent_net, wakes, kept, told, lost)
+        forward = Forward(quietest, forward.rate, not same, wakes, kept, told, lost)
     return Verdict(
         names=names,
         optimizer=str(optimizer),
@@ -425,7 +434,7 @@ def judge(
         below_eps=tuple(small),
         learned=learned,
         begun=begun,
-        through=_through(measured, compared, signal, unlimited, begun and not stuck),
+        through=_through(measured, compared, signal, burst, begun and not stuck),
     )
 
 
@@ -433,37 +442,45 @@ def _through(
     measured: Measurement,
     among: Sequence[int],
     signal: Signal | None,
-    unlimited: bool,
+    burst: Remembers | None,
     changed: bool,
 ) -> Through:
-    """unlimited: SGD without a limit on the gradient's norm. changed: trained, and not stuck: no row is of it."""
-    if not among or np.isnan(measured.credit).all() or measured.credit.shape[1] < 2:
+    """burst: the limit of growth, where one is known. changed: trained, and not stuck: no row is of it."""
+    if not among or np.isnan(measured.remembered).all() or measured.credit.shape[1] < 2:
         return Through()
     shown = measured.of_layers(among)
-    first, arriving = shown.credit[:, 0], shown.arriving
     memory = "" if signal is None or changed else signal.memory
-    weakest = 0 if memory == "windows" else int(arriving[:, 0].argmin())
     most = shown.credit.max(1)
-    arrives, largest = float(arriving[weakest, 0]), float(most.max())
-    there = [np.flatnonzero(steps) for steps in arriving >= FAINT]
-    reached = [arriving.shape[1] - 1 - int(steps[0]) for steps in there if len(steps)]
-    back = min(reached, default=0) if len(reached) == len(among) else 0
+    largest, arrives, back = float(most.max()), *_remembered(shown.remembered[0])
     word, judged = Word.FREE, LIMITS.memory.get(memory)
     if judged is not None and arrives <= judged.limit:
         word = Word.FORGETS
-    elif memory in ("states", "resets") and unlimited and largest > LIMITS.burst.limit:
-        word, judged = Word.BURSTS, LIMITS.burst
+    elif memory == "states" and burst is not None and largest > burst.limit:
+        word, judged = Word.BURSTS, burst
     return Through(
         word,
         judged,
-        float(first.min()),
+        float(shown.credit[:, 0].min()),
         arrives,
-        among[weakest],
+        among[0],
         among[int(most.argmax())],
         largest,
         back,
-        arriving.shape[1],
+        len(shown.remembered[0]),
     )
+
+
+def _remembered(shares: np.ndarray) -> tuple[float, int]:
+    """Of a layer: the first step's part of all up to the last that is reached, and steps back to FAINT."""
+    reached = np.flatnonzero(shares)
+    if not len(reached):
+        return 0.0, 0
+    if not np.isfinite(shares).all():
+        return math.inf, len(shares) - 1
+    shares = shares[: reached[-1] + 1]
+    steps = min(len(shares), LIMITS.longest)
+    arrives = float(shares[0] / np.sqrt(steps * np.square(shares).mean()))
+    return arrives, len(shares) - 1 - int((shares >= FAINT).argmax())
 
 
 def _told_by_signal(recipe: Recipe) -> Predicts | None:

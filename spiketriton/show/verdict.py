@@ -17,6 +17,7 @@ from spiketriton.gradients.verdict import (
 from spiketriton.show.words import in_percent, in_words, scored, times
 
 BEFORE_A_TEST = (Word.FALLING, Word.FLAT)
+SAME = "the outputs are the same for all images"
 EARLY = f"{Word.EARLY}: known after the warm-up, and not before step {LIMITS.since}"
 
 
@@ -30,7 +31,8 @@ def line(verdict: Verdict) -> str:
     if verdict.word == Word.EARLY:
         return Word.EARLY
     if verdict.learned is None or not verdict.learned.known:
-        return obstacles or verdict.word
+        same = f": {SAME}" if verdict.forward.arrives is False else ""
+        return f"{obstacles or verdict.word}{same}"
     if verdict.word in BEFORE_A_TEST:
         but = ", although " if verdict.word == Word.FALLING else ": "
         return f"{verdict.word}{but + obstacles if obstacles else ''}; no test yet"
@@ -118,13 +120,11 @@ def backward(verdict: Verdict) -> str:
 
 def through(verdict: Verdict) -> str:
     found, names = verdict.through, verdict.names
-    back = f"; a hundredth of it reaches {found.back} steps back" if found.back else ""
+    back = f"; a hundredth of the last one's reaches {found.back} steps back" if found.back else ""
     if found.word == Word.BURSTS:
         grown = f"up to {times(found.largest)} that at the last step in {names[found.strongest]}"
         return f"exploding: {grown}, above the limit of {_beyond(found)}"
-    arrives = f"{times(found.arrives)} of the last step's gradient reaches the first in {names[found.weakest]}"
-    if found.credit != found.arrives:
-        arrives += f", {times(found.credit)} of it by way of time"
+    arrives = f"{times(found.arrives)} of the whole window's gradient reaches the first step in {names[found.first]}"
     if found.judged is None:
         return f"{arrives}{back}; not judged: no row speaks of nets of this kind"
     if found.word == Word.FREE:
@@ -168,11 +168,10 @@ def learned(known: Learned) -> str:
 def forward(found: Forward, names: Sequence[str]) -> str:
     rate = f"fires {found.rate:.2g} times per neuron and time step"
     quiet = f"the quietest layer, {names[found.quietest]}, {rate}"
-    if found.arrives is False and found.word != Word.LOST:
-        same = "the outputs are the same for all images"
-        if found.word == Word.SILENT:
-            return f"silent: {same}; {quiet}"
-        return f"{same}; training may still wake the layers that are silent; {quiet}"
+    if found.arrives is False:
+        if found.word == Word.FREE:
+            return f"{SAME}; training may still wake the layers that are silent; {quiet}"
+        return f"{found.word}: {SAME}; {quiet}"
     if found.kept is None or math.isnan(found.kept):
         return f"{quiet}; the forward signal was not measured"
     kept = f"{in_percent(found.kept)} at the last layer"

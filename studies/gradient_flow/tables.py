@@ -378,7 +378,45 @@ def tables(rows: Rows) -> dict[str, str]:
         "opening": lines(("validation % by initial weight", "0", "1 / sqrt(blocks)", "1 (usual)"), opening),
         "keys": lines(("default", "pairs", "ahead", "mean, points", "95 %"), worth(rows)),
         "tried": lines(("plain ResNet-56, rate 6e-3", *seeds), tried),
+        "depth": by_depth(rows),
     }  # fmt: skip
+
+
+def by_depth(rows: Rows) -> str:
+    """Of chains, by the first layer's gradient over the last one's, how many learnt; by the optimizer."""
+    head = ("chains, first layer's gradient by the last one's", *OPTIMIZERS)
+    found = []
+    for name, low, high in (
+        ("below 1e-3", 0, 1e-3),
+        ("up to 1000", 1e-3, 1e3),
+        ("above", 1e3, math.inf),
+    ):
+        cells = []
+        for asked in OPTIMIZERS.values():
+            mine = [
+                float(row["validation"] or 0) > 0.2
+                for row in rows.rows
+                if of_chain(row) == asked and low <= float(row["gradient_ratio"]) <= high
+            ]
+            cells.append(f"{sum(mine)} of {len(mine)}" if mine else "")
+        found.append((name, *cells))
+    return lines(head, found)
+
+
+OPTIMIZERS = {
+    "AdamW": ("adamw", True),
+    "SGD without a limit": ("sgd", True),
+    "SGD, limit of 1": ("sgd", False),
+}
+
+
+def of_chain(row: Row) -> tuple[str, bool] | None:
+    """The optimizer, and whether it has no limit on the gradient's norm; None of other nets."""
+    words = dict(word.split("=", 1) for word in row["settings"].split())
+    if words.get("model.name") not in ("plain", "mlp") or not row["gradient_ratio"]:
+        return None
+    unlimited = words.get("train.clip_grad_norm", "0") == "0"
+    return words.get("train.optimizer", "adamw"), unlimited
 
 
 def spread(rows: Rows) -> tuple[float, int]:

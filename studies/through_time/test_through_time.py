@@ -24,15 +24,19 @@ def test_the_page_is_that_of_the_rows(monkeypatch):
     text, docs = run.PAGE.read_text("utf-8"), run.DOCS.read_text("utf-8")
     assert run.page(text) == text
     assert run.gradient_flow(docs) == docs
-    monkeypatch.setattr(run, "LIMITS", {"states": 0.5})
+    monkeypatch.setattr(run, "LIMITS", {"states": 0.5, "windows": 0.0})
     assert run.page(text) != text
 
 
-def test_the_limits_are_those_of_the_first_half_and_their_counts_of_the_second():
+def test_the_limits_are_those_of_the_rows_and_their_counts_of_those_that_chose_nothing():
     assert {kind: found.limit for kind, found in LIMITS.memory.items()} == run.LIMITS
-    assert run.chosen() == pytest.approx(LIMITS.memory["states"].limit)
+    fitted = run.nets_of(run.PULSES, "fitted")
+    assert run.chosen(fitted) == pytest.approx(LIMITS.memory["states"].limit)
     for kind, found in LIMITS.memory.items():
-        assert (found.learnt, found.trainings) == run.beyond(kind), kind
+        assert (found.learnt, found.trainings) == run.beyond("vanishing", memory=kind), kind
+    assert {name: found.limit for name, found in LIMITS.burst.items()} == run.BURST
+    for name, found in LIMITS.burst.items():
+        assert (found.learnt, found.trainings) == run.beyond("exploding", optimizer=name), name
 
 
 @pytest.mark.parametrize("index", [0, 1, 3, 5, 11, 14, 40])

@@ -31,6 +31,7 @@ def verdict(word: Word) -> Verdict:
     ones = np.ones((2, 20))
     fading = 1e-3 if word == Word.FORGETS else 1e20
     shares = {"credit": fading ** np.linspace(1, 0, 20) * ones, "direct": 0 * ones}
+    shares["remembered"] = shares["credit"]
     found = judge(
         measurement(ones, firing_rate=ones, **shares),
         "sgd",

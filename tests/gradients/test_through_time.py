@@ -67,7 +67,9 @@ class Step(torch.autograd.Function):
         return grad * SURROGATE.height / (1 + (u / SURROGATE.width) ** 2)
 
 
-def by_hand(net: Net, x: Tensor, y: Tensor, cut: bool) -> list[Tensor]:
+def by_hand(
+    net: Net, x: Tensor, y: Tensor, cut: bool = False, detached: bool = False
+) -> list[Tensor]:
     """dL/dx [T, B, N] of both layers in float64, by a loop over the steps."""
     found, given = [], x.double()
     norms = net.norm, nn.Identity()
@@ -86,7 +88,7 @@ def by_hand(net: Net, x: Tensor, y: Tensor, cut: bool) -> list[Tensor]:
             v, s = (v.detach(), s.detach()) if cut else (v, s)
             h = (1 - 1 / net.tau) * v + step + F.linear(s, matrix)
             s = Step.apply(h - 1.0)
-            v = (1 - s) * h
+            v = (1 - (s.detach() if detached else s)) * h
             spikes.append(s)
         given = torch.stack(spikes)
     out = F.linear(given, net.out.weight.double(), net.out.bias.double())
@@ -99,18 +101,20 @@ def drawn(steps: int) -> tuple[Tensor, Tensor]:
     return torch.randn(steps, B, 5, generator=random), torch.arange(B) % K
 
 
-def expected(net: Net, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    def rms(each: Tensor) -> Tensor:
-        return each.square().mean((1, 2)).sqrt()
+def expected(net: Net, x: Tensor, y: Tensor) -> tuple[np.ndarray, ...]:
+    def rms(each: Tensor) -> np.ndarray:
+        return each.square().mean((1, 2)).sqrt().numpy()
 
-    credit, direct = [], []
-    for whole, alone in zip(
-        by_hand(net, x, y, cut=False), by_hand(net, x, y, cut=True), strict=True
-    ):
-        at_last = rms(whole)[-1]
-        credit.append((rms(whole - alone) / at_last).numpy())
-        direct.append((rms(alone) / at_last).numpy())
-    return np.stack(credit), np.stack(direct)
+    passes = by_hand(net, x, y), by_hand(net, x, y, cut=True), by_hand(net, x, y, detached=True)
+    shares = [
+        (
+            rms(whole - alone) / rms(whole)[-1],
+            rms(alone) / rms(whole)[-1],
+            rms(held) / rms(held)[-1],
+        )
+        for whole, alone, held in zip(*passes, strict=True)
+    ]
+    return tuple(map(np.stack, zip(*shares, strict=True)))
 
 
 @pytest.mark.parametrize("read", ["last", "mean"])
@@ -120,7 +124,10 @@ def test_shares_are_those_of_loops_written_by_hand(tau, steps, norm, read):
     """1.5 and 90: 3^-90, whose square no float32 holds; float32's gradient is 0 there, too."""
     net, (x, y) = Net(tau, read, norm), drawn(steps)
     found = through_time(net, neurons_of(net), steps, lambda: F.cross_entropy(net(x), y))
-    credit, direct = expected(net, x, y)
+    credit, direct, remembered = expected(net, x, y)
+    assert np.allclose(found.remembered, remembered, rtol=1e-3, atol=0)
+    assert not np.allclose(remembered, credit + direct, rtol=0.1)
+    assert all(not neuron.detach_reset for neuron in net.neurons)
     assert np.allclose(found.credit, credit, rtol=1e-3, atol=0 if read == "last" else 1e-6)
     assert np.allclose(found.direct, direct, rtol=1e-4, atol=0)
     if read == "last":
@@ -137,9 +144,13 @@ def test_spikes_that_come_back_are_a_way_through_time(norm, read):
         through_time(one, neurons_of(one), 7, lambda one=one: F.cross_entropy(one(x), y))
         for one in (net, alone)
     )
-    credit, direct = expected(net, x, y)
+    credit, direct, remembered = expected(net, x, y)
     assert np.allclose(found.credit, credit, rtol=1e-3, atol=0 if read == "last" else 1e-6)
     assert np.allclose(found.direct, direct, rtol=1e-4, atol=0)
+    assert np.allclose(found.remembered, remembered, rtol=1e-3, atol=0)
+    longer = [(drawn(8)[0], y)]
+    kinds = [Prober(one, longer, F.cross_entropy, images=1).memory() for one in (net, alone)]
+    assert kinds == ["", "states"]  # no registered net had such spikes
     if read == "last":
         assert (found.credit[:, 0] > 2 * without.credit[:, 0]).all()
         assert not found.direct[:, :-1].any()
@@ -184,7 +195,7 @@ def test_no_kernel_is_compiled_for_it(monkeypatch):
 
     monkeypatch.setattr("spiketriton.gradients.through_time.backend_for", lambda x: "triton")
     found = through_time(net, neurons_of(net), 5, loss)
-    assert served == ["torch"] * 2
+    assert served == ["torch"] * 3
     assert np.allclose(found.credit, expected(net, x, y)[0], rtol=1e-3)
 
 

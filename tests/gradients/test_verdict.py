@@ -95,10 +95,14 @@ def test_trouble_through_depth_is_found_and_located(grads, steepest):
 def test_the_gradient_through_time_is_told():
     """Without a word where no row speaks of such nets: of constant images, of a few steps, of a trained net."""
     shares = {"credit": np.tile([1e-9, 1.0], (3, 1)), "direct": np.zeros((3, 2))}
+    shares["remembered"] = shares["credit"]
     for memory, begun in (("", False), ("states", True)):
         found = judge(made(**shares), "sgd", over_time(memory), begun=begun)
         assert (found.credit, found.through.word) == (1e-9, Word.FREE)
-        assert "1e-9x of the last step's gradient reaches the first in a" in sentences(found)[-2]
+        assert (
+            "1e-9x of the whole window's gradient reaches the first step in a"
+            in sentences(found)[-2]
+        )
         assert "not judged: no row speaks" in sentences(found)[-2]
 
 
@@ -107,31 +111,27 @@ def over_time(memory: str) -> Signal:
 
 
 @pytest.mark.parametrize(
-    ("memory", "credit", "direct", "word"),
+    ("memory", "first", "remembered", "word"),
     [
-        ("states", [0.9, 0.2, 0.017], [0, 0, 0], Word.FORGETS),
-        ("states", [0.9, 0.2, 0.018], [0, 0, 0], Word.FREE),
-        (
-            "resets",
-            [0.9, 0.2, 0.001],
-            [0, 0, 0],
-            Word.FREE,
-        ),  # which the gradient of a reset makes smaller
-        ("resets", [0.9, 0.2, 0.0002], [0, 0, 0], Word.FORGETS),
-        ("states", [0.9, 0.2, 0.01], [0, 0, 0.5], Word.FREE),  # the mean is read
-        ("states", [0, 0.2, 0.9], [0, 0, 0], Word.FORGETS),  # a layer whose gradient died
-        ("windows", [0.1, 0, 0], [0, 0, 0], Word.FREE),  # of a layer before the last one's window
-        ("windows", [0, 0.5, 0.5], [0, 0, 0], Word.FORGETS),
+        ("states", 1.0, [0.024, 1, 0], Word.FORGETS),
+        ("states", 1.0, [0.026, 1, 0], Word.FREE),
+        ("states", 1.0, [0.5, 10, 1], Word.FREE),
+        ("states", 1.0, [0.5, 21, 1], Word.FORGETS),  # of all steps, not of the last one
+        ("states", 1.0, [1, *[1] * 9_999, 0], Word.FREE),  # however long a window is
+        ("states", 0.0, [1, 1, 1], Word.FREE),  # a later layer need not remember
+        ("states", 1.0, [0, 0, 0], Word.FORGETS),  # whose gradient died
+        ("states", 1.0, [math.inf, 1, 1], Word.FREE),
+        ("windows", 1.0, [0.01, 1, 1], Word.FREE),
+        ("windows", 1.0, [0, 1, 1], Word.FORGETS),
     ],
 )
-def test_what_does_not_reach_the_first_step_is_an_obstacle(memory, credit, direct, word):
-    shares = {
-        "credit": np.stack([credit, np.zeros(3)], 1),
-        "direct": np.stack([direct, np.ones(3)], 1),
-    }
+def test_what_does_not_reach_the_first_step_is_an_obstacle(memory, first, remembered, word):
+    credit = np.tile([first, *np.ones(len(remembered) - 1)], (3, 1))
+    shares = {"credit": credit, "direct": 0 * credit}
+    shares["remembered"] = np.vstack([remembered, 0.01 * credit[1:]])
     found = judge(made(**shares), "adamw", over_time(memory))
     assert found.through.word == found.word == word
-    assert found.credit == min(credit)
+    assert found.credit == first
     assert line(found) == word
     told = [said for said in sentences(found) if said.startswith("through time: ")]
     assert told[0].startswith("through time: vanishing: ") == (word == Word.FORGETS)
@@ -160,14 +160,22 @@ def test_a_silent_layer_is_an_obstacle_only_where_no_path_goes_around():
         "the forward signal is silent: the outputs are the same for all images; the quietest layer, c, fires 0.0001 "
         "times per neuron and time step"
     ]
-    assert line(verdict) == "silent forward"
+    assert line(verdict) == "silent forward: the outputs are the same for all images"
+    assert line(asleep) == "not judged: the outputs are the same for all images"
     assert sentences(verdict)[-1].endswith(", over 90 % in b")
     assert verdict.dead_share == pytest.approx(0.95 / 3)
     around = judge(measured, signal=kept(1, 1, 0))  # a residual branch
     assert around.word == Word.NOT_JUDGED
     assert "c, fires 0.0001 times" in sentences(around)[0]
     assert judge(measured).word == Word.NOT_JUDGED  # not measured
-    zeros = kept(1, 1, 0, arrives=False)  # outputs that start at 0, behind layers that fire
+    alike = judge(
+        made(), signal=kept(1, 1, 0, arrives=False)
+    )  # every layer fires, and for all images alike
+    assert line(alike) == "lost forward: the outputs are the same for all images"
+    assert sentences(alike)[0].startswith(
+        "forward: lost: the outputs are the same for all images; "
+    )
+    zeros = kept(1, 1, -0.01, arrives=False)  # outputs that start at 0
     assert judge(made(), signal=zeros).word == Word.NOT_JUDGED
 
 
@@ -776,6 +784,31 @@ def test_no_sentence_contradicts_its_numbers(seed):
     assert free == (findings(verdict) == []) == (line(verdict) in (Word.FREE, Word.NOT_JUDGED))
     assert all(obstacle in line(verdict) for obstacle in verdict.obstacles)
     assert brief(verdict).startswith(line(verdict))
+
+
+@pytest.mark.parametrize(
+    ("of", "largest", "word"),
+    [
+        ("sgd", 1.1e15, Word.BURSTS),
+        ("sgd", 0.9e15, Word.FREE),
+        ("adamw", 1.1e20, Word.BURSTS),
+        ("adamw", 0.9e20, Word.FREE),
+        ("muon", 1e30, Word.FREE),  # no row is of it
+        (("train.optimizer=adamw", "train.clip_grad_norm=0"), 1e30, Word.BURSTS),
+        (("train.optimizer=adamw", "train.clip_grad_norm=1"), 1e30, Word.FREE),
+        ((*FREE, "train.lr=0.03"), 1e30, Word.BURSTS),
+        ((*FREE, "train.lr=0.029"), 1e30, Word.FREE),
+    ],
+)
+def test_growth_through_time_is_an_obstacle_by_the_optimizer(of, largest, word):
+    shares = np.ones((3, 2))
+    grown = shares.copy()
+    grown[1, 0] = largest
+    recipe = of if isinstance(of, str) else small_recipe("model.name=mlp", "model.depth=3", *of)
+    found = judge(made(credit=grown, remembered=shares), recipe, over_time("states"))
+    assert found.through.word == word
+    told = sentences(found)[-2]
+    assert ("exploding: up to" in told and "in b" in told) == (word == Word.BURSTS)
 
 
 def test_a_limit_that_no_other_net_has_tried_is_no_count_of_nets():

@@ -98,7 +98,7 @@ def test_a_run_without_rows_says_why(folder, monkeypatch):
 
 def test_the_verdict_is_that_of_what_the_training_measured_last(folder):
     assert list(page(folder).gradients()) == []
-    shares = {"credit": 0.5, "direct": 0.0}
+    shares = {"credit": 0.5, "direct": 0.0, "remembered": 0.5}
     measured = [{"step": 9, "time_step": t, **ROW, **shares} for t in range(2)]
     folder.gradients.append(measured)
     (figure,) = page(folder).gradients()  # without a verdict, where nothing was judged

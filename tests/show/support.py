@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from spiketriton.evaluate.results import Evaluation, Layer
-from spiketriton.gradients.measurement import COLUMNS, Measurement
+from spiketriton.gradients.measurement import COLUMNS, TIME, Measurement
 from spiketriton.training.plan import Outcome, Plan, Progress
 
 PLAN = Plan(
@@ -117,7 +117,7 @@ def ann(**changes: Any) -> Evaluation:
 
 def measurement(grad_input_rms: np.ndarray, **fields: np.ndarray) -> Measurement:
     """Layers `layer 0`, `layer 1`, ... with these gradients [layers, T]; all else is 0."""
-    others = (n for n in COLUMNS if n not in ("grad_input_rms", "credit", "direct"))
+    others = (n for n in COLUMNS if n not in ("grad_input_rms", *TIME))
     zeros = {name: np.zeros(grad_input_rms.shape) for name in others}
     layers = tuple(f"layer {i}" for i in range(len(grad_input_rms)))
     return Measurement(names=layers, grad_input_rms=grad_input_rms, **(zeros | fields))
