@@ -39,16 +39,12 @@ NAMES = {
 }
 DASHES = ("o-", "s--", "^-.", "D:", "v-")  # of a picture's curves, at most five
 PICTURES = {
-    "cifar10.png": (
-        "CIFAR-10: test accuracy by the minute, one thread",
-        {"cifar10_r20": "ResNet-20, up to 8 spikes"},
-    ),
     "imagenette.png": (
         "Imagenette at 64 pixels, one thread",
         {
             "imagenette_vgg8w24_40": "VGG-8, up to 4 spikes",
             "imagenette_vgg8w24_ann_40": "its ANN twin",
-            "imagenette_r50_64_t1_ilif_30": "ResNet-50, up to 4 spikes",
+            "r50im_t1": "ResNet-50, spikes of 0 and 1",
         },
     ),
 }

@@ -35,13 +35,3 @@ def test_a_name_prints_the_file_and_an_unknown_one_is_refused(capsys):
     assert capsys.readouterr().out == shipped_recipes()["quickstart"].read_text("utf-8")
     with pytest.raises(UserError, match=r"did you mean quickstart \(shipped\)"):
         main(["quickstrat"])
-
-
-def test_the_front_page_has_the_numbers_of_the_headers():
-    front = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    for name, path in shipped_recipes().items():
-        number = re.search(r"[\d.]+ %", notes_of(path).get("Measured", ""))
-        if number:
-            rounded = f"{float(number[0][:-2]) + 1e-9:.1f} %"
-            assert f"`{name}`" in front, name
-            assert number[0] in front or rounded in front, (name, number[0])

@@ -64,7 +64,7 @@ def rms(x: Tensor) -> float:
 def retained(calls: list[tuple[Tensor, Tensor]]) -> Callable[..., Outputs]:
     """The reference neuron in place of the kernel; keeps currents and spikes with gradients."""
 
-    def run(neuron: SpikingNeuron, x: Tensor, *_: object) -> Outputs:
+    def run(neuron: SpikingNeuron, x: Tensor, *_: object, **__: object) -> Outputs:
         x = x.view_as(x)  # in MS blocks a current goes elsewhere too, and only this way counts
         spikes = neuron.define(x)
         x.retain_grad()
@@ -82,7 +82,7 @@ def exactly(calls: list[tuple[Tensor, Tensor]]) -> Callable[..., Outputs]:
     calls.clear()
     retain = retained(calls)
 
-    def run(neuron: SpikingNeuron, x: Tensor, *_: object) -> Outputs:
+    def run(neuron: SpikingNeuron, x: Tensor, *_: object, **__: object) -> Outputs:
         found = retain(neuron, x + (next(given) - x).detach())
         assert torch.equal(found.spikes, next(fired))
         return found
@@ -113,7 +113,7 @@ def test_norms_equal_those_of_retained_gradients(net, monkeypatch):
         rows = measure(model)
 
     calls: list[tuple[Tensor, Tensor]] = []
-    monkeypatch.setattr(SpikingNeuron, "_run", retained(calls))
+    monkeypatch.setattr(SpikingNeuron, "_fire", retained(calls))
     _, model = network(*overrides)
     with autocast():
         loss_of(model).backward()
@@ -122,7 +122,7 @@ def test_norms_equal_those_of_retained_gradients(net, monkeypatch):
     near, of_one = 1e-4, 1e-4
     if net == "bf16":
         near, of_one = 0.005, 10 * 2**-9
-        monkeypatch.setattr(SpikingNeuron, "_run", exactly(calls))
+        monkeypatch.setattr(SpikingNeuron, "_fire", exactly(calls))
         _, model = network(*overrides)
         loss_of(model.double()).backward()
     names = [name for name, _ in model.spiking_layers()]

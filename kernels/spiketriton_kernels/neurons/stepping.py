@@ -374,8 +374,8 @@ class Stepping(nn.Module):
 
     def walk(self, step: OneStep, current: Tensor, states: Sequence[Tensor], trace: bool) -> Walk:
         """Steps over a window [T, B, ...]: one after the other, or as a loop where a long one is written down."""
-        long = len(current) > UNROLLED and self.backend != "eager"
-        if long and torch.compiler.is_exporting():
+        written = torch.compiler.is_exporting() and self.backend != "eager"
+        if written and len(current) > UNROLLED:
             return as_loop(step, current, states, trace)
         spikes, first = [], []
         for x_t in current:
