@@ -1,11 +1,8 @@
 """`spiketriton recipes`: the list has every recipe, and a name prints the file."""
 
-import re
-from pathlib import Path
-
 import pytest
 
-from spiketriton.config.shipped import notes_of, shipped_recipes
+from spiketriton.config.shipped import shipped_recipes
 from spiketriton.recipes import main
 from spiketriton.system.errors import UserError
 
