@@ -120,7 +120,7 @@ def whole_minutes(row: Row, rows: Sequence[Row]) -> float:
 
 def data_of(row: Row) -> str:
     name, _, changed = row["data"].partition(" ")
-    return f"{NAMES.get(name, name)} {changed}".strip()
+    return f"{NAMES.get(name, name)} {changed.replace('(split official)', '')}".strip()
 
 
 def net_of(row: Row) -> str:
