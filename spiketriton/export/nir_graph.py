@@ -181,6 +181,9 @@ def _startable(membrane: Membrane) -> Membrane:
         raise NotLinearError("has a leak beyond 0 to 1")
     if bool(integrates.all()) and bool((membrane.rest != 0).any()):
         raise NotLinearError("adds a constant to a membrane without leak")
+    synapse = membrane.synapse if membrane.reset is not None else None
+    if synapse is not None and bool(((synapse[0] == 1) | integrates).any()):
+        raise NotLinearError("has a hard reset, a synaptic current, and no leak in one of both")
     return membrane
 
 
@@ -201,10 +204,7 @@ def _neuron(
 
     m, nothing = membrane, torch.zeros((), dtype=torch.float64)
     own = integrated(m.keeps, m.gain, m.rest)
-    whole = m.reset is not None and (
-        m.synapse is None or ("tau" in own and not (m.synapse[0] == 1).any())
-    )
-    if m.reset is not None and whole:
+    if m.reset is not None:
         fires = {"v_threshold": full(m.thresholds[0]), "v_reset": full(m.reset)}
         if m.synapse is None:
             return _chain({name: (nir.LIF if "tau" in own else nir.IF)(**own, **fires)})
@@ -212,11 +212,6 @@ def _neuron(
         synapse = {"tau_syn": full(dt / (1 - keeps)), "w_in": full(gain / (1 - keeps))}
         tau = own.pop("tau")
         return _chain({name: nir.CubaLIF(tau_mem=tau, **synapse, **own, **fires)})
-    if m.reset is not None:
-        raise UserError(
-            f"{name}: a synaptic current in front of a membrane without leak, or one that never decays, with a hard "
-            "reset; accepted: leaks, or a soft reset"
-        )
     front: dict[str, Any] = {}
     if m.synapse is not None:
         front[f"{name}.synapse"] = _leaky(nir, integrated(*m.synapse, nothing))

@@ -199,7 +199,6 @@ def _traced(
             input_names=list(given),
             output_names=list(outputs),
             dynamic_axes={name: dict(sizes) for name, sizes in dynamic.items()},
-            custom_opsets={_DOMAIN: 1},
         )
     return content.getvalue()
 

@@ -1,7 +1,6 @@
 """`export`: files that do what the network does, and the mistakes that it names."""
 
 import math
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,21 +90,6 @@ def test_a_file_that_differs_is_not_written(to, smallest, tmp_path, capsys, monk
     assert "net is not written: it would differ from the network" in shown.err
     assert (tmp_path / "net").stat().st_ino == before  # a new file of the same bytes is another one
     assert list(tmp_path.iterdir()) == [tmp_path / "net"]
-
-
-def test_torch_export_is_read_without_the_kernels(smallest, tmp_path, capsys):
-    out = tmp_path / "net.pt2"
-    arguments = [str(smallest), "--to", "torch", "--out", str(out), "--batch-size", "2"]
-    assert main(arguments) == EXIT_DONE
-    assert "differ by 0" in capsys.readouterr().out
-    code = (
-        "import sys, torch\n"
-        "net = torch.export.load(sys.argv[1]).module()\n"
-        "print(tuple(net(torch.zeros(2, 1, 8, 8)).shape), 'spiketriton_kernels' in sys.modules)"
-    )
-    called = [sys.executable, "-c", code, str(out)]
-    answer = subprocess.run(called, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert answer.stdout.strip() == "(3, 2, 10) False"
 
 
 def test_mistakes_are_named(trained, tmp_path, monkeypatch):
