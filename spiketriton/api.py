@@ -464,7 +464,8 @@ class Run:
         Args:
             to: "onnx", "torch" (a .pt2), "nir" or "safetensors".
             out: the file; None: one in the run folder.
-            options: `batch_size` of onnx and torch, `dt` and `images` of nir.
+            options: `batch_size` of onnx and torch, `stream` of onnx (one time step, with states in and out), `dt` and
+                `images` of nir.
 
         Raises:
             UserError: another format or option; a missing package; what the format cannot hold; a file that would

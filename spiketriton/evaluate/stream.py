@@ -11,12 +11,39 @@ from torch import Tensor
 from spiketriton.data.given import GivenSteps
 from spiketriton.models.agreement import refuse_other_parts
 from spiketriton.models.foreign import ForeignNetwork
+from spiketriton.models.network import Network
 from spiketriton.neurons import Norm
 from spiketriton.plugins.tasks import task_of
 from spiketriton.plugins.tasks.classification import Classification
 from spiketriton.plugins.tasks.task import Task
 from spiketriton.system.errors import UserError, one_line
 from spiketriton.training.trained import TrainedRun
+
+
+def in_steps(run: TrainedRun) -> Network:
+    """A copy of a run's network whose calls continue a window, in eval mode, at the start of one.
+
+    UserError: it cannot be shown one step at a time, and why.
+    """
+    if parallel := run.model.parallel_neurons():
+        kind = type(run.model.get_submodule(parallel[0])).__name__
+        raise UserError(
+            f"{run.folder.path}: {parallel[0]} is a {kind}, which reads all steps of a window at once; accepted: "
+            "neurons that hand a state from step to step, or predict, which shows whole windows"
+        )
+    try:
+        model: Network = copy.deepcopy(run.model).eval()
+    except Exception as error:  # somebody else's code
+        raise UserError(
+            f"{run.folder.path}: the network cannot be copied ({one_line(error)}), and a stream has a copy of its "
+            "own; accepted: a network that copy.deepcopy takes"
+        ) from None
+    model.requires_grad_(False)
+    if isinstance(model, ForeignNetwork):
+        model.set_stateful()  # which compares
+    else:
+        refuse_other_parts(model, run.facts.image_shape, model.set_stateful)
+    return model
 
 
 class Stream:
@@ -29,24 +56,7 @@ class Stream:
     def __init__(self, run: TrainedRun) -> None:
         """UserError: the network cannot be shown one step at a time, and why."""
         self._run, self._task = run, task_of(run.recipe.loss)
-        if parallel := run.model.parallel_neurons():
-            kind = type(run.model.get_submodule(parallel[0])).__name__
-            raise UserError(
-                f"{run.folder.path}: {parallel[0]} is a {kind}, which reads all steps of a window at once; accepted: "
-                "neurons that hand a state from step to step, or predict, which shows whole windows"
-            )
-        try:
-            self._model = copy.deepcopy(run.model).eval()
-        except Exception as error:  # somebody else's code
-            raise UserError(
-                f"{run.folder.path}: the network cannot be copied ({one_line(error)}), and a stream has a copy of its "
-                "own; accepted: a network that copy.deepcopy takes"
-            ) from None
-        self._model.requires_grad_(False)
-        if isinstance(self._model, ForeignNetwork):
-            self._model.set_stateful()  # which compares
-        else:
-            refuse_other_parts(self._model, run.facts.image_shape, self._model.set_stateful)
+        self._model = in_steps(run)
         self._shown = GivenSteps(run.facts)
         self._gained = [
             m for m in self._model.modules() if isinstance(m, Norm) and m.step_gain is not None

@@ -30,7 +30,7 @@ class Format:
 FORMATS = {
     "nir": Format(".nir", (("nir", "nir"),), ("dt", "images")),
     "torch": Format(".pt2", (), ("batch_size",)),
-    "onnx": Format(".onnx", (("onnx", "onnx"), ("onnxruntime", "onnx")), ("batch_size",)),
+    "onnx": Format(".onnx", (("onnx", "onnx"), ("onnxruntime", "onnx")), ("batch_size", "stream")),
     "safetensors": Format(".safetensors", (("safetensors", "weights"),), ()),
 }
 EPILOG = """\
@@ -45,7 +45,8 @@ file's unit of time (1); importers that assume another length need it: 0.0001 fo
 torch: torch.export of the network in eval mode, for one batch size and image size, of plain operators in float32:
 torch.export.load needs nothing of spiketriton.
 onnx: plain operators in float32, for any number of images of one size; the file is run by onnxruntime with several
-numbers and compared. With --batch-size it takes that number alone.
+numbers and compared. With --batch-size it takes that number alone. With --stream it is one time step: a frame and the
+states go in, currents and the next states come out, and windows are shown to it step by step and compared.
 safetensors: the weights, with the recipe in the metadata; every command takes the file as a run.
 """
 
@@ -64,8 +65,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--images", type=many, help="nir: test images of the comparison (4)")
     parser.add_argument("--batch-size", type=many, help="images per call; torch: 1; onnx: any")
+    parser.add_argument(
+        "--stream",
+        action="store_const",
+        const=True,
+        help="onnx: one time step, with states in and out",
+    )
     args = parser.parse_intermixed_args(arguments)
-    for name in {"dt", "images", "batch_size"} - {*FORMATS[args.to].options}:
+    for name in {"dt", "images", "batch_size", "stream"} - {*FORMATS[args.to].options}:
         if getattr(args, name) is not None:
             parser.error(f"--{name.replace('_', '-')} has no effect with --to {args.to}")
     return args
@@ -110,6 +117,7 @@ def exported(
     dt: float | None = None,
     images: int | None = None,
     batch_size: int | None = None,
+    stream: bool | None = None,
 ) -> tuple[Path, bool, list[str]]:
     """Writes the file and reads it back: its path, whether it agrees with the network and is there, lines about it."""
     from spiketriton.evaluate.tables import replayed
@@ -118,7 +126,8 @@ def exported(
     from spiketriton.export.weights import export_safetensors
     from spiketriton.plugins.tasks import Reading
 
-    path = Path(out or run.folder.path / (run.recipe.name + FORMATS[to].ending))
+    name = run.recipe.name + ("_step" if stream else "")
+    path = Path(out or run.folder.path / (name + FORMATS[to].ending))
     calls = f"image(s) per call, {run.time_steps} time steps"
     if to == "safetensors":
         difference = export_safetensors(run, path, mark)
@@ -128,6 +137,14 @@ def exported(
         difference = export_torch(run, path, batch_size or 1, mark)
         agrees, what = difference < CLOSE, f"{batch_size or 1} {calls}"
         lines = [f"read back: currents differ by {difference:.1e} of the largest"]
+    elif stream:
+        from spiketriton.export.one_step import export_step
+
+        difference = export_step(run, path, batch_size or 0, mark)
+        agrees, what = difference < CLOSE, f"one step of {batch_size or 'any'} stream(s)"
+        lines = [
+            f"run by onnxruntime, step by step: currents differ by {difference:.1e} of the largest"
+        ]
     elif to == "onnx":
         difference = export_onnx(run, path, batch_size or 0, mark)
         agrees, what = difference < CLOSE, f"{batch_size or 'any'} {calls}"

@@ -9,8 +9,10 @@ import copy
 import inspect
 import io
 import logging
+import os
+import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
 
 from spiketriton.plugins.tasks import image_dim
@@ -41,7 +44,7 @@ def export_torch(run: TrainedRun, path: Path, batch_size: int, mark: str = "spik
     images = example(run, batch_size)
     content = io.BytesIO()  # torch aborts the process where it cannot write a file itself
     marks = {"written_by": mark, "read": run.recipe.loss.read}
-    with _quiet(), _named(run, "torch.export"):
+    with _quiet(), named(run, "torch.export"):
         program = torch.export.export(model, (images,))
         torch.export.save(program, content, extra_files=marks)
         content.seek(0)
@@ -63,14 +66,35 @@ def export_onnx(
     code of a network fixes the number of images or cannot be written, the file cannot be written.
     """
     need("onnx", "onnx")
-    onnxruntime = need("onnxruntime", "onnx")
+    need("onnxruntime", "onnx")
     model = on_cpu(run)
-    images = example(run, batch_size or _TRACED)
+    images = example(run, batch_size or TRACED)
     axes = {"images": {images.ndim + image_dim(images): "images"}, "currents": {1: "images"}}
-    with _named(run, "ONNX"):
+    with named(run, "ONNX"):
         written = as_onnx(model, {"images": images}, ["currents"], {} if batch_size else axes)
-    written.metadata_props.add(key="written_by", value=mark)
-    written.metadata_props.add(key="read", value=run.recipe.loss.read)
+
+    def answers(session: Any, size: int) -> tuple[Tensor, Tensor]:
+        images = example(run, size)
+        return torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), model(images)
+
+    return write_onnx(written, run, path, batch_size, answers, {"written_by": mark})
+
+
+def write_onnx(
+    written: Any,
+    run: TrainedRun,
+    path: Path,
+    batch_size: int,
+    answers: Callable[[Any, int], tuple[Tensor, Tensor]],
+    words: Mapping[str, str],
+) -> float:
+    """Writes an `onnx.ModelProto` of a run that answers as its network; see `export_onnx`.
+
+    answers: of a session of onnxruntime and a number of images its currents, and those of the network. words: metadata.
+    """
+    onnxruntime = need("onnxruntime", "onnx")
+    for key, value in {**words, "read": run.recipe.loss.read}.items():
+        written.metadata_props.add(key=key, value=value)
     quiet = onnxruntime.SessionOptions()
     quiet.log_severity_level = 4  # an error is raised, too
     session = onnxruntime.InferenceSession(
@@ -78,10 +102,8 @@ def export_onnx(
     )
     worst = 0.0
     for size in [batch_size] if batch_size else _COMPARED:
-        images = example(run, size)
-        expected = model(images)
         try:
-            found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+            found, expected = answers(session, size)
             if found.shape != expected.shape:
                 raise ValueError(f"{size} images gave {list(found.shape)}")
         except Exception as error:  # onnxruntime's own, of no common class
@@ -95,7 +117,7 @@ def export_onnx(
     return worst
 
 
-_TRACED, _COMPARED = 2, (1, 2, 5)  # images of a call: that is traced, that are compared
+TRACED, _COMPARED = 2, (1, 2, 5)  # images of a call: that is traced, that are compared
 
 
 def on_cpu(run: TrainedRun) -> nn.Module:
@@ -117,7 +139,7 @@ def apart(found: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def _named(run: TrainedRun, what: str) -> Iterator[None]:
+def named(run: TrainedRun, what: str) -> Iterator[None]:
     """What goes wrong in there is about the code of the network."""
     try:
         yield
@@ -189,7 +211,7 @@ def _traced(
     dynamic: Mapping[str, Mapping[int, str]],
 ) -> bytes:
     content = io.BytesIO()
-    with warnings.catch_warnings(), _AnyNumberOfImages():
+    with warnings.catch_warnings(), _no_graphs(), _Translatable():
         warnings.simplefilter("ignore")  # the tracer's, of checks that hold for this size
         torch.onnx.export(
             net,
@@ -203,17 +225,70 @@ def _traced(
     return content.getvalue()
 
 
-class _AnyNumberOfImages(TorchFunctionMode):
-    """`unflatten` as torch's, which the tracer writes down with the very number of images that it was shown."""
+@contextmanager
+def _no_graphs() -> Iterator[None]:
+    """Without the whole graph, which torch prints where an operator has no translation; the error names that.
+
+    It comes from C++, and torch turns the switch of it on by itself.
+    """
+    sys.stdout.flush()
+    shown = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 1)
+        yield
+    finally:
+        os.dup2(shown, 1)
+        os.close(shown)
+
+
+class _Translatable(TorchFunctionMode):
+    """What the tracer writes down only for the very sizes that it was shown, in other words.
+
+    `unflatten`, for which it fixes the number of images; `batch_norm` without weights, or by the statistics of its
+    batch, which it translates only where it knows the number of channels, or that of images.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is not Tensor.unflatten:
-            return func(*args, **(kwargs or {}))
-        x, dim, sizes = inspect.signature(Tensor.unflatten).bind(*args, **(kwargs or {})).args
-        known = (int(sizes[0]), -1) if len(sizes) == 2 else tuple(sizes)
-        return x.reshape(*x.shape[:dim], *known, *x.shape[dim + 1 :])
+        if func is Tensor.unflatten:
+            x, dim, sizes = inspect.signature(func).bind(*args, **(kwargs or {})).args
+            known = (int(sizes[0]), -1) if len(sizes) == 2 else tuple(sizes)
+            return x.reshape(*x.shape[:dim], *known, *x.shape[dim + 1 :])
+        if func is batch_norm:
+            given = inspect.signature(func).bind(*args, **(kwargs or {}))
+            given.apply_defaults()
+            if given.arguments["weight"] is None or given.arguments["training"]:
+                return _normalised(*given.args)
+        return func(*args, **(kwargs or {}))
+
+
+def _normalised(
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm` in plain operators, but that running statistics stay as they are."""
+    if training:
+        dims = [0, *range(2, x.ndim)]
+        centre = x.mean(dims, keepdim=True)
+        away = x - centre
+        y = away * (away.square().mean(dims, keepdim=True) + eps).rsqrt()
+    else:
+        assert mean is not None
+        assert var is not None
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        y = (x - mean.view(shape)) * (var + eps).rsqrt().view(shape)
+    for constant, join in ((weight, torch.mul), (bias, torch.add)):
+        if constant is not None:
+            y = join(y, constant.view(1, -1, *[1] * (x.ndim - 2)))
+    return y
 
 
 # ---- long windows in ONNX: an operator of ours while torch traces the network, then a Scan of one traced step

@@ -67,6 +67,7 @@ CALLS: dict[str, tuple[list[str], str]] = {
     "convert channels": (["ann", "--per-channel", "--percentile", "99", "--run-dir", "c"], "c/recipe.toml"),
     "export nir": (["lif", "--to", "nir", "--images", "1", "--dt", "1"], "lif/small.nir"),
     "export onnx": (["lif", "--to", "onnx", "--batch-size", "2"], "lif/small.onnx"),
+    "export step": (["lif", "--to", "onnx", "--stream"], "lif/small_step.onnx"),
     "export safetensors": (["lif", "--to", "safetensors", "--out", "w"], "w"),
     "report against": (["lif", "--trust-plugins", *BESIDE, "r.html"], "r.html"),
     "report plain": (["lif", "--no-evaluation"], "lif/report.html"),

@@ -81,7 +81,7 @@ def in_place_of_relus(
     """Puts copies of a neuron in place of a network's ReLUs. Returns ({name: what is there}, {name: why it stays})."""
     names: dict[int, list[str]] = {}
     for name, module in net.named_modules(remove_duplicate=False):
-        if type(module) is nn.ReLU:
+        if name and type(module) is nn.ReLU:
             names.setdefault(id(module), []).append(name)
     try:
         graphs = graphs_of(net, _Whole())
@@ -97,14 +97,15 @@ def in_place_of_relus(
     swapped: dict[str, nn.Module] = {}
     left = _functions(net, graphs)
     for key, own in names.items():
-        counts = {mode: found[key] for mode, found in calls.items() if found[key]}
-        if not counts:
+        counts = {mode: found[key] for mode, found in calls.items()}
+        times = {*counts.values()}
+        if times == {0}:
             left |= dict.fromkeys(own, "no forward calls it, as far as torch.fx sees")
-        elif len({*counts.values()}) > 1:
+        elif len(times) > 1 and times != {0, 1}:
             words = " and ".join(f"{count} times in {mode}" for mode, count in counts.items())
             left |= dict.fromkeys(own, f"it is called {words}")
         else:
-            made = [copy.deepcopy(neuron) for _ in range(next(iter(counts.values())))]
+            made = [copy.deepcopy(neuron) for _ in range(max(times))]
             swapped |= dict.fromkeys(own, made[0] if len(made) == 1 else Places(made, own[0]))
     for name, module in swapped.items():
         parent, _, child = name.rpartition(".")

@@ -183,6 +183,16 @@ class ByMode(Block):
         return self.relu(self.relu(x)) if self.training else self.relu(x)
 
 
+class Auxiliary(Block):
+    def forward(self, x):
+        return self.relu(self.relu(x)) if self.training else x
+
+
+class OnceInTraining(Block):
+    def forward(self, x):
+        return self.relu(x) if self.training else x
+
+
 class Unused(Block):
     def forward(self, x):
         return self.enter(x)
@@ -203,6 +213,14 @@ def test_what_keeps_its_relu_is_named():
         report.left["blocks.0.relu"]
         == "it is called 2 times in training mode and 1 times in eval mode"
     )
+    report = swap(Net(Auxiliary), relu=nn.LIF())
+    assert (
+        report.left["blocks.1.relu"]
+        == "it is called 2 times in training mode and 0 times in eval mode"
+    )
+    net = Net(OnceInTraining).eval()
+    assert set(swap(net, relu=nn.LIF()).swapped) == {"act", "blocks.0.relu", "blocks.1.relu"}
+    net(normal((T, B, 2)))
     assert swap(Net(Unused), relu=nn.LIF()).left["blocks.1.relu"].startswith("no forward calls it")
     layer = torch_nn.Sequential(torch_nn.TransformerEncoderLayer(4, 2, 8))
     assert "calls relu as a function" in swap(layer, relu=nn.LIF()).left["0"]
