@@ -45,7 +45,7 @@ commands:
   kernels                      each operation over sizes, T, dtypes and layouts
   step [RECIPE] [key=value]    a whole training step: spiketriton, its ANN twin, torch.compile, other libraries
   modes [RECIPE] [key=value]   plain, sew and ms blocks: eagerly, compiled and as a CUDA graph
-  memory [RECIPE] [key=value]  peak and saved-for-backward bytes of the same
+  memory [RECIPE] [key=value]  peak and saved-for-backward bytes of the same; without words of each operation, too
   gradients [RECIPE]           what the gradient monitor costs
   host                         process time of a call on tiny tensors, against F.batch_norm + relu
   data [RECIPE]                the loader alone, in images per second
@@ -164,7 +164,8 @@ def cases_of(section: str, args: argparse.Namespace, options: Options) -> Sequen
         case "modes":
             return [case for kinds in each(modes) for case in kinds]
         case "memory":
-            return [*kernels.cases(options, weighed=True), *each(TrainingStep)]
+            operations = [] if words else kernels.cases(options, weighed=True)
+            return [*operations, *each(TrainingStep)]
         case "gradients":
             return each(Monitoring)
         case "data":

@@ -44,6 +44,7 @@ from profiling.harness.timing import Effort, Timing
 from profiling.sections.kernels import Reference, relative_error, worst
 from profiling.sections.recipes import RecipeCase
 from spiketriton.config import Recipe, replace
+from spiketriton.config.names import SKIPLESS
 from spiketriton.models import Network, build_model
 from spiketriton.models.blocks import Block
 from spiketriton.models.convolutions import FasterConv2d
@@ -61,6 +62,8 @@ TWIN = "ANN twin"
 FLOOR = "convolutions alone"
 
 BATCHES = 4
+LONG = 64
+"""Steps of a window, beyond which the definition is not compiled: its loop would be unrolled for minutes."""
 
 ALLOWED = (1e-4, 0.05)
 """Share of a block's outputs that differ, relative error of the gradient by its input."""
@@ -381,13 +384,14 @@ def plain(conv: nn.Conv2d) -> nn.Conv2d:
     return theirs
 
 
-def spikingjelly_norm(norm: Norm) -> nn.Module:
-    """Its multi-step BatchNorm2d with the same parameters."""
+def spikingjelly_norm(norm: Norm, images: bool = True) -> nn.Module:
+    """Its multi-step BatchNorm2d, or of sequences BatchNorm1d, with the same parameters."""
     from spikingjelly.activation_based import layer
 
     if norm.scale != 1 or norm.step_gain is not None:
         raise Unavailable("spikingjelly's batch norm has neither tdBN's scale nor TEBN's gains")
-    theirs = layer.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, step_mode="m")
+    kind = layer.BatchNorm2d if images else layer.BatchNorm1d
+    theirs = kind(norm.num_features, norm.eps, norm.momentum, step_mode="m")
     theirs.load_state_dict(norm.state_dict())
     return theirs
 
@@ -413,23 +417,34 @@ class TrainingStep(RecipeCase):
         def peer(variant: Variant) -> Step:
             unequal = variant.unequal or ("" if variant.surrogate is ATAN else "it has no ATan")
             norms = spikingjelly_norm if variant.package == "spikingjelly" else None
+            if norms is not None and bench.recipe.model.name == "sequence":
+                norms = partial(norms, images=False)
             model = with_neurons(bench.model("model.fused=false"), variant.make, norms)
             how = {"compiled": variant.compiled, "checked": True, "norm_of_torch": True}
             return Step(bench, model, unequal=unequal, **how)
 
+        long, again = self.spec["T"] > LONG, self.recipe.model.name in SKIPLESS
         unfused = partial(bench.model, "model.fused=false")
         neuron = bench.model().spiking_layers()[0][1]
         return [
             contender(OURS, bench.model),
             contender(f"{OURS} unfused", unfused, norm_of_torch=True),
             contender(f"{OURS} packed", lambda: bench.model("model.memory=packed")),
+            *[contender(f"{OURS} recomputed", lambda: bench.model("model.memory=recomputed"))][
+                : int(again)
+            ],
             contender(TWIN, lambda: bench.model("neuron.kind=relu"), checked=False),
             contender(
                 FLOOR, lambda: with_neurons(unfused(), nn.Identity, nn.Identity), checked=False
             ),
             contender(f"{OURS} compiled", bench.model, compiled=True),
             *graph(bench, OURS),
-            contender("torch.compile", bench.definition, compiled=True, norm_of_torch=True),
+            contender(
+                "eager" if long else "torch.compile",
+                bench.definition,
+                compiled=not long,
+                norm_of_torch=True,
+            ),
             *peers.contenders(options.peers, neuron, options.device, bench.place.precision, peer),
         ]
 

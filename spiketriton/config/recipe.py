@@ -399,8 +399,9 @@ class ModelConfig(TableOfPart):
     """fraction of the classifier's inputs that training sets to zero, the same ones at all time steps of an image"""
     fused: bool = key(True)
     """norm, shortcut and neuron in one operator; false: separately"""
-    memory: Literal["standard", "packed"] = key("standard")
-    """`packed` stores spikes as single bits until backward: same gradients, less memory"""
+    memory: Literal["standard", "packed", "recomputed"] = key("standard")
+    """`packed` stores spikes as single bits until backward: same gradients, less memory; `recomputed`, of networks
+    without skip connections, also multiplies them by the weights again in place of storing currents: less, slower"""
     checkpoint_blocks: bool = key(False, only={"model.name": BLOCK_NETS})
     """recompute each residual block in backward: same gradients, less memory, slower"""
 

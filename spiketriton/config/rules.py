@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from spiketriton.config.names import CLOSABLE, PARALLEL, RESETS_OF, SPLITS_OF
+from spiketriton.config.names import CLOSABLE, PARALLEL, RESETS_OF, SKIPLESS, SPLITS_OF
 from spiketriton.config.parts import names
 from spiketriton.config.words import shown
 
@@ -20,6 +20,7 @@ def _clashes(values: Mapping[str, Any]) -> list[_Clash]:
     return [
         ("model.block", CLOSABLE, "model.name", ("net7b", "resnet19"), ""),
         ("model.memory", ("standard",), "neuron.kind", ("ilif",), spikes),
+        ("model.memory", ("standard", "packed"), "train.compile", (True,), "torch chooses what a graph keeps"),
         ("model.checkpoint_blocks", (False,), "train.compile", (True,), "statistics of batch norm would change twice"),
         ("model.recurrent", (False,), "neuron.kind", PARALLEL, "it has no step whose spikes could come back"),
         ("neuron.v_reset", (0,), "neuron.kind", tuple(RESETS_OF), ""),
@@ -44,6 +45,11 @@ def contradictions(values: Mapping[str, Any], peak_lr: float) -> Iterator[str]:
             )
     yield from _of_training(values, peak_lr)
     yield from _of_data(values)
+    if values["model.memory"] == "recomputed" and values["model.name"] not in SKIPLESS:
+        yield (
+            f'model.memory = "recomputed" with model.name = {shown(values["model.name"])}: accepted with it: '
+            '"standard", "packed"; "recomputed" with networks without skip connections'
+        )
     if values["neuron.kind"] == "plif" and values["neuron.tau"] == 1:
         yield "neuron.tau = 1.0: plif learns 1 - 1/tau from above 0; accepted: a number above 1"
     if (v_reset := values["neuron.v_reset"]) >= (threshold := values["neuron.v_threshold"]):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spiketriton.config import ModelConfig, NeuronConfig
 from spiketriton.models.convolutions import FasterConv2d
-from spiketriton.models.memory import mark_spikes
+from spiketriton.models.memory import mark_currents, mark_spikes
 from spiketriton.neurons import Norm, SpikingNeuron, build_neuron, spiking
 from spiketriton_kernels.nn import PSN, Delays, SlidingPSN
 
@@ -21,8 +21,9 @@ def folded(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     Delays are applied to the window.
     """
     if isinstance(layer, Delays):
-        return layer(x)
-    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return mark_currents(layer(x), layer, x)
+    given = x.flatten(0, 1)
+    return mark_currents(layer(given), layer, given).unflatten(0, x.shape[:2])
 
 
 class EachStep(nn.Module):

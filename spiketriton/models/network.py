@@ -45,7 +45,8 @@ class Network(nn.Module):
         self._gained: list[Norm] = []  # while streaming, norms that count steps
         self.dropout = parts.model.dropout
         self.frozen: list[Norm] = []  # norms that keep their statistics in training
-        self.packed = parts.spiking and parts.model.memory == "packed"
+        self.packed = parts.spiking and parts.model.memory != "standard"
+        self.recomputes = parts.spiking and parts.model.memory == "recomputed"
         self.unmeasured: dict[str, str] = {}  # neurons that no probe fits, and why
         self.on_save: Callable[[Tensor], None] | None = None  # see PackedSpikes
 
@@ -68,7 +69,8 @@ class Network(nn.Module):
         elif steps < 1 or not (self.is_spiking or steps == 1):
             accepted = "1 or more" if self.is_spiking else "1 (an ANN has no time)"
             raise UserError(f"time_steps {steps}: accepted: {accepted}")
-        packed = PackedSpikes(self.on_save) if self.packed else nullcontext()
+        recompute = self.recomputes and not self.streaming
+        packed = PackedSpikes(self.on_save, recompute=recompute) if self.packed else nullcontext()
         with packed, self._masked(steps, lengths):
             currents = self.currents(images, steps).float()
         for norm in self._gained if self.streaming else ():

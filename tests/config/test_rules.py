@@ -11,6 +11,8 @@ CONTRADICTIONS = {  # overrides of a small recipe -> what the refusal names
     ("train.batch_size=10", "train.accumulate=3"): ["train.accumulate = 3", "train.batch_size = 10", "a divisor"],
     ("train.batch_size=10", "train.micro_batch=3"): ["train.micro_batch = 3", "train.batch_size = 10", "a divisor"],
     ("train.micro_batch=auto", "train.accumulate=2"): ['train.accumulate = 2 with train.micro_batch = "auto"', "it: 1"],
+    ("model.memory=recomputed",): ['"recomputed" with model.name = "resnet8"', '"standard", "packed"'],
+    ("model.name=mlp", "model.memory=recomputed", "train.compile=true"): ['"recomputed" with train.compile', "it: "],
     ("model.checkpoint_blocks=true", "train.compile=true"): ["checkpoint_blocks = true with train.c", "it: false"],
     ("neuron.kind=clif", "neuron.v_reset=-1"): ['v_reset = -1.0 with neuron.kind = "clif"', "it: 0"],
     ("neuron.kind=ilif", "model.memory=packed"): ['"packed" with neuron.kind = "ilif"', 'it: "standard"'],

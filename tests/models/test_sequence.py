@@ -77,6 +77,36 @@ def test_delays_carry_credit_through_time():
     assert not found.direct[:, :-1].any()
 
 
+@pytest.mark.parametrize("more", [(), ("model.delays=3",), ("model.recurrent=true",)])
+@pytest.mark.parametrize("norm", ["bn", "tebn", "none"])
+@pytest.mark.parametrize("cast", [False, True], ids=["fp32", "bf16"])
+def test_currents_that_are_computed_again_give_the_same_bits_from_less_memory(more, norm, cast):
+    """Of sequences of different lengths, whose norms compute their statistics themselves, too."""
+    net_keys = ("model.depth=4", "model.width=32", f"model.norm={norm}", *more)
+    for lengths in (None, LENGTHS):
+        runs, kept = [], []
+        for memory in ("standard", "packed", "recomputed"):
+            net = build(*net_keys, f"model.memory={memory}")
+            saved = {}
+
+            def keep(tensor, saved=saved):
+                if not isinstance(tensor, torch.nn.Parameter):
+                    saved.setdefault(tensor.data_ptr(), tensor)
+                return tensor
+
+            net.on_save = keep
+            hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+            with hooks, torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                currents = net(shown(batch=5), lengths=lengths)
+            currents.square().sum().backward()
+            runs.append([currents, *(p.grad for p in net.parameters()), *net.buffers()])
+            kept.append(sum(tensor.untyped_storage().nbytes() for tensor in saved.values()))
+        for other in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+        if lengths is None and not more and norm == "bn":
+            assert kept[2] < 0.5 * kept[1] < 0.5 * kept[0]
+
+
 @pytest.mark.parametrize(
     "more",
     [

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spiketriton.config import ModelConfig, Recipe, TrainConfig
+from spiketriton.config.names import BLOCK_NETS, SKIPLESS
 from spiketriton.data import Data, Facts
 from spiketriton.models import build_model
 from spiketriton.plugins.tasks import task_of
@@ -91,8 +92,11 @@ def _remedies(
         tips.append("train.precision=bf16")
     if train.batch_size > 1:
         tips.append("a lower train.batch_size")
-    if not model.checkpoint_blocks and model.name not in ("plain", "mlp") and not train.compile:
-        tips.append("model.checkpoint_blocks=true (the same gradients, one more forward pass)")
+    more = "(the same gradients, one more forward pass)"
+    if model.name in BLOCK_NETS and not model.checkpoint_blocks and not train.compile:
+        tips.append(f"model.checkpoint_blocks=true {more}")
+    if model.name in SKIPLESS and model.memory != "recomputed" and spiking and not train.compile:
+        tips.append(f"model.memory=recomputed {more}")
     return tips or ["a smaller model.width, data.image_size or time_steps"]
 
 

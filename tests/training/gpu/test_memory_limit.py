@@ -73,6 +73,7 @@ def test_the_line_says_what_was_asked_and_what_lowers_it(error, asked):
         (["model.memory=packed", "train.precision=bf16"], 8, ["model.memory", "train.precision"]),
         (["train.batch_size=1", "model.checkpoint_blocks=true"], 1, ["batch_size", "blocks"]),
         (["model.name=plain", "model.width=4"], 8, ["checkpoint_blocks"]),
+        (["model.name=mlp", "model.memory=recomputed"], 8, ["checkpoint_blocks", "model.memory"]),
         (["train.compile=true"], 8, ["checkpoint_blocks"]),
     ],
 )
