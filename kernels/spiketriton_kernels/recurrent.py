@@ -10,13 +10,14 @@ its spikes, and of each step what its way back reads (``Step.kept``), in the mem
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .arguments import PROBE_FIELDS, check_call, check_like
-from .backends import eager_recurrent, native_recurrent
+from .backends import eager_recurrent, native_recurrent, triton_recurrent
+from .backends.choice import say_once
 from .fire import refuse_tangents, stack
 from .neuron import Call, Inputs, Neuron, Outputs, membrane_dtype, parsed
 from .passes import serving
@@ -49,7 +50,7 @@ class Found(NamedTuple):
     probe: Tensor | None  # [T, 8]
 
 
-_BACKENDS = {"triton": eager_recurrent, "native": native_recurrent, "torch": eager_recurrent}
+_BACKENDS = {"triton": triton_recurrent, "native": native_recurrent, "torch": eager_recurrent}
 _CALL = "str words, float[] floats"
 _READ = "Tensor weight, Tensor? states, Tensor? constants, Tensor? probe"
 
@@ -106,6 +107,18 @@ def _read(x: Tensor, constants: Tensor | None, words: str, floats: list[float]) 
     return Neuron.of(x, {} if constants is None else {"constants": constants}, words, floats)
 
 
+def _backend(x: Tensor, neuron: Neuron) -> Any:
+    """The module that serves a call."""
+    served = serving(x, neuron, native_recurrent)
+    if served == "triton" and not triton_recurrent.fits(x):
+        say_once(
+            f"spiketriton: {x.shape[2]} recurrent neurons on {x.device.type} run in PyTorch's loop (up to "
+            f"{triton_recurrent.MOST} in one kernel)"
+        )
+        served = "torch"
+    return _BACKENDS[served]
+
+
 def _filled(x: Tensor, found: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
     """An operator returns an empty tensor for what is not wanted."""
     return tuple([x.new_empty(0) if value is None else value for value in found])
@@ -138,8 +151,7 @@ def recurrent_forward(x, weight, states, constants, probe, words, floats):
     if x.numel() == 0:
         return _filled(x, out)
     first = None if states is None else states.to(wide).contiguous()
-    backend = _BACKENDS[serving(x, neuron, native_recurrent)]
-    backend.forward(x, weight.to(x.dtype).contiguous(), first, neuron, out)
+    _backend(x, neuron).forward(x, weight.to(x.dtype).contiguous(), first, neuron, out)
     return _filled(x, out)
 
 
@@ -178,8 +190,8 @@ def recurrent_backward(
         return _filled(by_spikes, out)
     more = [None if by is None else by.to(wide).contiguous() for by in (by_states, by_trace)]
     matrix = weight.to(by_spikes.dtype).contiguous()
-    backend = _BACKENDS[serving(by_spikes, neuron, native_recurrent)]
-    backend.backward(Upstream(by_spikes.contiguous(), *more), kept, matrix, neuron, out)
+    upstream = Upstream(by_spikes.contiguous(), *more)
+    _backend(by_spikes, neuron).backward(upstream, kept, matrix, neuron, out)
     return _filled(by_spikes, out)
 
 

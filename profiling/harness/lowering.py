@@ -157,6 +157,16 @@ def _adaptive(x: torch.Tensor) -> None:
     _training(Adaptive(x.shape[2]), x)
 
 
+def _recurrent(
+    neuron: Callable[[int], kernels.SpikingNeuron], x: torch.Tensor, **options: Any
+) -> None:
+    """Sequences [T, B, C], which have no pixels."""
+    layer = kernels.Recurrent(neuron(x.shape[2]), x.shape[2])
+    if "probe" in options:
+        layer.neuron.probe = torch.zeros(len(x), len(PROBE_FIELDS), requires_grad=True)
+    _training(layer, x[..., 0, 0].contiguous())
+
+
 _STATES = {
     "lif": multistep_lif,
     "ilif": multistep_ilif,
@@ -193,6 +203,10 @@ CASES: dict[str, tuple[Callable[..., None], int | str]] = {
     "join statistics": (_bn_lif, "join_statistics_kernel"),
     "join sums": (_bn_lif, "join_kernel"),
     "join probe": (_probed, "join_groups_kernel"),
+    "recurrent forward": (partial(_recurrent, lambda _: kernels.LIF()), 0),
+    "recurrent backward": (partial(_recurrent, lambda _: kernels.LIF()), 1),
+    "recurrent own step forward": (partial(_recurrent, Adaptive), 0),
+    "recurrent own step backward": (partial(_recurrent, Adaptive), 1),
     "own step forward": (_adaptive, 0),
     "own step backward": (_adaptive, 1),
     **{f"{name} forward": (partial(_training, one), 0) for name, one in _STATES.items()},
@@ -233,7 +247,8 @@ class Launch:
         """Elements of a program."""
         if self.packs:
             return 8 * self.arguments["BLOCK"]
-        return self.sizes["block_r"] * self.sizes["block_l"]
+        tiles = self.arguments["PRODUCT"].tiles if "PRODUCT" in self.arguments else 1
+        return self.sizes["block_r"] * self.sizes["block_l"] * tiles
 
     @property
     def fill(self) -> float:

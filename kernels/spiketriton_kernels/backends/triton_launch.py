@@ -58,13 +58,14 @@ def compiling(pool: Executor) -> Iterator[None]:
 
 
 def launch(
-    kernel: Any, programs: tuple[int, ...], x: torch.Tensor, /, *args: Any, maxnreg: int | None = None, **named: Any,
+    kernel: Any, programs: tuple[int, ...], x: torch.Tensor, /, *args: Any, maxnreg: int | None = None,
+    warps: int = WARPS, **named: Any,
 ) -> None:  # fmt: skip
-    """Run so many programs of a kernel, each of ``WARPS``, on the device of x.
+    """Run so many programs of a kernel, each of so many warps, on the device of x.
 
     Multiply-adds are never contracted: forward and replay must round alike.
     """
-    named["num_warps"] = WARPS
+    named["num_warps"] = warps
     named["enable_fp_fusion"] = False
     if maxnreg is not None:
         named["maxnreg"] = maxnreg

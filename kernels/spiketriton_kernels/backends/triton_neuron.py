@@ -89,7 +89,7 @@ def _form(value: float | torch.Tensor) -> int:
     return FLOAT
 
 
-def _given(neuron: Neuron, back: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def constants_for(neuron: Neuron, back: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A neuron's constants as a kernel takes them, with the starts behind them, and what it is compiled for."""
     given: Any = (*neuron[:_OWN], back)
     return (_remembered if neuron.is_plain else _of_record)(*given)
@@ -152,7 +152,7 @@ def _forward(
         mean, var, *_ = neuron.norm
         channel_statistics(x, mean, var, running)
     tiles = tiling(x, neuron.per_channel, vector_width(x))
-    given, compiled = _given(neuron, back=False)
+    given, compiled = constants_for(neuron, back=False)
     window = Window(T, chunk_length(T, neuron.holds_more), 2 if neuron.has_norm else 1)
     launch(
         fire_kernel, (tiles.row_tiles * tiles.lanes,), x, inputs, Norm.of(neuron), out, given,
@@ -227,7 +227,7 @@ def _walk_back(walk: Walk) -> None:
         None if out.probe is None else grouped(x, every_tile, T * len(PROBE_FIELDS)),
     )  # fmt: skip
     window, most = _plan(walk, tiles)
-    given, compiled = _given(neuron, back=True)
+    given, compiled = constants_for(neuron, back=True)
     own = own_surrogate(neuron.step.own_surrogate)
     launch(
         walk_kernel, (launched,), x,

@@ -112,7 +112,7 @@ def _replay(
 
 
 @triton.jit
-def _observe(
+def observe(
     probe_ptr, number, now, grad_s, dx, carry, factor, unit, spikes, WINDOW: tl.constexpr
 ):  # fmt: skip
     """This tile's share of one step of a probe, whose fields are ``GROUP`` apart."""
@@ -136,7 +136,7 @@ def _observe(
 
 
 @triton.jit
-def _with_first(states, first):
+def with_first(states, first):
     """The states, with another one in the place of the first."""
     found = (first,)
     for i in tl.static_range(1, len(states)):
@@ -245,7 +245,7 @@ def walk_kernel(
                 carry = by[0]
                 if upstream.trace is not None:
                     carry += queues[2][CHUNK - 1 - j]
-                    by = _with_first(by, carry)
+                    by = with_first(by, carry)
                 own_dx, earlier, by_constants, factor, unit, s = BACK(
                     kept[j], c, grad_s, by, OWN_SLOPE, OWN_AREA
                 )
@@ -260,7 +260,7 @@ def walk_kernel(
                 if partial.constants is not None:
                     learnt = _added(learnt, by_constants, now, ROWS)
                 if partial.probe is not None:
-                    _observe(
+                    observe(
                         partial.probe, number, now, grad_s, own_dx, carry, factor, unit, s, WINDOW
                     )
                 if norm.mean is not None:

@@ -167,7 +167,27 @@ OTHERS = (
 )  # fmt: skip
 MAPPED = cases(OTHERS, windows=[4])
 """What a call may ask for besides: given statistics, ranks, with states, gains, probes and what learns."""
+SEQUENCES = dict(layouts=["contiguous"])
+RETURNED = [
+    *cases(["recurrent forward", "recurrent backward"], **SEQUENCES, size=[64, 128, 1, 1]),
+    *cases(["recurrent forward"], **SEQUENCES, size=[64, 512, 1, 1]),
+    *cases(["recurrent backward"], dtypes=["fp32"], **SEQUENCES, size=[64, 200, 1, 1]),
+]
+"""Neurons whose spikes come back by a matrix: one tile, which holds the matrix, and several."""
+RETURNED_SELDOM = [
+    *cases(["recurrent backward"], **SEQUENCES, size=[64, 512, 1, 1]),
+    *cases(["recurrent forward", "recurrent backward"], ["sm_90"], ["fp32"], **SEQUENCES, size=[64, 512, 1, 1]),
+    *cases(
+        ["recurrent forward", "recurrent backward", "recurrent own step forward", "recurrent own step backward"],
+        ["sm_80", "sm_90", "gfx942"], ["bf16", "fp32"], **SEQUENCES, size=[64, 256, 1, 1],
+    ),
+    *cases(
+        ["recurrent forward", "recurrent backward"], ["sm_80", "gfx942"], ["bf16", "fp16", "fp32"], **SEQUENCES,
+        size=[3, 100, 1, 1],
+    ),
+]  # fmt: skip
 SELDOM = [
+    *RETURNED_SELDOM,
     *cases([case for case, _ in BARS if case.startswith(("ilif", "cuba", "learnt"))]),
     *cases(["own step backward", "alif backward"], ["sm_80"]),
     *cases(["own step backward", "alif backward", "cuba backward", OTHERS[7]], ["gfx942"]),
@@ -199,7 +219,7 @@ for given in json.loads(sys.argv[1]):
     width = learnt.pop("width", 1.0)
     arguments |= learnt
     # with a slope of their own, or none
-    if not given["case"].startswith(("ilif", "own", "pack", "unpack", "learnt", "join by")):
+    if not given["case"].startswith(("ilif", "own", "pack", "unpack", "learnt", "join by", "recurrent")):
         arguments["surrogate"] = Surrogate(arguments.get("surrogate", "atan"), width=width)
     try:
         report = lowering.lower(**arguments)
@@ -230,7 +250,7 @@ def lowered(wanted: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def quick():
-    wanted = [*QUICK, *RAGGED, *LEARNT, *PACKS, *JOINS, *PRINTED, *MAPPED]
+    wanted = [*QUICK, *RAGGED, *LEARNT, *PACKS, *JOINS, *PRINTED, *MAPPED, *RETURNED]
     return lowered([given for given in wanted if given not in SELDOM])
 
 
@@ -371,6 +391,20 @@ def test_what_else_a_call_may_ask_for_spills_nothing_and_moves_what_it_must(give
     assert report["spills"] == report["atomics"] == 0
     assert (report["loads"], report["stores"]) == PASSES[given["case"]]
     assert report["fused_across_lanes"] == 0
+
+
+@pytest.mark.parametrize("given", every(*RETURNED, *RETURNED_SELDOM))
+def test_spikes_that_come_back_spill_nothing_and_move_each_byte_once(given, report):
+    """2e + 4 each way of LIF, which keeps one value of a step; the matrix comes on top. (Where what is kept is several
+    times as large as the rest, that alone is traced.)"""
+    assert report["spills"] == report["atomics"] == 0
+    assert report["shared"] <= CARDS[given["target"]].shared
+    if given["target"] == "gfx942":
+        return
+    forward, e = "forward" in given["case"], {"bf16": 2, "fp16": 2, "fp32": 4}[given["dtype"]]
+    if "own" not in given["case"]:
+        assert report["bytes_per_element"] == pytest.approx(2 * e + 4)
+        assert (report["loads"], report["stores"]) == ((1, 2) if forward else (2, 1))
 
 
 @pytest.mark.slow

@@ -89,12 +89,6 @@ def by_hand(one: Recurrent, x: Tensor) -> Tensor:
     return torch.stack(spikes)
 
 
-@pytest.fixture(params=["native", "torch"])
-def backend(request):
-    with use_backend(request.param):
-        yield request.param
-
-
 @every_kind
 def test_in_float64_it_is_the_loop(kind, backend):
     one, x = made(kind).double(), normal((T, B, N), torch.float64, std=1.5)
@@ -253,6 +247,30 @@ def _traces(one, x):
         _, states = _stepped(one, x_t + s, states)
         traces.append(states[0])
     return traces
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"], indirect=True)
+@pytest.mark.parametrize("features", [N, 140])
+def test_kernels_in_float32_find_what_eager_pytorch_finds(features, backend, device):
+    """With states before and after, membranes, a probe and constants that learn; tiles of neurons, one and several."""
+    found = []
+    for served in (backend, "torch"):
+        torch.manual_seed(0)
+        one = Recurrent(Unseen(features), features, bias=True).to(device)
+        one.neuron.stateful = one.neuron.store_v_seq = True
+        one.neuron.probe = torch.zeros(5, len(PROBE_FIELDS), device=device, requires_grad=True)
+        x = normal((5, 19, features), device=device, std=1.5).requires_grad_()
+        states = normal((3, 19, features), device=device, seed=5).requires_grad_()
+        one.neuron.held = states
+        with use_backend(served):
+            spikes = one(x)
+            outs = spikes, one.neuron.held, one.neuron.v_seq
+            given = (x, states, *one.parameters(), one.neuron.probe)
+            up = [normal(out.shape, device=device, seed=i) for i, out in enumerate(outs)]
+            found.append([*outs, *torch.autograd.grad(outs, given, up)])
+    assert torch.equal(found[0][0], found[1][0])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_through_states_and_membranes(backend):
