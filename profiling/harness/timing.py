@@ -1,7 +1,8 @@
 """Honest timing: warm-up, data beyond the cache, contenders in turn, the median and its spread.
 
 A sample is a handful of calls timed together: by CUDA events on a GPU, where no call waits for
-another, by perf_counter on a CPU. Calls of less than a millisecond on a GPU are captured in a CUDA graph
+another; on a CPU by the clock, on one thread of it by the processor's time, of which work of others on the core
+takes nothing. Calls of less than a millisecond on a GPU are captured in a CUDA graph
 and its replays are timed: events around calls would measure Python. The contenders of a case are sampled
 in turn within one run, so that what disturbs the machine disturbs all of them; who starts changes from
 round to round.
@@ -102,10 +103,11 @@ class Timed:
             end.record()
             end.synchronize()
             return start.elapsed_time(end) / 1e3
-        begin = time.perf_counter()
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        begin = clock()
         for _ in range(calls):
             run()
-        return time.perf_counter() - begin
+        return clock() - begin
 
 
 def capture(call: Callable[[], object], count: int, device: torch.device) -> Callable[[], object]:

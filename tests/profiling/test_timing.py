@@ -1,6 +1,7 @@
 """Who is sampled when, how often, and what is made of the samples."""
 
 import gc
+import time
 
 import pytest
 import torch
@@ -85,7 +86,8 @@ class Clocked(Timed):
                 raise RuntimeError("operation not permitted\nwhen stream is capturing")
             return replay
 
-        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now / 1e3)
+        for clock in ("perf_counter", "process_time"):
+            monkeypatch.setattr(timing.time, clock, lambda: self.now / 1e3)
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
         monkeypatch.setattr(timing, "capture", capture)
@@ -105,6 +107,20 @@ def test_a_sample_is_filled_after_the_warm_up(monkeypatch):
     work = Clocked(monkeypatch, 10)
     work.prepare(QUICK)
     assert (work.called, work.calls) == (2, 1)
+
+
+@pytest.mark.parametrize(("threads", "counted"), [(1, False), (2, True)])
+def test_one_thread_is_timed_by_the_processor(monkeypatch, threads, counted):
+    """Of which others on its core take nothing; the threads of several would be added up."""
+
+    class Sleeps(Timed):
+        device = torch.device("cpu")
+
+        def __call__(self) -> None:
+            time.sleep(0.02)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert (Sleeps().sample() > 0.019) == counted
 
 
 @pytest.mark.parametrize(("rotation", "calls"), [(7, 7), (1, 4)])  # 4 fill a millisecond
