@@ -427,8 +427,8 @@ class _Shape(NamedTuple):
 
 def _twin(cls: Any) -> Any:
     """The class of what a step is called on: constants and options are attributes, whatever they are of a neuron."""
-    made = cls.__dict__.get("_made_twin")
-    if made is None:
+    made = getattr(cls, "_made_twin", None)  # torch.compile looks into no __dict__ that has changed
+    if made is None or made.__base__ is not cls:
         body = dict.fromkeys((*cls.constants, *cls.complements, *cls.options))
         made = cls._made_twin = type(cls.__name__, (cls,), {**body, "_is_twin": True})
     return made
