@@ -1,14 +1,20 @@
 """Convolutions by oneDNN and in our ways, ms on one thread.
 
     python studies/convolutions/run.py [fp32|bf16]      # on small maps, as matrix products: rows-fp32.md, rows-bf16.md
-    python studies/convolutions/run.py spikes           # of spikes alone: the first table of log.md
+    python studies/convolutions/run.py spikes           # of spikes alone: the second table of log.md, and the third
+    python studies/convolutions/run.py reach [RUN]      # by the input where a surrogate is not 0; shares of a run
 
 Both take turns; medians of processor time.
 """
 
+import ctypes
+import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,6 +134,64 @@ def of_spikes() -> None:
         print(f"| {images} | {name} | {' | '.join(cells)} |", flush=True)
 
 
+def in_reach() -> None:
+    """oneDNN's gradient by the input, and that of some elements alone; every one of these in float64, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "reach.so"
+        flags = ("-O3", "-march=native", "-shared", "-fPIC")
+        source = Path(__file__).with_name("reach.cpp")
+        subprocess.run(["c++", *flags, str(source), "-o", str(target)], check=True)
+        library = ctypes.CDLL(str(target))
+    print("| images | convolution | 10 % in reach | 15 % | 30 % |")
+    print("| ---: | --- | ---: | ---: | ---: |")
+    for images, read, written, side in SPIKES:
+        if read != written:
+            continue
+        dy, weight = tensors(images, read, written, side, 3)
+        x, turned = torch.empty_like(dy), weight.flip(2, 3).permute(1, 2, 3, 0).contiguous()
+        options = (None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
+        exact = torch.ops.aten.convolution_backward(
+            dy.double(), x.double(), weight.double(), *options
+        )[0]
+        cells = []
+        for share in (0.1, 0.15, 0.3):
+            mask = torch.rand(images, side, side, read) < share
+            dx = torch.empty(images, side, side, read)
+            times: tuple[list[float], list[float]] = ([], [])
+            for _ in range(ROUNDS):
+                begin = time.process_time()
+                torch.ops.aten.convolution_backward(dy, x, weight, *options)
+                between = time.process_time()
+                bordered = torch.nn.functional.pad(dy.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+                sizes = map(ctypes.c_int64, (images, side, side, read))
+                given = (bordered, turned, mask, dx)
+                library.reach(*sizes, *(ctypes.c_void_p(t.data_ptr()) for t in given))
+                times[0].append(1e3 * (between - begin))
+                times[1].append(1e3 * (time.process_time() - between))
+            torch.testing.assert_close(
+                dx.double(), exact.permute(0, 2, 3, 1) * mask, rtol=1e-4, atol=1e-4
+            )
+            cells.append(" / ".join(f"{statistics.median(kept[1:]):.2f}" for kept in times))
+        print(
+            f"| {images} | {read} channels, {side}x{side} pixels | {' | '.join(cells)} |",
+            flush=True,
+        )
+
+
+def shares_of(run: Path) -> None:
+    """Of a run's layers the share of neurons within reach of the surrogate, by step."""
+    shares: dict[int, dict[str, list[float]]] = {}
+    for line in (run / "gradients.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        layer = shares.setdefault(row["step"], {}).setdefault(row["layer"], [])
+        layer.append(1 - row["outside_share"])
+    for step, layers in shares.items():
+        print(
+            f"step {step:4}",
+            " ".join(f"{statistics.mean(values):.2f}" for values in layers.values()),
+        )
+
+
 def tensors(images: int, read: int, written: int, side: int, kernel: int) -> tuple[Tensor, Tensor]:
     x, weight = torch.randn(images, read, side, side), torch.randn(written, read, kernel, kernel)
     return x.contiguous(memory_format=LAST), weight.contiguous(memory_format=LAST)
@@ -138,6 +202,9 @@ def main() -> None:
     keep_freed_memory()
     asked = sys.argv[1] if len(sys.argv) > 1 else "fp32"
     print(f"{machine.cpu_name()}, torch {torch.__version__}, {asked}: ms of oneDNN / ours\n")
+    if asked == "reach":
+        shares_of(Path(sys.argv[2])) if len(sys.argv) > 2 else in_reach()
+        return
     of_spikes() if asked == "spikes" else on_small_maps(PRECISIONS[asked])
 
 
