@@ -198,7 +198,9 @@ def as_small(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     wide = membrane_dtype(x.dtype)
     if value.dtype == wide and value.dim() and value.is_contiguous():
         return value
-    return value.detach().to(wide).reshape(-1).contiguous()
+    value = value.detach()
+    value = value if value.dtype == wide else value.to(wide)
+    return value.reshape(-1).contiguous() if value.dim() else value.view(1)
 
 
 _OWN = Neuron._fields.index("mean")

@@ -5,6 +5,7 @@ A library tells the digest of the lists that it was compiled with, names and typ
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from collections.abc import Iterable
@@ -60,6 +61,14 @@ NEURON = Part(("int64_t", "form"), ("int64_t", "rows"), ("int64_t", "row_size"))
 
 CONSTANT = Part(("void *", "values"), ("double", "number"), ("int64_t", "size"), ("int64_t", "row"))
 """One constant: so many values, or where there are none a number; its row among the gradients, or -1."""
+
+
+@functools.cache
+def of_neuron(states: int, constants: int) -> struct.Struct:
+    """The end of a call: ``NEURON``, as many starts, as many ``CONSTANT`` and one of zeros; fields of 8 bytes."""
+    parts = [NEURON.format, "d" * states, *[CONSTANT.format] * (constants + 1)]
+    return struct.Struct("@" + "".join(parts).replace("@", ""))
+
 
 RECURRENT = Part(
     *_all("int64_t", ("steps", "samples", "neurons", "threads")),

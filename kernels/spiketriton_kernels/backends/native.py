@@ -18,14 +18,13 @@ import os
 import platform
 import re
 import shutil
-import struct
 import subprocess
 import tempfile
 import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from ..steps import forms
 from ..steps.step import Step, constants_of, header, written
 from ..surrogate import SHAPES
 from . import call, functions
-from .call import BACK, CONSTANT, FORTH, INPUT, NEURON
+from .call import BACK, FORTH, INPUT
 
 try:
     import fcntl
@@ -353,30 +352,25 @@ def _packed(served: Library, neuron: Neuron) -> bytes:
             given["shape"] = (float(_SHAPES[step.form.shape]), -1)
         pairs = [given.get(name, (0.0, -1)) for name in _constants(served, step)]
         constants, rows = zip(*pairs, strict=True)
-    return b"".join(neuron_parts(neuron, constants, rows, form))
+    return neuron_part(neuron, constants, rows, form)
 
 
-def neuron_parts(
-    neuron: Neuron, constants: Iterable[float | torch.Tensor], rows: Iterable[int], form: int = 0
-) -> Iterator[bytes]:
+def neuron_part(
+    neuron: Neuron, constants: Sequence[float | torch.Tensor], rows: Iterable[int], form: int = 0
+) -> bytes:
     """The last part of a call: a form of the neuron, where it starts, and constants with their rows."""
-    yield NEURON.pack(form, neuron.rows, neuron.channels)
-    yield _starts(neuron.starts)
+    fields: list[float] = [form, neuron.rows, neuron.channels, *neuron.starts]
     for value, row in zip(constants, rows, strict=True):
         if isinstance(value, torch.Tensor):
-            yield CONSTANT.pack(value.data_ptr(), 0.0, value.numel(), row)
+            fields += (value.data_ptr(), 0.0, value.numel(), row)
         else:
-            yield CONSTANT.pack(0, value, 1, row)
-    yield bytes(CONSTANT.size)
+            fields += (0, value, 1, row)
+    return call.of_neuron(len(neuron.starts), len(constants)).pack(*fields, 0, 0.0, 0, 0)
 
 
 _remembered = functools.lru_cache(maxsize=256)(
     lambda served, fields: _packed(served, Neuron(*fields))
 )
-
-
-def _starts(starts: tuple[float, ...]) -> bytes:
-    return struct.pack(f"@{len(starts)}d", *starts)
 
 
 def _constants(served: Library, step: Step) -> tuple[str, ...]:

@@ -96,6 +96,6 @@ def _run(x: Tensor, neuron: Neuron, tensors: dict[str, Tensor | None], way: int)
     sizes = dict(steps=steps, samples=samples, neurons=neurons, threads=threads)
     parts = [
         RECURRENT.of(**sizes, **places),
-        *native.neuron_parts(neuron, neuron.constants, neuron.step.rows),
+        native.neuron_part(neuron, neuron.constants, neuron.step.rows),
     ]
     library(x.dtype, neuron.step).spiketriton_recurrent(b"".join(parts), way)

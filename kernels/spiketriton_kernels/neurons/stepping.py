@@ -179,14 +179,14 @@ class Stepping(nn.Module):
         if self._family is None:
             named = (*self._parameters.items(), *self._buffers.items())
             given = {
-                name: value.to(wide)
+                name: as_wide(value, wide)
                 for name, value in named
                 if value is not None and value.is_floating_point() and value.dim() < 2
             }
         for name in self.constants:
             value = getattr(self, name)
             if isinstance(value, Tensor):
-                value = value.to(wide)
+                value = as_wide(value, wide)
             given[name] = 0.0 if value is None else value
         given |= {name: 1 - given[source] for name, source in self.complements.items()}
         return given | of_surrogate(self.surrogate, wide)
@@ -205,17 +205,32 @@ class Stepping(nn.Module):
     # ---- by kernels
 
     def record(self, x: Tensor) -> Neuron:
-        """The neuron as the kernels take it, for currents like x. One of numbers alone is kept until they change."""
+        """The neuron as the kernels take it, for currents like x.
+
+        Until an attribute changes, one of numbers alone is kept; of another what does not hang on its tensors.
+        """
         wide, compiling = membrane_dtype(x.dtype), torch.compiler.is_compiling()
         kept = {} if compiling else self.__dict__.setdefault("_records", {})
         found = kept.get((wide, x.dim()))
-        if found is not None:
+        if found is None:
+            given, starts = self._given(wide), self._starts()
+            step, reads = self._stepped(wide, x.dim(), given)
+        elif isinstance(found, Neuron):
             return found
-        given = self._given(wide)
-        step, reads = self._stepped(wide, x.dim(), given)
-        made = Neuron.made(step, reads.of(given, x), self._starts())
-        if not compiling and made.is_plain and _is_kept(type(self)):
-            kept[wide, x.dim()] = made
+        else:
+            step, reads, starts, tensors, numbers = found
+            given = numbers | {name: as_wide(getattr(self, name), wide) for name in tensors}
+            for name, source in self.complements.items():
+                given[name] = 1 - given[source]
+        made = Neuron.made(step, reads.of(given, x), starts)
+        if found is None and not compiling and _is_kept(type(self)):
+            tensors = [name for name in self.constants if isinstance(given[name], Tensor)]
+            own = own_surrogate(self.surrogate.shape)
+            if made.is_plain:
+                kept[wide, x.dim()] = made
+            elif self._family is not None and not isinstance(given[_WIDTH], Tensor) and own is None:
+                numbers = {key: v for key, v in given.items() if not isinstance(v, Tensor)}
+                kept[wide, x.dim()] = step, reads, starts, tensors, numbers
         return made
 
     def _stepped(
@@ -445,6 +460,11 @@ def _is_kept(cls: Any) -> bool:
             for n, c in zip(cls.constants, found, strict=True)
         )
     return cls._keeps_records
+
+
+def as_wide(value: Tensor, wide: torch.dtype) -> Tensor:
+    """In the membrane's dtype; of one that has it ``to`` would take a microsecond."""
+    return value if value.dtype == wide else value.to(wide)
 
 
 def of_surrogate(surrogate: Surrogate, wide: torch.dtype) -> dict[str, Any]:

@@ -312,3 +312,26 @@ def test_importing_the_modules_costs_no_more_than_torch():
     """torch._dynamo, most of the time of such an import, comes when something is compiled."""
     code = "import sys, spiketriton_kernels.nn; assert 'torch._dynamo' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["decay", "v_threshold", "w"])
+def test_what_a_call_keeps_of_a_neuron_that_learns_follows_its_values_and_attributes(name):
+    x, learnt = normal((4, 2, 3, 5), mean=0.5), torch.nn.Parameter(torch.tensor(0.7))
+    neuron = nn.PLIF() if name == "w" else nn.ALIF(**{name: learnt})
+
+    def holds():
+        given = x.to(getattr(neuron, name).dtype)
+        assert torch.equal(neuron(given), neuron.define(given))
+
+    holds()
+    with torch.no_grad():
+        getattr(neuron, name).add_(1.5)
+    holds()
+    neuron.rho, neuron.decay_input = 0.2, False
+    holds()
+    neuron.reset_mode = "none"
+    holds()
+    setattr(neuron, name, torch.nn.Parameter(torch.tensor([0.2, 0.5, 0.9])))
+    holds()
+    neuron.double()
+    holds()
