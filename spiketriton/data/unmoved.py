@@ -1,4 +1,4 @@
-"""Images whose targets would not follow when they are moved, cropped or resized."""
+"""Images and sequences whose targets would not follow when they are moved, cropped or resized."""
 
 from typing import Any
 
@@ -11,17 +11,19 @@ from spiketriton.system.errors import UserError
 
 
 def refuse_moves(config: DataConfig, source: Source, kind: str, side: int) -> None:
-    """Refuses what would move an image and not its target."""
-    asked = config.augmentation
+    """Refuses what would move an image, or a sequence in time, and not its target."""
+    asked, what = config.augmentation, "sequences" if source.move == "sequence" else "images"
     for key, value, accepted in (
         ("data.augment", "none" if source.augment else config.augment, '"none"'),
         ("data.augmentation.policy", asked.policy, '"none"'),
         ("data.augmentation.flip", asked.flip, "false"),
         ("data.augmentation.roll", asked.roll, "0"),
+        ("data.augmentation.shift", asked.shift, "0"),
+        ("data.augmentation.stretch", asked.stretch, "0"),
     ):
         if value not in ("none", "auto", 0):
             raise UserError(
-                f'{key} = {shown(value)} moves images, and the targets of loss.kind = "{kind}" do not follow; '
+                f'{key} = {shown(value)} moves {what}, and the targets of loss.kind = "{kind}" do not follow; '
                 f"accepted: {accepted}, or a task with moves = True"
             )
     if source.move == "photo":
@@ -29,7 +31,7 @@ def refuse_moves(config: DataConfig, source: Source, kind: str, side: int) -> No
             f'data.name = "{config.name}": photographs are cropped and resized, and the targets of loss.kind = '
             f'"{kind}" do not follow; accepted: images in memory (ArraySplit), or a task with moves = True'
         )
-    if source.move == "events":  # frames have the size that was asked for
+    if source.move in ("events", "sequence"):  # frames have the size that was asked for
         return
     for split in (source.train, source.test, source.validation):
         if split is None:

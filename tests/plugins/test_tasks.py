@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ import spiketriton
 from spiketriton import plugins
 from spiketriton.config import DataConfig, LossConfig
 from spiketriton.config.recipe import AugmentationConfig
-from spiketriton.data.sources import ArraySplit, Source
+from spiketriton.data.sources import ArraySplit, SequenceSplit, Source
 from spiketriton.data.unmoved import refuse_moves
 from spiketriton.evaluate.results import Evaluation
 from spiketriton.gradients.verdict import learned_by
@@ -197,6 +198,21 @@ def test_recordings_are_not_moved_without_their_targets(key, value):
     refuse_moves(asked(), source, "means", SIDE)
     with pytest.raises(UserError, match=f"augmentation.{key} = {str(value).lower()} moves images"):
         refuse_moves(asked(**{key: value}), source, "means", SIDE)
+
+
+@pytest.mark.parametrize(("key", "value"), [("shift", 2), ("stretch", 0.1)])
+def test_sequences_are_not_moved_without_their_targets(key, value):
+    """A target for each step: what is recalled of five steps ago."""
+    split = SequenceSplit(np.zeros((4, 7, 1)), np.zeros((4, 7)))
+    source = Source(train=split, test=split, classes=("value",))
+
+    def asked(**keys):
+        moves = AugmentationConfig(**keys)
+        return DataConfig(name="spoken_digits", augment="none", augmentation=moves)
+
+    refuse_moves(asked(), source, "means", 1)
+    with pytest.raises(UserError, match=f"augmentation.{key} = {value} moves sequences"):
+        refuse_moves(asked(**{key: value}), source, "means", 1)
 
 
 def test_a_network_of_ours_does_not_answer_for_each_pixel(tmp_path, monkeypatch):

@@ -274,7 +274,7 @@ class SpikingNeuron(Stepping):
                 f"input of {type(self).__name__} has shape {tuple(x.shape[steps:])}; accepted: {accepted}"
             )
         for name, value in (*self._parameters.items(), *self._buffers.items()):
-            if value is not None and value.ndim and x.shape[2:3] != value.shape:
+            if value is not None and value.ndim == 1 and x.shape[2:3] != value.shape:
                 raise ValueError(
                     f"input of {type(self).__name__} has shape {tuple(x.shape)}; accepted with "
                     f"{len(value)} values of {name}: [T, B, {len(value)}, ...], channels are dim 2"

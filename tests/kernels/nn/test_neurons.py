@@ -199,6 +199,35 @@ def test_constants_of_channels_are_parameters_or_travel_with_the_module():
     assert nn.LIF()(torch.zeros(T, 0, C)).shape == (T, 0, C)
 
 
+class Feedback(nn.SpikingNeuron):
+    """Its spikes come back by a matrix of its own, which no kernel has."""
+
+    states = ("v", "s")
+
+    def __init__(self):
+        super().__init__(backend="eager")
+        self.matrix = torch_nn.Parameter(torch.linspace(-0.5, 0.5, C * C).view(C, C))
+
+    def step(self, x, v, s):
+        h = 0.5 * v + x + s @ self.matrix.T
+        s = self.fire(h - 1)
+        return s, h - s, s
+
+
+def test_a_step_in_pytorch_may_hold_a_matrix():
+    neuron, x = Feedback(), normal((T, B, C), mean=1.0)
+    v = s = torch.zeros(B, C)
+    expected = []
+    for x_t in x:
+        s, v, _ = neuron.step(x_t, v, s)
+        expected.append(s)
+    spikes = neuron(x)
+    assert torch.equal(spikes, torch.stack(expected))
+    assert 0 < spikes.mean() < 1
+    spikes.sum().backward()
+    assert neuron.matrix.grad.abs().sum() > 0
+
+
 def test_a_record_is_kept_until_a_constant_changes():
     neuron, x = nn.ALIF(), normal((T, B, C), mean=1.0)
     assert neuron.record(x) is neuron.record(x)
