@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from ..neurons.base import SpikingNeuron
 from ..neurons.handed import hand_on
+from ..neurons.recurrent import Recurrent
 from .draws import drawn, undrawn
 
 log = logging.getLogger("spiketriton_kernels")
@@ -110,7 +111,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if type(m) is nn.Sequential:
             return False
-        return isinstance(m, SpikingNeuron) or not any(
+        return isinstance(m, SpikingNeuron | Recurrent) or not any(
             isinstance(c, SpikingNeuron) for c in m.modules()
         )
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from spikingjelly.activation_based import neuron
 from torch import Tensor
 from torch import nn as torch_nn
 from torch.nn import functional as F
@@ -404,6 +405,25 @@ def test_eager_steps_and_empty_batches():
     some(x).sum().backward()
     assert x.grad.shape == x.shape
     assert not some.weight.grad.any()
+
+
+def test_it_hides_no_norm_from_swap():
+    """torch.fx goes around it, and finds the norm in front of another neuron."""
+
+    class Net(torch_nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.node = torch_nn.BatchNorm1d(4), neuron.LIFNode(step_mode="m")
+            self.back = Recurrent(nn.LIF(), 4)
+
+        def forward(self, x):
+            return self.back(self.node(self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])))
+
+    net, x = Net(), normal((5, 3, 4), std=3.0)
+    expected = net(x)
+    report = nn.swap(net, fuse=True)
+    assert "not fused" not in str(report)
+    torch.testing.assert_close(net(x), expected)
 
 
 # ---- modules without states
