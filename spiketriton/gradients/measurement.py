@@ -41,12 +41,14 @@ class Signal:
     memory: what a net that is shown something new at each step remembers by: "states" that its neurons carry from step
         to step, or "windows" of steps (parallel neurons); "" where the input stands still, or of kinds of neurons, and
         mixtures, of which no row speaks.
+    apart: 1 at the time steps that tell classes apart, else 0 (`prober.classes_apart`); () where that is not known.
     """
 
     overlap: np.ndarray
     arrives: bool
     chain: bool = False
     memory: str = ""
+    apart: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -200,12 +200,13 @@ class Prober:
             found += np.array(overlaps) * self.share
         deep = len(self.layers) >= LIMITS.chain.layers and not knows_its_paths(self.model)
         judged = deep and arrives and all(isinstance(layer, LIF) for _, layer in self.layers)
-        memory = self.memory()
+        memory, (x, y, *_) = self.memory(), self.batches[0]
+        apart = classes_apart(x, y) if memory and len(x) == self.steps else ()
         if not judged:
-            return Signal(found, arrives, memory=memory)
-        x, neurons = self.batches[0][0], [neuron for _, neuron in self.layers]
+            return Signal(found, arrives, memory=memory, apart=apart)
+        neurons = [neuron for _, neuron in self.layers]
         differ = partial(tells_apart, images=x.shape[self.images])
-        return Signal(found, arrives, is_chain(self.model, x, neurons, differ), memory)
+        return Signal(found, arrives, is_chain(self.model, x, neurons, differ), memory, apart)
 
     def memory(self) -> str:
         """What the net remembers by, see `Signal.memory`."""
@@ -217,6 +218,32 @@ class Prober:
         if any(isinstance(m, kernels.Recurrent) for m in self.model.modules()):
             return ""  # which remember by their spikes, too
         return "states" if all(isinstance(neuron, CARRYING) for neuron in kinds) else ""
+
+
+def classes_apart(x: Tensor, y: Any) -> tuple[float, ...]:
+    """Of inputs [T, B, ...], which time steps tell classes apart: 1 at those, 0 at others.
+
+    They have at least half of the largest variance between the classes' means, less what chance gives; of B inputs of
+    K classes it gives (K - 1) / (B - 1) of all of the variance. () where no step has any, or y is not a class [B] of
+    each.
+    """
+    known = isinstance(y, Tensor) and y.shape == x.shape[1:2] and not y.is_floating_point()
+    if not known or x.is_complex():
+        return ()
+    values, classes = x.double().flatten(2), y.unique()
+    middle = values.mean(1, keepdim=True)
+    whole = (values - middle).square().sum((1, 2))
+    between = torch.zeros_like(whole)
+    for label in classes:
+        mine = values[:, y == label]
+        between += mine.shape[1] * (mine.mean(1, keepdim=True) - middle).square().sum((1, 2))
+    chance = (len(classes) - 1) / max(1, len(y) - 1)
+    found = between - chance * whole
+    if not bool(
+        (found > 1e-9 * whole).any()
+    ):  # but for rounding, where every input has a class of its own
+        return ()
+    return tuple((found >= 0.5 * found.max()).double().tolist())
 
 
 def tells_apart(out: Tensor, images: int) -> bool:

@@ -3,8 +3,8 @@
 forward     The image must reach the outputs, and the last layer must still tell it from others (`Prober.signal`).
 backward    The RMS of dL/dx over all time steps, at the first layer by that at the last; of residual nets, at
             the last layers of the blocks.
-through     Of nets that are shown something new at each step, what of the gradient reaches the first step of the first
-time        layer, as a part of that of all steps, with none through resets (`gradients.through_time`).
+through     Of nets that are shown something new at each step, which part of the first layer's gradient reaches the
+time        steps that tell classes apart, with none through resets (`gradients.through_time`).
 learning    What training has shown, once it can be known (`tells_from`). A net that learns in spite of an obstacle
             learns; one that is at chance is never healthy; "healthy" is one that learns, by a test, and has no
             obstacle. Before the first test no more is said than whether the loss falls.
@@ -19,12 +19,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from spiketriton.config import LossConfig, ModelConfig, Recipe, TrainConfig
-from spiketriton.config.names import BLOCK_NETS, PARALLEL, PlainNet
+from spiketriton.config.names import BLOCK_NETS, CHAINS, PARALLEL
 from spiketriton.gradients.measurement import Measurement, Signal
 from spiketriton.plugins.tasks import Score, task_of
 
@@ -81,10 +81,18 @@ class LIMITS:
     # ratio is not above `large`; in other nets, and without norms, it told nothing
     chain, large = Predicts(0.25, 0, 10, 20, ("lif",)), 1e4
     plain = Predicts(0.1, 0, 21, 48, ("if", "lif", "plif"))
-    # through time, by the rows of studies/through_time: what part of the first layer's gradient reaches its first step,
-    # by what a net remembers by (`Signal.memory`); of windows nothing, where none goes back so far
+    # chains of other neurons, by the rows of studies/untrained
+    others = Predicts(
+        *(2 / 3, 0, 2, 18),
+        ("if", "plif", "clif", "alif", "cuba", "psn", "masked_psn", "sliding_psn"),
+    )
+    wakes = (
+        1e-4  # of the last layer's gradient at the first one: with less none that is silent woke
+    )
+    # through time, by the rows of studies/through_time: what part of the first layer's gradient reaches the steps that
+    # tell classes apart, by what a net remembers by (`Signal.memory`); of windows nothing, where none goes back so far
     memory = {  # noqa: RUF012
-        "states": Remembers(0.025, 1, 4),
+        "states": Remembers(0.04, 1, 4),
         "windows": Remembers(0.0, 0, 1),
     }
     # the largest share of a layer at any step, without a limit on the gradient's norm, by the optimizer
@@ -242,7 +250,7 @@ class Forward:
         neuron and time step.
     arrives: False where the outputs are the same for all images, and nothing of an image is left at the last layer;
         None where it was not measured.
-    wakes: whether a gradient arrives at each layer of parallel neurons that hardly fires; training may wake it.
+    wakes: whether enough of the gradient arrives at the first layer that training may wake one that is silent.
     kept: what the last layer keeps of an image, 0 to 1; None where it was not measured.
     judged: the limit of `kept`; None where it tells nothing of nets of this kind.
     lost_from: the layer (index) from which on less than that is kept, or None.
@@ -293,7 +301,9 @@ class Through:
     credit: the smallest share of a layer, by way of time, of what reaches the last step that is read; None where it
         was not measured.
     arrives: of the first layer, where no gradient goes through resets, by the norm over all of its steps: other steps
-        are noise, which adds up so. More than `LIMITS.longest` count as so many. NaN where it was not measured.
+        are noise, which adds up so. More than `LIMITS.longest` count as so many. NaN where it was not measured. It is
+        the mean over the steps that tell classes apart, or the first step where none is known to.
+    apart: whether that is known.
     largest: share of a layer at any step, of its last one, by way of time.
     first, strongest: layers (index) of these two.
     steps: T.
@@ -309,6 +319,7 @@ class Through:
     largest: float = math.nan
     back: int = 0
     steps: int = 1
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -386,19 +397,20 @@ def judge(
     """
     names, optimizer, eps, limited = measured.names, of, 0.0, False
     compared: Sequence[int] = range(len(names))
-    silent, through = list[int](), compared
+    silent, model_name = list[int](), ""
     told, kind = LIMITS.chain if signal is not None and signal.chain else None, "lif"
     if isinstance(of, Recipe):
         optimizer, eps = of.train.optimizer, of.train.eps
         limited = of.clipping > 0 or of.peak_lr < LIMITS.lr
+        model_name = of.model.name
         compared, silent = _compared(measured, of.model), _may_be_silent(names, of.model)
-        through = _without_way_around(names, of.model)
         told, kind = told or _told_by_signal(of), of.neuron.kind
     burst = LIMITS.burst.get(str(optimizer))
     if isinstance(of, Recipe) and (of.clipping > 0 or (optimizer == "sgd" and limited)):
         burst = None
     stuck = learned is not None and learned.word in (Word.CHANCE, Word.FLAT)
-    grows = told is LIMITS.chain and optimizer == "sgd" and not limited and not begun
+    chain = told in (LIMITS.chain, LIMITS.others)
+    grows = chain and optimizer == "sgd" and not limited and not begun
     grows &= len(names) >= LIMITS.growth.layers and kind in LIMITS.growth.kinds
     if told is not None and (begun or len(names) < told.layers or kind not in told.kinds):
         told = None
@@ -416,10 +428,10 @@ def judge(
         # exactly 0: the last layer fires alike for all images, and not the outputs alone start at 0
         gone = kept == 0 or (not kept > 0 and forward.rate < LIMITS.rate)
         same = not signal.arrives and gone
-        # branches that start at zero get no gradient before the first step, and signal and gradient pass them
-        asleep = [i for i in should_fire if firing[i] < LIMITS.rate and i in through]
-        parallel = kind in PARALLEL or signal.memory == "windows"
-        wakes = parallel and all(measured.grad_input_rms[i].any() for i in asleep)
+        first, *_, last = [*measured.depth_profile, *measured.depth_profile[-1:]]
+        # of other nets no row tells that they do
+        tried = signal.memory == "windows" or kind in PARALLEL or model_name in CHAINS
+        wakes = bool(tried and not begun and first >= LIMITS.wakes * last > 0)
         forward = Forward(quietest, forward.rate, not same, wakes, kept, told, lost)
     return Verdict(
         names=names,
@@ -451,7 +463,8 @@ def _through(
     shown = measured.of_layers(among)
     memory = "" if signal is None or changed else signal.memory
     most = shown.credit.max(1)
-    largest, arrives, back = float(most.max()), *_remembered(shown.remembered[0])
+    apart = () if signal is None else signal.apart
+    largest, arrives, back = float(most.max()), *_remembered(shown.remembered[0], apart)
     word, judged = Word.FREE, LIMITS.memory.get(memory)
     if judged is not None and arrives <= judged.limit:
         word = Word.FORGETS
@@ -467,11 +480,14 @@ def _through(
         largest,
         back,
         len(shown.remembered[0]),
+        bool(apart),
     )
 
 
-def _remembered(shares: np.ndarray) -> tuple[float, int]:
-    """Of a layer: the first step's part of all up to the last that is reached, and steps back to FAINT."""
+def _remembered(shares: np.ndarray, apart: Sequence[float]) -> tuple[float, int]:
+    """Of a layer: what part of its gradient reaches the steps that tell classes apart, or the first, and steps back to
+    FAINT.
+    """
     reached = np.flatnonzero(shares)
     if not len(reached):
         return 0.0, 0
@@ -479,7 +495,9 @@ def _remembered(shares: np.ndarray) -> tuple[float, int]:
         return math.inf, len(shares) - 1
     shares = shares[: reached[-1] + 1]
     steps = min(len(shares), LIMITS.longest)
-    arrives = float(shares[0] / np.sqrt(steps * np.square(shares).mean()))
+    weights = np.array(apart)[: len(shares)] if apart else np.eye(1, len(shares))[0]
+    arrives = np.average(shares, weights=weights) if weights.any() else 0.0
+    arrives = float(arrives / np.sqrt(steps * np.square(shares).mean()))
     return arrives, len(shares) - 1 - int((shares >= FAINT).argmax())
 
 
@@ -488,8 +506,8 @@ def _told_by_signal(recipe: Recipe) -> Predicts | None:
     model = recipe.model
     if model.norm == "none":
         return None
-    if model.name in get_args(PlainNet):
-        return LIMITS.chain
+    if model.name in CHAINS:
+        return LIMITS.chain if recipe.neuron.kind in LIMITS.chain.kinds else LIMITS.others
     usual = model.block == "plain" and model.shortcut_gradient == "surrogate"
     return LIMITS.plain if model.name in BLOCK_NETS and usual else None
 
@@ -534,15 +552,6 @@ def _may_be_silent(names: Sequence[str], model: ModelConfig) -> list[int]:
     """Layers whose spikes nobody needs: the branches of SEW blocks that start closed."""
     closed = model.block == "sew" and starts_closed(model)
     return [i for i in last_layers(names) if "." in names[i]] if closed else []
-
-
-def _without_way_around(names: Sequence[str], model: ModelConfig) -> Sequence[int]:
-    """Layers that all of the signal goes through: of residual nets those outside the branches."""
-    if model.name not in BLOCK_NETS or model.block == "preact":
-        return range(len(names))
-    ends = last_layers(names) if model.block == "plain" else []
-    outside = ("." not in name or "downsample" in name for name in names)
-    return [i for i, free in enumerate(outside) if free or i in ends]
 
 
 def _backward(measured: Measurement, among: Sequence[int], judged: Predicts | None) -> Backward:

@@ -283,7 +283,8 @@ def _judged(folder: RunFolder) -> tuple[int, Measurement, Signal] | None:
                 raise ValueError(f"{len(overlap)} layers keep something of an image")
             weights = of_plain(dict[str, float], row["weights"])
             arrives, chain = (of_plain(bool, row[name]) for name in ("arrives", "chain"))
-            signal = Signal(overlap, arrives, chain, of_plain(str, row["memory"]))
+            memory, apart = of_plain(str, row["memory"]), of_plain(tuple[float, ...], row["apart"])
+            signal = Signal(overlap, arrives, chain, memory, apart)
             return of_plain(int, row["step"]), replace(measured, weights=weights), signal
     except (LookupError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{folder.judged.path} is damaged: {one_line(error)}") from None

@@ -124,7 +124,8 @@ def through(verdict: Verdict) -> str:
     if found.word == Word.BURSTS:
         grown = f"up to {times(found.largest)} that at the last step in {names[found.strongest]}"
         return f"exploding: {grown}, above the limit of {_beyond(found)}"
-    arrives = f"{times(found.arrives)} of the whole window's gradient reaches the first step in {names[found.first]}"
+    where = "steps that tell classes apart" if found.apart else "the first step"
+    arrives = f"{times(found.arrives)} of the whole window's gradient reaches {where} in {names[found.first]}"
     if found.judged is None:
         return f"{arrives}{back}; not judged: no row speaks of nets of this kind"
     if found.word == Word.FREE:

@@ -17,12 +17,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from spiketriton.diagnose.modules import Called
 from spiketriton.evaluate.evaluation import wilson
-from spiketriton.gradients.prober import Prober
+from spiketriton.gradients.measurement import Signal
+from spiketriton.gradients.prober import Prober, classes_apart
 from spiketriton.gradients.verdict import judge as judge_net
 from studies.through_time import nets
 from studies.through_time.nets import (
@@ -290,17 +292,14 @@ def measure(root: str) -> None:
         called = Called(Net(row), row["T"], timed=True)
         called.recognise(x, len(y))
         prober = Prober(called, [(x, y)], F.cross_entropy, images=1)
-        measured, signal = prober.measure(time=True), prober.signal()
-        said = judge_net(measured, row["optimizer"], signal)
-        through = said.through
-        made = {"id": name, "credit": f"{through.credit:.3g}", "arrives": f"{through.arrives:.3g}"}
-        made |= {"largest": f"{through.largest:.3g}", "back": through.back}
-        made |= {"firing": f"{said.forward.rate:.2g}", "outputs": said.forward.arrives}
-        found.append(made)
+        signal = Signal(np.ones(row["depth"]), True, False, prober.memory(), classes_apart(x, y))
+        said = judge_net(prober.measure(time=True), row["optimizer"], signal).through
+        made = {"id": name, "credit": f"{said.credit:.3g}", "arrives": f"{said.arrives:.3g}"}
+        found.append(made | {"largest": f"{said.largest:.3g}", "back": said.back})
         write(MEASURED, found)
 
 
-LIMITS = {"states": 0.025, "windows": 0.0}
+LIMITS = {"states": 0.04, "windows": 0.0}
 """Chosen on `fitted`: the highest recall with at most 4 % false alarms, by a grid of 0.0025."""
 BURST = {"sgd": 1e15, "adamw": 1e20}
 """Chosen by eye on the first draw, in which few nets grew so: above every share with which one learnt."""
@@ -360,15 +359,20 @@ def cures_of(row: Row) -> dict[str, Row]:
 
 
 def cure(root: str) -> None:
-    """cures.csv: of pulses that are told "vanishing through time" and fail, the accuracy with each change."""
+    """cures.csv: of pulses that are told "vanishing through time" and fail, the accuracy with each change.
+
+    Every change was tried on the nets of the first limits; on those that are told since IF, and others until one helps.
+    """
     torch.set_num_threads(1)
     found = read(CURES)
     done = {(row["id"], row["change"]) for row in found}
     for row, known in nets_of(PULSES):
         if not (known["fails"] and told(row, known) == "vanishing"):
             continue
-        for name, change in cures_of(row).items():
-            if (row["id"], name) not in done:
+        for name, change in sorted(cures_of(row).items(), key=lambda cure: cure[0] != "IF"):
+            mine = [one for one in found if one["id"] == row["id"]]
+            cured = any(one["accuracy"] >= FAILS["pulse"] for one in mine)
+            if (row["id"], name) not in done and not cured:
                 accuracy, by_rate = best(row | change, root)
                 made = {"id": row["id"], "change": name, "before": known["accuracy"]}
                 found.append(made | {"accuracy": round(accuracy, 4), "by_rate": by_rate})

@@ -20,7 +20,11 @@ import torch
 
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.data import build_data
+from spiketriton.evaluate.evaluation import wilson
+from spiketriton.gradients.measurement import COLUMNS, Measurement, Signal
 from spiketriton.gradients.prober import Prober
+from spiketriton.gradients.verdict import Word
+from spiketriton.gradients.verdict import judge as judge_net
 from spiketriton.models import Network, build_model
 from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError
@@ -28,6 +32,9 @@ from spiketriton.training.optim import build_optimizer, clipped_norm
 
 HERE = Path(__file__).parent
 REGISTER, ROWS = HERE / "register.csv", HERE / "rows.csv"
+PAGES = HERE / "README.md", HERE.parents[1] / "docs" / "gradient_flow.md"
+MADE = "made by studies/untrained/run.py"
+SEEN = 47  # rows that were there when limits were chosen
 Row = dict[str, str]
 FAMILIES = ("psn", "masked_psn", "sliding_psn", "clif", "alif", "cuba", "plif", "no norm", "high")
 KINDS = ("if", "lif", "plif", "clif", "alif", "cuba", "psn", "masked_psn", "sliding_psn")
@@ -148,8 +155,66 @@ def train() -> None:
             )
 
 
+def said(row: Row) -> Word:
+    """The verdict's word on the untrained net."""
+    columns = (np.array(row[name].split(), float)[:, None] for name in ("kept", "rate", "gradient"))
+    kept, rate, gradient = columns
+    others = dict.fromkeys(COLUMNS, np.ones_like(rate)) | {"nonfinite": np.zeros_like(rate)}
+    fields = others | {"firing_rate": rate, "grad_input_rms": gradient}
+    names = tuple(f"layers.{index}.neuron" for index in range(len(rate)))
+    signal = Signal(kept[:, 0], row["arrives"] == "True")
+    return judge_net(Measurement(names, **fields), recipe_of(row["settings"]), signal).word
+
+
+def nets(which: str = "") -> list[tuple[str, bool, bool, bool]]:
+    """Of each trained net: its family, whether an obstacle was named, whether it is judged at all, whether it fails.
+
+    which: "fitted", the nets that were there when limits were chosen, "new", the others.
+    """
+    found = []
+    for number, row in enumerate(read(ROWS)):
+        if which and (number < SEEN) != (which == "fitted"):
+            continue
+        word, fails = said(row), float(row["accuracy"]) < FAILS
+        family = row["id"].rpartition("-")[0]
+        named = word not in (Word.FREE, Word.NOT_JUDGED)
+        found.append((family, named, word != Word.NOT_JUDGED, fails))
+    return found
+
+
 def judge() -> Iterator[str]:
-    yield ""
+    """The table of README.md and of docs/gradient_flow.md."""
+    yield "| untrained nets | fail, and an obstacle is named | learn, and one is named | of the others not judged |"
+    yield "| --- | ---: | ---: | ---: |"
+    families = [(name, lambda net, name=name: net[0] == name) for name in FAMILIES]
+    for name, which, mine in (
+        ("**after the limits were chosen**", "new", lambda net: True),
+        ("before", "fitted", lambda net: True),
+        *((f"all, {name}", "", chosen) for name, chosen in families),
+    ):
+        found = [net for net in nets(which) if mine(net)]
+        cells = []
+        for fails in (True, False):
+            these = [named for _, named, _, failed in found if failed == fails]
+            cells.append(share(sum(these), len(these)))
+        free = [judged for _, named, judged, _ in found if not named]
+        cells.append(f"{len(free) - sum(free)} of {len(free)}")
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def share(part: int, whole: int) -> str:
+    """`3 of 4 (30-95 %)`, with Wilson's interval of 95 %."""
+    if not whole:
+        return ""
+    low, high = wilson(part, whole)
+    return f"{part} of {whole} ({100 * low:.0f}-{100 * high:.0f} %)"
+
+
+def page(text: str) -> str:
+    """A page with the table between its marks."""
+    before, mark, rest = text.partition(f"<!-- {MADE}: begin -->\n")
+    end = "<!-- end -->"
+    return before + mark + "\n".join(judge()) + "\n" + end + rest.partition(end)[2]
 
 
 def main() -> None:
@@ -163,7 +228,8 @@ def main() -> None:
     elif what == "train":
         train()
     else:
-        print("\n".join(judge()))
+        for path in PAGES:
+            path.write_text(page(path.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spiketriton.gradients.prober import Prober, overlap_of
+from spiketriton.gradients.prober import Prober, classes_apart, overlap_of
 from spiketriton.models import Network, build_model
 from spiketriton.plugins.tasks import Batch, build_loss
 from spiketriton.system.errors import UserError
@@ -131,3 +131,34 @@ def test_any_module_is_measured_whose_neurons_are_ours():
     )
     with pytest.raises(UserError, match="of Linear are shown no time steps"):
         Prober(nn.Linear(64, 10), [(images.flatten(1), labels)], loss, images=0)
+
+
+def test_steps_tell_classes_apart_that_have_half_of_the_variance_between_them_less_that_of_chance():
+    random = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    for high, low in ((1.0, 0.8), (1.0, 0.6)):
+        x = torch.randn(5, 60, 3, 2, generator=random)
+        x[1] += 5 * high * y[:, None, None]
+        x[3] += 5 * low * y[:, None, None]
+        found = []
+        for values in x.double().numpy():
+            means = np.stack([values[y == label].mean(0) for label in range(3)])
+            between = 20 * ((means - values.mean(0)) ** 2).sum()
+            found.append(between - 2 / 59 * ((values - values.mean(0)) ** 2).sum())
+        assert classes_apart(x, y) == tuple(float(one >= 0.5 * max(found)) for one in found)
+        assert classes_apart(x, y) == (0, 1, 0, float(low > 0.7), 0)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (torch.randn(3, 6, 2), torch.arange(6)),  # a class of its own for each
+        (torch.ones(3, 6, 2), torch.arange(6) % 2),
+        (torch.randn(3, 6, 2), torch.randn(6)),
+        (torch.randn(3, 6, 2), torch.zeros(6, 4, dtype=torch.long)),
+        (torch.randn(3, 6, 2), None),
+        (torch.randn(3, 6, 2), torch.zeros(6, dtype=torch.long)),
+    ],
+)
+def test_where_labels_tell_no_classes_apart_none_are(x, y):
+    assert classes_apart(x, y) == ()

@@ -113,10 +113,10 @@ def over_time(memory: str) -> Signal:
 @pytest.mark.parametrize(
     ("memory", "first", "remembered", "word"),
     [
-        ("states", 1.0, [0.024, 1, 0], Word.FORGETS),
-        ("states", 1.0, [0.026, 1, 0], Word.FREE),
-        ("states", 1.0, [0.5, 10, 1], Word.FREE),
-        ("states", 1.0, [0.5, 21, 1], Word.FORGETS),  # of all steps, not of the last one
+        ("states", 1.0, [0.039, 1, 0], Word.FORGETS),
+        ("states", 1.0, [0.041, 1, 0], Word.FREE),
+        ("states", 1.0, [0.5, 8, 1], Word.FREE),
+        ("states", 1.0, [0.5, 13, 1], Word.FORGETS),  # of all steps, not of the last one
         ("states", 1.0, [1, *[1] * 9_999, 0], Word.FREE),  # however long a window is
         ("states", 0.0, [1, 1, 1], Word.FREE),  # a later layer need not remember
         ("states", 1.0, [0, 0, 0], Word.FORGETS),  # whose gradient died
@@ -177,6 +177,26 @@ def test_a_silent_layer_is_an_obstacle_only_where_no_path_goes_around():
     )
     zeros = kept(1, 1, -0.01, arrives=False)  # outputs that start at 0
     assert judge(made(), signal=zeros).word == Word.NOT_JUDGED
+
+
+@pytest.mark.parametrize(
+    ("first", "recipe", "word"),
+    [
+        (1.1e-4, CHAIN, Word.NOT_JUDGED),
+        (0.9e-4, CHAIN, Word.SILENT),
+        (0.0, (*CHAIN, "neuron.kind=psn"), Word.SILENT),
+        (1.1e-4, (*CHAIN, "neuron.kind=psn"), Word.NOT_JUDGED),
+        (1.0, ("model.name=resnet20",), Word.SILENT),  # no row is of it
+    ],
+)
+def test_a_chain_may_wake_whose_first_layer_gets_a_gradient(first, recipe, word):
+    grads = np.array([[first] * 2, [1] * 2, [1] * 2])
+    silent = made(firing_rate=np.zeros((3, 2)), grad_input_rms=grads)
+    found = judge(silent, small_recipe(*recipe), kept(0, 0, 0, arrives=False))
+    assert found.word == word
+    assert "the outputs are the same for all images" in line(found)
+    begun = judge(silent, small_recipe(*recipe), kept(0, 0, 0, arrives=False), begun=True)
+    assert begun.obstacles == (Word.SILENT,)  # what was to wake it has been trained
 
 
 def test_the_first_value_that_is_not_finite_on_the_way_back_is_named():
@@ -242,9 +262,11 @@ def test_a_growing_gradient_is_only_shown_of_nets_of_which_no_row_tells(block):
         (CHAIN, 20, 0.25),
         (CHAIN, 19, None),
         *(
-            ((*CHAIN, f"neuron.kind={kind}"), 20, None)
-            for kind in ("if", "plif", "ilif", "alif", "psn")
+            ((*CHAIN, f"neuron.kind={kind}"), 18, 2 / 3)
+            for kind in ("if", "plif", "clif", "alif", "cuba", "psn", "masked_psn", "sliding_psn")
         ),
+        ((*CHAIN, "neuron.kind=psn"), 17, None),
+        ((*CHAIN, "neuron.kind=ilif"), 20, None),
         ((*CHAIN, "model.norm=none"), 20, None),
         ((*DEEP_PLAIN, "model.shortcut_gradient=surrogate"), 48, 0.1),
         ((*DEEP_PLAIN, "model.shortcut_gradient=surrogate", "neuron.kind=plif"), 48, 0.1),
@@ -784,6 +806,27 @@ def test_no_sentence_contradicts_its_numbers(seed):
     assert free == (findings(verdict) == []) == (line(verdict) in (Word.FREE, Word.NOT_JUDGED))
     assert all(obstacle in line(verdict) for obstacle in verdict.obstacles)
     assert brief(verdict).startswith(line(verdict))
+
+
+@pytest.mark.parametrize(
+    ("apart", "arrives", "words"),
+    [
+        ((), 0.0, "vanishing: 0x of the whole window's gradient reaches the first step in a"),
+        ((0.0, 0.0, 1.0), 0.5, "0.5x of the whole window's gradient reaches steps that tell classes apart in a"),
+        ((1.0, 1.0, 0.0), 0.25, "0.25x of"),
+        ((1.0, 0.0, 0.0), 0.0, "vanishing: 0x of"),
+    ],
+)  # fmt: skip
+def test_what_has_to_be_remembered_is_where_classes_differ(apart, arrives, words):
+    """Of a gradient of 0, 1, 1, 1, 1 the norm is 2, though not all steps are known to tell classes apart."""
+    remembered = np.tile([0.0, 1, 1, 1, 1], (3, 1))
+    shares = {"credit": remembered, "direct": 0 * remembered, "remembered": remembered}
+    signal = Signal(
+        np.full(3, 0.5), True, memory="states", apart=(*apart, 0.0, 0.0) if apart else ()
+    )
+    found = judge(made(**shares), "adamw", signal)
+    assert found.through.arrives == pytest.approx(arrives)
+    assert sentences(found)[-2].startswith(f"through time: {words}")
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def test_the_verdict_is_that_of_what_the_training_measured_last(folder):
             "arrives": True,
             "chain": True,
             "memory": "",
+            "apart": [],
             "weights": {"w": 1e-9},
         }
         folder.judged.append([{"step": step, "rows": measured, **kept}])
