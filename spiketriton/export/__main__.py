@@ -122,7 +122,7 @@ def exported(
     """Writes the file and reads it back: its path, whether it agrees with the network and is there, lines about it."""
     from spiketriton.evaluate.tables import replayed
     from spiketriton.export.nir_file import export_nir
-    from spiketriton.export.plain import CLOSE, export_onnx, export_torch
+    from spiketriton.export.plain import export_onnx, export_torch
     from spiketriton.export.weights import export_safetensors
     from spiketriton.plugins.tasks import Reading
 
@@ -134,21 +134,19 @@ def exported(
         agrees, what = difference == 0, f"weights of step {run.step}"
         lines = [f"read back: they differ by {difference:g}"]
     elif to == "torch":
-        difference = export_torch(run, path, batch_size or 1, mark)
-        agrees, what = difference < CLOSE, f"{batch_size or 1} {calls}"
-        lines = [f"read back: currents differ by {difference:.1e} of the largest"]
+        compared = export_torch(run, path, batch_size or 1, mark)
+        agrees, what = compared.agrees, f"{batch_size or 1} {calls}"
+        lines = [f"read back: {compared}"]
     elif stream:
         from spiketriton.export.one_step import export_step
 
-        difference = export_step(run, path, batch_size or 0, mark)
-        agrees, what = difference < CLOSE, f"one step of {batch_size or 'any'} stream(s)"
-        lines = [
-            f"run by onnxruntime, step by step: currents differ by {difference:.1e} of the largest"
-        ]
+        compared = export_step(run, path, batch_size or 0, mark)
+        agrees, what = compared.agrees, f"one step of {batch_size or 'any'} stream(s)"
+        lines = [f"run by onnxruntime, step by step: {compared}"]
     elif to == "onnx":
-        difference = export_onnx(run, path, batch_size or 0, mark)
-        agrees, what = difference < CLOSE, f"{batch_size or 'any'} {calls}"
-        lines = [f"run by onnxruntime: currents differ by {difference:.1e} of the largest"]
+        compared = export_onnx(run, path, batch_size or 0, mark)
+        agrees, what = compared.agrees, f"{batch_size or 'any'} {calls}"
+        lines = [f"run by onnxruntime: {compared}"]
     else:
         found = export_nir(run, path, dt or 1.0, images or 4, mark)
         agrees, lines = found.agrees, replayed(found)

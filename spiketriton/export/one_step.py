@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.evaluate.stream import in_steps
-from spiketriton.export.plain import TRACED, as_onnx, example, named, on_cpu, write_onnx
+from spiketriton.export.plain import TRACED, Compared, as_onnx, example, named, on_cpu, write_onnx
 from spiketriton.models.foreign import ForeignNetwork
 from spiketriton.models.network import Network
 from spiketriton.neurons import Norm
@@ -66,12 +66,12 @@ def _start(module: nn.Module) -> Tensor:
 @torch.no_grad()
 def export_step(
     run: TrainedRun, path: Path, batch_size: int = 0, mark: str = "spiketriton"
-) -> float:
+) -> Compared:
     """Writes one step of the network as ONNX in float32, and has onnxruntime run windows with it, step by step.
 
-    Returns the largest difference of currents from those of the network that is shown the whole window, as a share of
-    the largest. batch_size: frames of a call; 0: any number. UserError: as `export_onnx`, or the network cannot be
-    shown one step at a time, or has a gain for each step.
+    Its currents are compared with those of the network that is shown the whole window. batch_size: frames of a call; 0:
+    any number. UserError: as `export_onnx`, or the network cannot be shown one step at a time, or has a gain for each
+    step.
     """
     _refuse(run)
     whole, model = on_cpu(run), in_steps(run).cpu().float()
@@ -90,14 +90,12 @@ def export_step(
             held = dict(zip(one.start, states, strict=True))
             currents, *states = session.run(None, {"frame": step, **held})
             found.append(torch.from_numpy(currents))
-        expected = whole(window if run.facts.frames else window[0])
-        if whole.answers_each_step:
-            return torch.stack(found), expected
-        return torch.stack(found).mean(0, keepdim=True), expected
+        shown, currents = window if run.facts.frames else window[0], torch.stack(found)
+        return shown, currents if whole.answers_each_step else currents.mean(0, keepdim=True)
 
     begins = {name: [float(row.flatten()[0]) for row in value] for name, value in one.start.items()}
     words = {"start": json.dumps({n: values for n, values in begins.items() if any(values)})}
-    return write_onnx(written, run, path, batch_size, answers, {"written_by": mark, **words})
+    return write_onnx(written, run, path, batch_size, whole, answers, {"written_by": mark, **words})
 
 
 def _refuse(run: TrainedRun) -> None:

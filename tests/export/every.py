@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spiketriton.config import NeuronConfig
 from spiketriton.config.kinds import kinds
 from spiketriton.neurons import build_neuron
-from spiketriton_kernels.nn import LIF, PLIF, BatchNormLIF, Leaky, Recurrent
+from spiketriton_kernels.nn import LIF, PLIF, BatchNormLIF, Delays, Leaky, Recurrent
 from tests.kernels.steps.neurons import Adaptive, Plain, Ternary
 
 WIDTH = 16
@@ -34,6 +34,7 @@ class Every(nn.Module):
             "reset later": Leaky(0.75, reset_delay=True),
             "behind a norm": BatchNormLIF(WIDTH, Plain()),
             "recurrent": Recurrent(LIF(), WIDTH),
+            "delays": nn.Sequential(Delays(WIDTH, WIDTH, 2), LIF(decay_input=False)),
         }
         made |= {name: build_neuron(NeuronConfig(kind=name), steps, WIDTH) for name in kinds()}
         if few:
