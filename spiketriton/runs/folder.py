@@ -175,12 +175,7 @@ class RunFolder:
         except parts.NotAskedFor as error:
             raise parts.NotAskedFor(f"{self.recipe}: {error}") from None
         except UserError as error:
-            known = not isinstance(error, UnknownKey)
-            hint = "; plugins.modules=... gives its new place" * ("plugins.modules" in str(error))
-            hint += self._version_in_words(known)
-            if not known and NEWER not in hint:
-                hint += f"; train.init_from={self.path} begins a new run with its weights"
-            raise UserError(f"{self.recipe}: {error}{hint}") from None
+            raise UserError(f"{self.recipe}: {error}{self._advice(error)}") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{self.recipe} is damaged: not UTF-8 at byte {error.start}") from None
 
@@ -196,15 +191,21 @@ class RunFolder:
         train = tomllib.loads(self.recipe.read_text("utf-8"))["train"]
         return {key: train[key.removeprefix("train.")] for key in LENGTHS}
 
-    def _version_in_words(self, known: bool) -> str:
-        """With what the run was trained, where that may be why its recipe is not understood."""
+    def _advice(self, error: UserError) -> str:
+        """What may help where the recipe is not understood: a plugin's place, the run's spiketriton, a new run."""
+        advice = "; plugins.modules=... gives its new place" * ("plugins.modules" in str(error))
         last = (self.sessions() or [{}])[-1]
-        theirs, commit = last.get("spiketriton"), last.get("commit")
-        if not isinstance(theirs, str) or (theirs == __version__ and known):
-            return ""
-        at = f", commit {one_line(commit[:10])}" if isinstance(commit, str) else ""
-        newer = NEWER if _numbers(theirs) > _numbers(__version__) else ""
-        return f"; the run was trained with spiketriton {one_line(theirs)[:20]}{at}, and this is {__version__}{newer}"
+        theirs, commit, is_newer = last.get("spiketriton"), last.get("commit"), False
+        known = not isinstance(error, UnknownKey)
+        if isinstance(theirs, str) and not (theirs == __version__ and known):
+            at = f", commit {one_line(commit[:10])}" if isinstance(commit, str) else ""
+            advice += f"; the run was trained with spiketriton {one_line(theirs)[:20]}{at}, and this is {__version__}"
+            is_newer = _numbers(theirs) > _numbers(__version__)
+        if is_newer:
+            advice += ": install the newer one"
+        elif not known:
+            advice += f"; train.init_from={self.path} begins a new run with its weights"
+        return advice
 
     def keep_network(self, recipe: Recipe) -> Recipe:
         """The recipe of a network out of a file of NIR, with a copy of that in the folder; of others as it is."""
@@ -270,9 +271,6 @@ class Onlooker(RunFolder):
 
     def discard_if_unused(self) -> None:
         pass
-
-
-NEWER = ": install the newer one"
 
 
 def is_weights(path: str | Path) -> bool:
