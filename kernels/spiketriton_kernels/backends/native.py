@@ -183,7 +183,9 @@ def _compiled(
         said = (
             "compiling the CPU kernels for %s, once on this machine: a few seconds of a processor"
         )
-        log.warning(said + " (all ahead: python -m spiketriton_kernels)", name)
+        # recurrent.cpp is compiled for one step when it is called
+        ahead = "" if source.stem == "recurrent" else " (all ahead: python -m spiketriton_kernels)"
+        log.warning(said + ahead, name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = tempfile.NamedTemporaryFile(dir=folder)  # noqa: SIM115 - only to learn whether the folder is writable
