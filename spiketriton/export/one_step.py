@@ -22,7 +22,7 @@ from spiketriton.neurons import Norm
 from spiketriton.plugins.tasks import has_time
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import TrainedRun
-from spiketriton_kernels.nn import Delays, SpikingNeuron
+from spiketriton_kernels.nn import Delays, ParallelNeuron, SpikingNeuron
 
 
 class OneStep(nn.Module):
@@ -107,6 +107,12 @@ def _refuse(run: TrainedRun) -> None:
         raise UserError(
             f"{run.folder.path}: {gains[0]} has a gain for each time step (tebn), and one step is written; accepted: "
             "another model.norm, or the whole window"
+        )
+    parallel = [n for n, m in run.model.named_modules() if isinstance(m, ParallelNeuron)]
+    if parallel:
+        raise UserError(
+            f"{run.folder.path}: {parallel[0]} is a parallel neuron, which reads the inputs of steps before; accepted: "
+            "neurons that hand a state from step to step, or the whole window"
         )
     left = run.model.swapped.left if isinstance(run.model, ForeignNetwork) else {}
     if left:

@@ -17,7 +17,7 @@ from spiketriton.neurons import Norm, SpikingNeuron, told_of_spikes
 from spiketriton.plugins.tasks import has_time
 from spiketriton.system.errors import UserError
 from spiketriton_kernels.adopt.draws import undrawn
-from spiketriton_kernels.nn import Delays, Recurrent
+from spiketriton_kernels.nn import Delays, ParallelNeuron, Recurrent
 
 
 class Network(nn.Module):
@@ -134,8 +134,9 @@ class Network(nn.Module):
         return not self.parallel_neurons()
 
     def parallel_neurons(self) -> list[str]:
-        """Names of those that read a window at once, and have no state that one step could hand to the next."""
-        return [name for name, neuron in self._neurons() if neuron.kind == "psn"]
+        """Names of those that read later steps, and have no state that one step could hand to the next."""
+        named = self._neurons()
+        return [n for n, neuron in named if isinstance(neuron, ParallelNeuron) and not neuron.reach]
 
     @property
     def draws(self) -> bool:

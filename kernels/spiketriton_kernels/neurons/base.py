@@ -38,7 +38,8 @@ class AllOptions(Options, total=False):
 
 
 _NO_CONSTANTS = {
-    "v", "m", "held", "v_seq", "probe", "training", "on_fire", "window", "_began", "_seen"
+    "v", "m", "held", "v_seq", "probe", "training", "on_fire", "window", "_began", "_seen",
+    "_past", "_at", "_before",
 }  # fmt: skip
 """Attributes that may change without another ``SpikingNeuron.record``."""
 

@@ -27,6 +27,8 @@ class ParallelNeuron(SpikingNeuron):
     """What the three share. A subclass gives ``weight_of(T)``, W of a window of T steps, and has a parameter ``bias``.
 
     The potentials are computed in float32 (float64 for float64), also under autocast. ``v_seq`` is h + b.
+    Where no step reads a later one, ``stateful`` keeps the inputs that the next steps read, so that chunks of any
+    length give what the window gives.
 
     Args:
         v_threshold: where the learnt threshold -bias begins.
@@ -47,6 +49,9 @@ class ParallelNeuron(SpikingNeuron):
     takes_norm = False
     weight: nn.Parameter
     bias: nn.Parameter
+    _past: Tensor | None  # the last inputs of a window in chunks
+    _at: int  # its next step
+    _before: tuple[Tensor | None, int]  # both, before the last chunk
 
     def __init__(
         self,
@@ -64,8 +69,18 @@ class ParallelNeuron(SpikingNeuron):
             v_threshold, None, reset="none", surrogate=surrogate, store_v_seq=store_v_seq
         )
         self.cut_time = False
+        self.forget()
+
+    @property
+    def reach(self) -> int:
+        """How many steps a step reads, itself and those before it; 0: later ones, too."""
+        return 0
 
     def weight_of(self, steps: int) -> Tensor:
+        raise NotImplementedError
+
+    def of_chunk(self, start: int, steps: int, past: int) -> tuple[Tensor, Tensor]:
+        """W [steps, past + steps] and b of a chunk from step ``start`` on, which reads so many steps before it."""
         raise NotImplementedError
 
     def step(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,13 +101,20 @@ class ParallelNeuron(SpikingNeuron):
         return Walk(spikes, [v[-1] for v in after], after[0] if trace else None)
 
     def _check(self, x: Tensor) -> None:  # not as others: no parameter is by channels
-        if self.keeps_state:
+        if self.keeps_state and (self.step_mode == "s" or not self.reach):
             how = "step_mode 's'" if self.step_mode == "s" else "stateful=True"
             raise ValueError(
                 f"{type(self).__name__} has {how}; accepted: whole windows [T, B, ...], because it has no state that "
                 "a step or a chunk could hand to the next"
             )
         check_input("x", x)
+        if self.stateful and self._past is not None:
+            given, kept = (x.shape[1:], x.device), (self._past.shape[1:], self._past.device)
+            if given != kept:
+                raise ValueError(
+                    f"a chunk of shape {tuple(x.shape)} on {x.device} does not continue steps of shape "
+                    f"{tuple(kept[0])} on {kept[1]}; reset() starts a new window"
+                )
 
     def _prepared(self, x: Tensor, probe: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x = dense(x)
@@ -104,17 +126,47 @@ class ParallelNeuron(SpikingNeuron):
         """W X + b, in the memory order of x."""
         wide = membrane_dtype(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.weight_of(len(x)).to(wide), self.bias.to(wide)
+            read, weight, bias = self._read(x)
+            weight, bias = weight.to(wide), bias.to(wide)
             given = x.detach() if self.cut_time else x
+            read = read.detach() if self.cut_time else read
             order = sorted(range(1, x.ndim), key=x.stride, reverse=True)  # as it lies in memory
-            rows = given.permute(0, *order).reshape(len(x), -1).to(wide)
+            rows = read.permute(0, *order).reshape(len(read), -1).to(wide)
             h = torch.addmm(bias, weight, rows)
             h = h.view(len(x), *(x.shape[d] for d in order))
             h = h.permute(0, *(order.index(d) + 1 for d in range(1, x.ndim)))
             if self.cut_time:
-                own = weight.diagonal().view(-1, *[1] * (x.ndim - 1))
+                own = weight.diagonal(len(read) - len(x)).view(-1, *[1] * (x.ndim - 1))
                 h = h + own * (x - given).to(wide)
         return like(h, x)
+
+    def _read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The steps that those of x read, W and b; of a chunk also steps before it, and some are kept for the next."""
+        if not self.stateful:
+            return x, self.weight_of(len(x)), self.bias
+        again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        past, start = (
+            self._before if again else (self._past, self._at)
+        )  # a checkpoint repeats a call
+        read = x if past is None else torch.cat([past.to(x.dtype), x])
+        weight, bias = self.of_chunk(start, len(x), len(read) - len(x))
+        if not again:
+            self._before = past, start
+            self._past = read[max(0, len(read) + 1 - self.reach) :]
+            self._at = start + len(x)
+        return read, weight, bias
+
+    def forget(self) -> None:
+        super().forget()
+        self._past, self._at, self._before = None, 0, (None, 0)
+
+    def detach(self) -> None:
+        super().detach()
+        self._past = None if self._past is None else self._past.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        past = None if self._past is None else self._past.detach()
+        return super().__getstate__() | {"_past": past, "_before": (None, 0)}
 
 
 class _Watched(torch.autograd.Function):
@@ -165,9 +217,10 @@ class PSN(ParallelNeuron):
 
     def _check(self, x: Tensor) -> None:
         super()._check(x)
-        if len(x) != self.T:
+        steps = len(x) + (self._at if self.stateful else 0)
+        if steps > self.T or (steps != self.T and not self.stateful):
             raise ValueError(
-                f"{type(self).__name__} was shown {len(x)} time steps; accepted: {self.T}, for which it has weights"
+                f"{type(self).__name__} was shown {steps} time steps; accepted: {self.T}, for which it has weights"
             )
 
 
@@ -227,6 +280,14 @@ class MaskedPSN(PSN):
     def weight_of(self, steps: int) -> Tensor:
         return self.weight * (self._lambda_ * self.mask0 + (1 - self._lambda_) * self.mask1)
 
+    @property
+    def reach(self) -> int:
+        return self.k if self._lambda_ == 1 else 0
+
+    def of_chunk(self, start: int, steps: int, past: int) -> tuple[Tensor, Tensor]:
+        end = start + steps
+        return self.weight_of(self.T)[start:end, start - past : end], self.bias[start:end]
+
 
 class SlidingPSN(ParallelNeuron):
     """Sliding PSN: every step reads itself and the k - 1 before it by the same k weights; windows of any length.
@@ -261,6 +322,13 @@ class SlidingPSN(ParallelNeuron):
         ago = ago[:, None] - ago  # of the step that is read (column), for each that reads (row)
         read = (ago >= 0) & (ago < self.k)
         return torch.where(read, self.weight[(self.k - 1 - ago).clamp(0, self.k - 1)], 0.0)
+
+    @property
+    def reach(self) -> int:
+        return self.k
+
+    def of_chunk(self, start: int, steps: int, past: int) -> tuple[Tensor, Tensor]:
+        return self.weight_of(past + steps)[past:], self.bias
 
 
 def _positive(name: str, value: int) -> int:

@@ -42,7 +42,7 @@ PARALLEL = ("PSN", "MaskedPSN", "SlidingPSN")
 REFUSED = (
     {(kind, feature): "accepted: a neuron" for kind in ("with membranes", *PARALLEL)
      for feature in ("norm and residual", "step gain", "spike_add", "current")}
-    | {(kind, "states"): "no state" for kind in PARALLEL}
+    | {(kind, "states"): "no state" for kind in ("PSN", "MaskedPSN")}  # of which the mask is not whole
     | {(kind, "channels"): "accepted: a number" for kind in PARALLEL}
     | {(kind, "long window"): f"accepted: {T}" for kind in ("PSN", "MaskedPSN")}
 )  # fmt: skip

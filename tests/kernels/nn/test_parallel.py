@@ -1,5 +1,7 @@
 """PSN, masked and sliding PSN: their definition, SpikingJelly's, and what they are not."""
 
+import copy
+
 import pytest
 import torch
 from spikingjelly.activation_based import neuron, surrogate
@@ -165,6 +167,49 @@ def stateful(one):
     return one
 
 
+CAUSAL = {
+    "masked": lambda: nn.MaskedPSN(3, 2 * T, lambda_init=1.0),
+    "masked, itself alone": lambda: nn.MaskedPSN(1, 2 * T, lambda_init=1.0),
+    "masked, all": lambda: nn.MaskedPSN(4 * T, 2 * T, lambda_init=1.0),
+    "sliding": lambda: nn.SlidingPSN(3, exp_init=False),
+    "sliding, longer than the window": lambda: nn.SlidingPSN(3 * T, exp_init=False),
+}
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_chunks_of_those_that_read_no_later_step_give_what_the_window_gives(kind):
+    """Spikes and gradients, in chunks of any length; then the next window begins."""
+    torch.manual_seed(0)
+    one, x = CAUSAL[kind]().double(), normal((2 * T, B, C, 2), torch.float64, mean=1.0, std=4.0)
+    whole = learnt(one, one, x)
+    one.stateful = True
+    for lengths in ([1] * (2 * T), [2, 1, 4, 3], [6, 4]):
+        one.reset()
+        parts = learnt(lambda x, n=lengths: torch.cat([one(c) for c in x.split(n)]), one, x)
+        assert torch.equal(parts[0], whole[0])
+        for ours, theirs in zip(parts[1:], whole[1:], strict=True):
+            torch.testing.assert_close(ours, theirs)
+    one.reset()
+    one.cut_time = True
+    spikes, cut, *_ = learnt(lambda x: torch.cat([one(c) for c in x.split([3, 7])]), one, x)
+    assert torch.equal(spikes, whole[0])
+    one.stateful = False
+    torch.testing.assert_close(cut, learnt(one, one, x)[1])
+    one.stateful, one.cut_time = True, False
+    one.reset()
+    one(x[:3])
+    other = copy.deepcopy(one)
+    assert torch.equal(other(x[3:]), whole[0][3:])
+    with pytest.raises(ValueError, match=r"reset\(\) starts a new window"):
+        one(x[3:, :1])
+    one.detach()
+    one.reset()
+    assert torch.equal(one(x), whole[0])
+    if isinstance(one, nn.MaskedPSN):
+        with pytest.raises(ValueError, match="was shown 11 time steps; accepted: 10"):
+            one(x[:1])
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -175,6 +220,10 @@ def stateful(one):
         (
             lambda: stateful(nn.PSN(T))(normal((T, B))),
             "PSN has stateful=True; accepted: whole windows",
+        ),
+        (
+            lambda: stateful(nn.MaskedPSN(2, T, lambda_init=0.9))(normal((T, B))),
+            "MaskedPSN has stateful=True; accepted: whole windows",
         ),
         (lambda: nn.MaskedPSN(2, T, lambda_init=1.5), r"lambda_ 1\.5: accepted: 0 to 1"),
         (lambda: nn.PSN(T, reset="soft"), "reset"),
