@@ -44,7 +44,7 @@ PICTURES = {
         {
             "imagenette_vgg8w24_40": "VGG-8, up to 4 spikes",
             "imagenette_vgg8w24_ann_40": "its ANN twin",
-            "r50im_t4": "ResNet-50, spikes of 0 and 1",
+            "r50im_t10": "ResNet-50, spikes of 0 and 1",
         },
     ),
 }
