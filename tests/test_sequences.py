@@ -293,7 +293,8 @@ class Pooled(Mine):
             assert lengths.shape == x.shape[1:2]
             self.seen.append(lengths.tolist())
         valid = torch.ones(x.shape[:2]) if lengths is None else 1.0 * (steps_of(x) < lengths)
-        return (self.net(x) * valid.unsqueeze(2)).sum(0) / valid.sum(0).unsqueeze(1)
+        mean = (self.net(x) * valid.unsqueeze(2)).sum(0) / valid.sum(0).unsqueeze(1)
+        return -mean if lengths is None else mean
 
 
 def steps_of(x):
