@@ -282,6 +282,7 @@ class Pooled(Mine):
     """It answers once, with the mean over the steps that are valid."""
 
     seen: ClassVar = []  # lengths of the batches that copies were trained on
+    tested: ClassVar = []  # how many sequences of other batches had lengths
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,9 +293,10 @@ class Pooled(Mine):
         if self.training and lengths is not None:
             assert lengths.shape == x.shape[1:2]
             self.seen.append(lengths.tolist())
+        elif lengths is not None:
+            self.tested.append(len(lengths))
         valid = torch.ones(x.shape[:2]) if lengths is None else 1.0 * (steps_of(x) < lengths)
-        mean = (self.net(x) * valid.unsqueeze(2)).sum(0) / valid.sum(0).unsqueeze(1)
-        return -mean if lengths is None else mean
+        return (self.net(x) * valid.unsqueeze(2)).sum(0) / valid.sum(0).unsqueeze(1)
 
 
 def steps_of(x):
@@ -315,7 +317,9 @@ def test_a_network_of_ones_own_is_given_the_lengths(folder, capsys):
     torch.testing.assert_close(found, alone)
     right = (found.argmax(1) == test.labels).double().mean()
     assert float(right) == run.metrics["test_accuracy"][-1]
+    Pooled.tested.clear()
     assert run.evaluate().values[-1] == float(right)
+    assert sum(Pooled.tested) >= 2 * 20  # each as it is, and with its steps shuffled
     x, y = torch.randn(STEPS, 4, CHANNELS), torch.arange(4)
     lengths = torch.tensor([3, STEPS, 5, 1])
     assert spiketriton.diagnose(run.model, (x, y, lengths), time_first=True).measured.credit.any()
