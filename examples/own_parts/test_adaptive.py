@@ -75,4 +75,5 @@ def test_fused_and_alone_are_the_same_network():
 
 
 def test_nir_names_what_it_does_not_have(whole):
-    assert "neurons of the kind Adaptive (neuron.kind)" in list(not_in_nir(whole.model.graph()))
+    said = "the neuron Adaptive, whose step carries more than a membrane and a synaptic current"
+    assert said in list(not_in_nir(whole.model.graph()))

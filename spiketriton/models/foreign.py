@@ -144,6 +144,7 @@ class ForeignNetwork(Network):
             original = copy.deepcopy(net)
         except Exception as error:  # somebody else's code
             self.uncompared = f"it cannot be copied: {one_line(error)}"
+        self._ours = {name for name, part in net.named_modules() if isinstance(part, SpikingNeuron)}
         try:
             self.swapped = kernels.swap(net)
         except (TypeError, ValueError) as error:
@@ -394,7 +395,7 @@ class ForeignNetwork(Network):
                     f"{self.name} changes its images in place, which others read after it; accepted: a forward that "
                     "makes new tensors of them, such as 0.5 * x in place of x.mul_(0.5)"
                 )
-            wrong = shared_membrane(kind, calls) or wrong_answer(
+            wrong = shared_membrane(kind, calls, self._ours) or wrong_answer(
                 kind, found, batch, steps, answer, calls
             )
             if wrong and kind == "time_first" and takes == "auto":

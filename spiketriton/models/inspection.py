@@ -2,7 +2,7 @@
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -90,12 +90,15 @@ def wrong_answer(
     return ""
 
 
-def shared_membrane(kind: str, calls: Mapping[str, list[int]]) -> str:
+def shared_membrane(kind: str, calls: Mapping[str, list[int]], ours: Container[str]) -> str:
     """What is wrong where a neuron is called in several places of a network that is shown a step; "" for nothing.
 
-    calls: see `watched`.
+    calls: see `watched`. ours: the neurons that were handed over as they are; another library's share their membrane
+    there, too.
     """
-    several = [name for name, counts in calls.items() if len(counts) > 1 and {*counts} == {1}]
+    several = [
+        n for n, counts in calls.items() if len(counts) > 1 and {*counts} == {1} and n in ours
+    ]
     if kind == "time_first" or not several or [1] not in calls.values():
         return ""
     times = len(calls[several[0]])

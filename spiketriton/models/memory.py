@@ -60,8 +60,9 @@ def _forget(address: int, gone: weakref.ref) -> None:
             del marked[address]
 
 
-def _source(saved: Tensor, marked: Mapping[int, Any] = _spikes) -> Tensor | None:
+def _source(saved: Tensor, marked: Mapping[int, Any] | None = None) -> Tensor | None:
     """The marked tensor of which `saved` is a view with all elements; else None."""
+    marked = _spikes if marked is None else marked
     reference, version, *_ = marked.get(saved.untyped_storage().data_ptr(), (None, 0))
     source = None if reference is None else reference()
     if source is None or _version(source) != version:

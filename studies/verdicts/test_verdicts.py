@@ -9,7 +9,6 @@ import pytest
 from spiketriton.config import DataConfig, load_recipe
 from spiketriton.data.sources import Source
 from spiketriton.data.splits import ArraySplit
-from spiketriton.evaluate.evaluation import wilson
 from spiketriton.gradients.verdict import Word
 from spiketriton.training.guard import Diverged
 from spiketriton.training.trainer import Trainer
@@ -224,10 +223,3 @@ def test_the_page_counts_as_the_rows_do():
     assert not any(map(run.named, found))
     told = f"{len(second)} nets of a second draw, for the present limits, {len(found)} learnt, and had no obstacle"
     assert told in page
-    low, high = (round(100 * value) for value in wilson(len(healthy), len(healthy)))
-    never = sum(row["group"] == "chance" for row in first)
-    readme = " ".join((DOCS.parent / "README.md").read_text("utf-8").split())
-    assert (
-        f"Of {len(nets)} nets drawn for it {len(learnt)} learnt, among them all {len(healthy)} that were called healthy"
-    ) in re.sub(r"[][]|\(docs[^)]*\)", "", readme)
-    assert f"({low} to {high} %); of {never} that cannot learn none was" in readme

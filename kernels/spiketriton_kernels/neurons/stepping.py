@@ -57,7 +57,7 @@ class Stepping(nn.Module):
     """Whether a step's values alone are wanted, without their way back, as where it is written down."""
 
     surrogate: Surrogate
-    backend: str
+    backend: str = "auto"
     detach_reset: bool
     reset_mode: str
     _attributes = ""
