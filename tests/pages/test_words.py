@@ -58,24 +58,28 @@ def test_the_front_page_has_the_numbers_of_the_page_of_speed():
         "spiketriton": "spiketriton",
         "`torch.compile`": "torch.compile",
         "SpikingJelly, compiled": "spikingjelly compiled",
-        "its convolutions alone": "convolutions alone",
         "its ANN twin, one step": "ANN twin",
     }
-    cases = {
-        "`fashion_mnist_r20`": "fashion_mnist_r20, T = 4, batch 64",
-        "`imagenette_r18_64`": "imagenette_r18_64, T = 4, batch 32",
+    processors = {
+        "Intel Xeon (AMX)": "### Intel(R) Xeon(R) Processor, 1 thread",
+        "AMD EPYC (AVX2)": "### AMD EPYC, 1 thread",
     }
-    table = page.partition("1 thread")[2].partition("| training step")[2].partition("\n\n")[0]
-    head, _, *rows = ([cell.strip() for cell in line.split("|")] for line in table.splitlines())
-    measured = {row[1]: row for row in rows}
-    shown = front.partition("| recipe |")[2].partition("\n\n")[0].splitlines()
-    names, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in shown)
-    assert names == list(contenders)
-    assert [line[0] for line in lines] == list(cases)
-    for name, *numbers in lines:
-        place = next(i for i, cell in enumerate(head) if cell.startswith(cases[name])) - len(head)
+    head, _, *lines = cells(front.partition("| recipe |")[2].partition("\n\n")[0])
+    assert head == ["precision", "processor", *contenders]
+    assert len(lines) >= 3
+    for recipe, precision, processor, *numbers in lines:
+        table = page.partition(processors[processor])[2].partition("| training step")[2]
+        cases, _, *rows = cells(table.partition("\n\n")[0])
+        case = re.compile(rf"{recipe.strip('`')}, T = 4, batch \d+, {precision}")
+        place = next(i for i, name in enumerate(cases) if case.match(name)) - len(cases)
+        measured = {row[0]: row[place] for row in rows}
         for contender, number in zip(contenders.values(), numbers, strict=True):
-            assert number == f"{float(measured[contender][place].split()[0]):.0f}", contender
+            assert number == f"{float(measured[contender].split()[0]):.0f}", (recipe, contender)
+
+
+def cells(table: str) -> list[list[str]]:
+    """Of each line of a table in Markdown; what is left of its heading begins behind the first cell."""
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()]
 
 
 def test_the_page_of_events_has_the_number_of_the_recipe():
