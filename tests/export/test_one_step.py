@@ -116,7 +116,7 @@ def test_what_no_step_can_be_written_of_is_refused_by_name(tmp_path):
         match=r"has a gain for each time step \(tebn\), and one step is written; accepted",
     ):
         export_step(made(FRAMES, "model.norm=tebn")._run, path)
-    with pytest.raises(UserError, match="is a PSN, which reads all steps of a window at once"):
+    with pytest.raises(UserError, match="is a parallel neuron, which reads the inputs"):
         export_step(made(FRAMES, "neuron.kind=psn")._run, path)
     pytest.importorskip("snntorch")
     import snntorch

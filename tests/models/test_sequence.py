@@ -29,6 +29,14 @@ def shown(steps=STEPS, batch=B, seed=1):
 LENGTHS = torch.tensor([12, 3, 7, 1, 12])
 
 
+def test_parallel_neurons_of_sequences_read_all_steps_from_the_start_on():
+    """Those of chains for images start as a leak, with which `digits_rows` has ten points less."""
+    for layer in build("neuron.kind=psn").layers:
+        weight = layer.neuron.weight.detach()
+        assert weight.shape == (STEPS, STEPS)
+        assert weight.triu(1).abs().max() > 0.01
+
+
 def test_it_is_linear_norm_and_neuron_layer_by_layer():
     net = build().eval()
     x = shown()
