@@ -120,7 +120,7 @@ MEMBRANES = ["if", "lif", "plif", "ilif", "clif", "alif", "cuba", "adapting"]
     [
         *(("images", kind, ()) for kind in MEMBRANES),
         *(("signals", kind, ("loss.read=last",)) for kind in MEMBRANES),
-        ("signals", "masked_psn", ("loss.read=last", "neuron.order=3")),
+        ("signals", "masked_psn", ("loss.read=last", "neuron.order=3", "model.norm_gain=4.0")),
         ("signals", "sliding_psn", ("loss.read=last", "neuron.order=3")),
         ("rows", "sliding_psn", ("model.norm=tebn", "neuron.order=9")),
         ("frames", "lif", ("model.norm=tebn",)),
