@@ -30,6 +30,7 @@ NAMES = {
     "imagenette": "Imagenette",
     "spoken_digits": "spoken digits",
     "mnist": "MNIST",
+    "masked_psn": "masked PSN",
     "ilif": "I-LIF",
     "vgg8": "VGG-8",
     "resnet18": "ResNet-18",
@@ -120,7 +121,8 @@ def whole_minutes(row: Row, rows: Sequence[Row]) -> float:
 
 def data_of(row: Row) -> str:
     name, _, changed = row["data"].partition(" ")
-    return f"{NAMES.get(name, name)} {changed.replace('(split official)', '')}".strip()
+    changed = changed.replace("(split official)", "").replace("split speaker:", "without ")
+    return f"{NAMES.get(name, name)} {changed}".strip()
 
 
 def net_of(row: Row) -> str:
@@ -137,7 +139,9 @@ def net_of(row: Row) -> str:
         return f"{net.depth} layers of {net.width} ({library})"
     model = recipe.model
     if model.name == "sequence":
-        return f"{model.depth} layers of {model.width}"
+        more = ", recurrent" * model.recurrent
+        more += f", delays of up to {model.delays}" if model.delays else ""
+        return f"{model.depth} layers of {model.width}{more}"
     net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
     return {"sew": "SEW ", "plain": "plain "}.get(model.block, "") + net
 
@@ -156,6 +160,7 @@ class Shown:
     def cell(self, column: str) -> str:
         """One number or name. KeyError: no such column."""
         row, kind = self.row, self.row["neuron"].partition(" (")[0]
+        minutes = statistics.mean(whole_minutes(one, self.rows) for one in self.seeds)
         of_seeds = {
             "lowest": min(float(one["accuracy"]) for one in self.seeds),
             "highest": max(float(one["accuracy"]) for one in self.seeds),
@@ -171,7 +176,7 @@ class Shown:
             "seeds": str(len(self.seeds)),
             "twin": f"{mean_accuracy(self.twin):.1f}" if self.twin else "",
             "epochs": epochs_of(row, self.rows),
-            "minutes": f"{statistics.mean(whole_minutes(one, self.rows) for one in self.seeds):.0f}",
+            "minutes": f"{minutes:.0f}" if minutes >= 10 else f"{minutes:.1f}",
             "threads": row["machine"].rpartition(", ")[2].split()[0],
             "precision": row["machine"].split(", ")[1],
             "machine": row["machine"].partition(", ")[0],
