@@ -59,6 +59,7 @@ class FeedForward(Network):
 
     flattens = False  # whether the first layer reads all pixels of the image
     reads: ClassVar[Literal["mean", "flatten"]] = "mean"  # of maps, what is behind the layers
+    leaks: ClassVar[bool] = True  # whether parallel neurons of a chain start as a leak over time
 
     def __init__(
         self,
@@ -76,8 +77,8 @@ class FeedForward(Network):
         self._initialize()
         start = parts.model.start
         if start == "identity" or (start == "auto" and parts.model.name in CHAINS):
-            for layer in (*layers, *hidden) if parts.model.name != "sequence" else ():
-                start_as_leak(layer.neuron)  # which forgets: a sequence is to be remembered
+            for layer in (*layers, *hidden) if self.leaks else ():
+                start_as_leak(layer.neuron)
             for layer in layers[1:]:  # the first has another number of inputs
                 if layer.weights.weight.shape[0] == layer.weights.weight.shape[1]:
                     add_identity(layer.weights)

@@ -19,6 +19,8 @@ class SequenceNet(FeedForward):
     that come back to it.
     """
 
+    leaks = False  # which forgets: a sequence is to be remembered
+
     def __init__(self, parts: Parts, *, classes: int, channels: int, image_size: int) -> None:
         width, before = parts.model.width or 128, channels
         layers = []

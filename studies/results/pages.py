@@ -156,6 +156,8 @@ class Shown:
         self.row, self.twin = self.seeds[0], seeds_of(twin, rows) if twin else []
         if any(other["data"] != self.row["data"] for other in self.twin):
             raise UserError(f"{twin} is no twin of {name}: it has other images")
+        if any(net_of(other) != net_of(self.row) for other in self.twin):
+            raise UserError(f"{twin} is no twin of {name}: it is another network")
 
     def cell(self, column: str) -> str:
         """One number or name. KeyError: no such column."""
@@ -173,6 +175,7 @@ class Shown:
             "T": row["T"],
             "spikes": f"{row['levels']} x {row['T']}" if row["T"] != "-" else "-",
             "accuracy": f"**{mean_accuracy(self.seeds):.1f}**",
+            "read": row["read"],
             "seeds": str(len(self.seeds)),
             "twin": f"{mean_accuracy(self.twin):.1f}" if self.twin else "",
             "epochs": epochs_of(row, self.rows),
@@ -215,6 +218,7 @@ HEADINGS = {
         "neuron": "神经元",
         "spikes": "级数 x 步数",
         "accuracy": "准确率 %",
+        "read": "读取",
         "seeds": "种子数",
         "twin": "对应 ANN %",
         "minutes": "分钟",
@@ -232,7 +236,7 @@ def with_tables(path: Path, rows: Sequence[Row]) -> str:
     def made(found: re.Match[str]) -> str:
         columns = [column.strip() for column in found[2].split(",")]
         lines = [f"| {' | '.join(headings.get(name, name) for name in columns)} |"]
-        names = {"data", "net", "neuron", "machine", "precision"}
+        names = {"data", "net", "neuron", "read", "machine", "precision"}
         lines.append("|" + "".join(" --- |" if name in names else " ---: |" for name in columns))
         for words in found[3].split(","):
             shown = Shown(words, rows)

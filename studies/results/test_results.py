@@ -98,7 +98,7 @@ def test_rows_that_differ_by_the_seed_alone_have_one_mean():
 
 def test_a_page_shows_the_mean_of_the_seeds_beside_the_twin(tmp_path):
     row = {
-        "name": "a", "data": "cifar10", "neuron": "ilif", "levels": "8", "T": "1", "epochs": "40", "seed": "0",
+        "name": "a", "data": "cifar10", "neuron": "ilif", "levels": "8", "T": "1", "read": "mean", "epochs": "40", "seed": "0",
         "accuracy": "80.00", "minutes": "40.0", "machine": "A CPU, bf16, 2 threads", "memory_mb": "70",
         "images_per_s": "9", "command": "spiketriton train recipes/cifar10_r18.toml",
     }  # fmt: skip
@@ -132,6 +132,9 @@ def test_a_page_shows_the_mean_of_the_seeds_beside_the_twin(tmp_path):
     with pytest.raises(UserError, match=r"no row 'missing'; it has a, b, t, w"):
         pages.with_tables(path, rows)
     path.write_text(f"{mark}<!-- end -->\n", encoding="utf-8")
+    rows[2]["command"] += " model.width=48"
+    with pytest.raises(UserError, match="t is no twin of a: it is another network"):
+        pages.with_tables(path, rows)
     rows[2]["data"] = "cifar10 (JPEG)"
     with pytest.raises(UserError, match="t is no twin of a: it has other images"):
         pages.with_tables(path, rows)
