@@ -98,8 +98,8 @@ def test_rows_that_differ_by_the_seed_alone_have_one_mean():
 
 def test_a_page_shows_the_mean_of_the_seeds_beside_the_twin(tmp_path):
     row = {
-        "name": "a", "data": "cifar10", "neuron": "ilif", "levels": "8", "T": "1", "read": "mean", "epochs": "40", "seed": "0",
-        "accuracy": "80.00", "minutes": "40.0", "machine": "A CPU, bf16, 2 threads", "memory_mb": "70",
+        "name": "a", "data": "cifar10", "neuron": "ilif", "levels": "8", "T": "1", "epochs": "40", "seed": "0",
+        "accuracy": "80.00", "minutes": "40.0", "machine": "A CPU, bf16, 2 threads", "memory_mb": "70", "read": "mean",
         "images_per_s": "9", "command": "spiketriton train recipes/cifar10_r18.toml",
     }  # fmt: skip
     seed = {"name": "b", "seed": "1", "accuracy": "83.00", "minutes": "44.0"}
