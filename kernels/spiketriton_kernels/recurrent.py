@@ -1,4 +1,4 @@
-"""Neurons whose own spikes of the step before come back by a matrix: a whole window in one operator, forth and back.
+"""Neurons whose own spikes of the step before come back by a matrix: a window in one operator, forward and backward.
 
 The current of step t is ``x[t] + s[t-1] @ matrix.T``, summed in the membrane's dtype; the matrix is rounded to the
 dtype of x, as autocast does it in a linear layer. Spikes are the last of the states, [states + 1, B, N]. A window keeps

@@ -1,4 +1,4 @@
-"""The kernels' work in eager PyTorch: the step's graph, operation by operation, forth and back.
+"""The kernels' work in eager PyTorch: the step's graph, operation by operation, forward and backward.
 
 Used where neither Triton nor a C++ compiler serves: float64 on a GPU, machines without a compiler. The norm's
 gradients, and a probe's sums, follow from those by the current as ``backends`` says.

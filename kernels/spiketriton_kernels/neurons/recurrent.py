@@ -19,8 +19,8 @@ _ACTIVATIONS = nn.ReLU.__module__
 class Recurrent(nn.Module):
     """Currents [T, B, N] -> spikes [T, B, N] of neurons that read ``x[t] + bias + s[t-1] @ weight.T``.
 
-    The whole window is one call, forth and back, by compiled C++ or Triton. ``define`` is the definition, a plain loop
-    in PyTorch:
+    The whole window is one call, forward and backward, by compiled C++ or Triton. ``define`` is the definition, a plain
+    loop in PyTorch:
 
         for x_t in x:
             s, states = step(x_t + s @ weight.T, states)

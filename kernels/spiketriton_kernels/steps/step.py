@@ -1,4 +1,4 @@
-"""What a traced step is to the backends: a graph forth and back, printed as C++ and as Triton."""
+"""What a traced step is to the backends: a graph forward and backward, printed as C++ and as Triton."""
 
 from __future__ import annotations
 
