@@ -75,11 +75,11 @@ def _section(name: str, rows: list[Row]) -> str:
 def summary(rows: list[Row]) -> list[Grid]:
     """Training steps and kernels, as far as this machine has them."""
     steps, kernels = ([r for r in rows if r["section"] == name] for name in ("step", "kernels"))
-    return [grid for grid in (_steps(steps), _kernels(kernels)) if grid.lines]
+    return [grid for grid in (*_steps(steps), _kernels(kernels)) if grid.lines]
 
 
 def _kernels(rows: list[Row]) -> Grid:
-    """How many times as fast as the fastest other contender of a case; median and lowest of several cases."""
+    """How many times as fast as the fastest other contender of a case, in the median; and the lowest."""
     found: dict[tuple[str, int], list[float]] = {}
     for group in by_case(rows):
         others = [row for row in group if row["contender"] not in ("copy", OURS)]
@@ -91,10 +91,12 @@ def _kernels(rows: list[Row]) -> Grid:
     windows = sorted({T for _, T in found})
     several = {name: sum(len(found.get((name, T), [])) for T in windows) for name, _ in found}
     names = sorted(name for name, count in several.items() if count > 1) or sorted(several)
-    lines = [
-        [name, *(_range(found.get((name, T), [])) for T in windows), str(several[name])]
-        for name in names
-    ]
+    lines = []
+    for name in names:
+        windows_of = [found.get((name, T), []) for T in windows]
+        medians = (times(median(ratios)) if ratios else BLANK for ratios in windows_of)
+        lowest = min(min(ratios) for ratios in windows_of if ratios)
+        lines.append([name, *medians, times(lowest), str(several[name])])
     cases = [ratio for ratios in found.values() for ratio in ratios]
     notes = []
     if cases:
@@ -102,27 +104,31 @@ def _kernels(rows: list[Row]) -> Grid:
         notes = [
             f"All {len(cases)} cases: {times(median(cases))} in the median; slower than the fastest other in {slower}."
         ]
-    title = "Kernels: how many times as fast as the fastest other, median of the cases (lowest)"
-    header = ["operation", *(f"T = {T}" for T in windows), "cases"]
+    title = "Kernels: how many times as fast as the fastest other, median of the cases"
+    header = ["operation", *(f"T = {T}" for T in windows), "lowest", "cases"]
     return Grid(title, header, lines, notes=notes)
 
 
-def _range(ratios: list[float]) -> str:
-    return f"{times(median(ratios))} ({times(min(ratios))})" if ratios else BLANK
-
-
-def _steps(rows: list[Row]) -> Grid:
-    """Images per second and the peak of memory in MB, where it was measured; a column for each setting."""
+def _steps(rows: list[Row]) -> tuple[Grid, Grid]:
+    """Images per second and, where it was measured, the peak of memory; a line for each setting."""
     groups = by_case(rows)
     groups.sort(key=lambda group: (group[0]["recipe"], group[0]["T"]))
-    names = dict.fromkeys(row["contender"] for row in rows)
-    header, lines = ["training step, images/s (peak MB)"], [[name] for name in names]
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    speeds, peaks = [], []
     for group in groups:
-        header.append("{recipe}, T = {T}, batch {batch}, {precision}".format(**group[0]))
-        for line in lines:
-            row = find(group, line[0])
-            memory = f" ({tables.megabytes(row['peak_bytes'])})" if "peak_bytes" in row else ""
-            line.append(
-                number(row.get("images_per_s")) + memory + (tables.mark(row) if row else "")
+        setting = "{recipe}, T = {T}, batch {batch}, {precision}".format(**group[0])
+        found = [find(group, name) for name in names]
+        speed = (
+            number(row.get("images_per_s")) + (tables.mark(row) if row else "") for row in found
+        )
+        speeds.append([setting, *speed])
+        if any("peak_bytes" in row for row in found):
+            peak = (
+                tables.megabytes(row["peak_bytes"]) if "peak_bytes" in row else BLANK
+                for row in found
             )
-    return Grid("Training step", header, lines)
+            peaks.append([setting, *peak])
+    return (
+        Grid("Training step, images/s", ["recipe", *names], speeds),
+        Grid("Training step, peak MB", ["recipe", *names], peaks),
+    )

@@ -64,5 +64,5 @@ def test_the_summary_takes_the_fastest_other_of_each_case(lif_rows):
     # has no line beside lines of several
     alone = [row | {"mode": "inference"} for row in lif_rows()]
     (grid,) = report.summary(rows + alone)
-    assert grid.lines == [["`lif` training, fp32", "1.00x (0.50x)", "2"]]
+    assert grid.lines == [["`lif` training, fp32", "1.00x", "0.50x", "2"]]
     assert grid.notes == ["All 3 cases: 1.50x in the median; slower than the fastest other in 1."]
