@@ -85,15 +85,18 @@ def three(value: float) -> str:
 
 
 def table(rows: dict[tuple[str, int], Row]) -> str:
-    head = "| run | T | accuracy % (95 %) | AC, million | MAC, million | µJ | µJ with data |\n"
+    head = "| run | T | accuracy, % | AC, million | MAC, million | µJ | µJ with data |\n"
     lines = [head, "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"]
     for label, run, t in SHOWN:
         row = rows[run, t]
-        middle, low, high = (
-            f"{100 * float(row[name]):.1f}" for name in ("accuracy", "low", "high")
-        )
         ac, mac = float(row["ac"]) / 1e6, float(row["mac"]) / 1e6
-        cells = [label, str(t), f"{middle} ({low}-{high})", three(ac) if ac else "-", f"{mac:.2f}"]
+        cells = [
+            label,
+            str(t),
+            f"{100 * float(row['accuracy']):.1f}",
+            three(ac) if ac else "-",
+            f"{mac:.2f}",
+        ]
         cells += [three(float(row["uj"])), three(float(row["uj_with_data"]))]
         lines.append("| " + " | ".join(cells) + " |\n")
     return "".join(lines)
