@@ -18,7 +18,7 @@ FILMS = {
     "quickstart": ["spiketriton train quickstart"],
     "diagnosis": [
         "spiketriton train digits_rows neuron.kind=lif | grep '^test accuracy'",
-        "spiketriton diagnose digits_rows neuron.kind=lif",
+        "spiketriton diagnose digits_rows neuron.kind=lif | grep -A 5 '^conclusion'",
         "spiketriton train digits_rows neuron.kind=psn | grep '^test accuracy'",
     ],
 }
@@ -56,10 +56,11 @@ def record(commands: list[str]) -> list[tuple[float, str]]:
 def drawn(lines: list[tuple[float, str]]) -> str:
     """An SVG in which each line appears at its share of the film, and earlier ones make room above."""
     commands = [line[2:] for _, line in lines if line.startswith("$ ")]
-    width, height = COLUMNS * CHARACTER + 2 * MARGIN, ROWS * LINE + 2 * MARGIN
+    rows = min(ROWS, len(lines))
+    width, height = COLUMNS * CHARACTER + 2 * MARGIN, rows * LINE + 2 * MARGIN
     whole, last = FILM + STILL, lines[-1][0]
     shown = [100 * (FILM * seconds / last) / whole for seconds, _ in lines]  # per cent of the film
-    moved = [-LINE * max(0, i + 1 - ROWS) for i in range(len(lines))]
+    moved = [-LINE * max(0, i + 1 - rows) for i in range(len(lines))]
     steps = "".join(
         f"{at:.2f}%{{transform:translateY({up}px)}}"
         for at, up in zip(shown, moved, strict=True)
@@ -85,7 +86,7 @@ def drawn(lines: list[tuple[float, str]]) -> str:
             f' viewBox="0 0 {width:.0f} {height}" role="img">',
             f"<title>{html.escape(commands[0])}, {last:.0f} seconds in {FILM:g}</title>",
             f"<style>{''.join(style)}</style>",
-            f'<clipPath id="frame"><rect y="{MARGIN}" width="{width:.0f}" height="{ROWS * LINE}"/></clipPath>',
+            f'<clipPath id="frame"><rect y="{MARGIN}" width="{width:.0f}" height="{rows * LINE}"/></clipPath>',
             f'<rect width="{width:.0f}" height="{height}" rx="8" fill="#0d1117"/>',
             f'<g clip-path="url(#frame)"><g id="screen" transform="translate(0 {moved[-1]})">',
             *texts,

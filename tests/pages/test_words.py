@@ -65,19 +65,15 @@ def test_the_front_page_has_the_numbers_of_the_page_of_speed():
         "AMD EPYC (AVX2)": "### AMD EPYC, 1 thread",
     }
     head, _, *lines = cells(front.partition("| recipe |")[2].partition("\n\n")[0])
-    assert head == ["precision", "processor", *contenders]
+    assert head == ["batch", "precision", "processor", *contenders]
     assert len(lines) >= 3
-    for recipe, precision, processor, *numbers in lines:
-        table = page.partition(processors[processor])[2].partition("| training step")[2]
-        cases, _, *rows = cells(table.partition("\n\n")[0])
-        case = re.compile(rf"{recipe.strip('`')}, T = 4, batch \d+, {precision}")
-        place = next(i for i, name in enumerate(cases) if case.match(name)) - len(cases)
-        measured = {row[0]: row[place] for row in rows}
+    for recipe, batch, precision, processor, *numbers in lines:
+        table = page.partition(processors[processor])[2].partition("| recipe |")[2]
+        names, _, *rows = cells(table.partition("\n\n")[0])
+        case = f"{recipe.strip('`')}, T = 4, batch {batch}, {precision}"
+        measured = dict(zip(names, next(row[1:] for row in rows if row[0] == case), strict=True))
         for contender, number in zip(contenders.values(), numbers, strict=True):
-            assert number == f"{float(measured[contender].split()[0].replace(',', '')):.0f}", (
-                recipe,
-                contender,
-            )
+            assert number == f"{float(measured[contender].replace(',', '')):.0f}", (case, contender)
 
 
 def cells(table: str) -> list[list[str]]:
