@@ -126,26 +126,31 @@ def _build(dtype: torch.dtype, what: str | Step | None) -> Path:
 
 def _named(what: str | Step | None) -> str:
     """In a file's name: the step, or the whole kind."""
-    return _NOTHING if what is None else what.name if isinstance(what, Step) else what
+    if what is None:
+        return _NOTHING
+    return forms.together(what)[0].name if isinstance(what, Step) else what
 
 
 def _chosen(what: str | Step | None) -> list[str]:
     """What native.cpp is told."""
-    if what is None:
-        step = _SOURCE.with_name("none.h")
-    elif isinstance(what, Step):
-        step = written(what.name, what.cpp, "h")
-    else:
-        step = written(what, header(what, forms.steps(what)), "h")
+    step = _SOURCE.with_name("none.h")
+    if what is not None:
+        step = written(_named(what), _header(what), "h")
     files = dict(STEP=step, CALL=written("call", call.WINDOW.header, "h"))
     told = [f'-DSPIKETRITON_{name}="{path}"' for name, path in files.items()]
     group = max((step.group for step in _steps(what)), default=1)
     return [*told, f"-DSPIKETRITON_GROUP={group}", *_in_haste()]
 
 
-def _steps(what: str | Step | None) -> list[Step]:
+def _steps(what: str | Step | None) -> Sequence[Step]:
     """Those that a library has."""
-    return [] if what is None else [what] if isinstance(what, Step) else forms.steps(what)
+    if what is None:
+        return ()
+    return forms.together(what) if isinstance(what, Step) else forms.steps(what)
+
+
+def _header(what: str | Step) -> str:
+    return header(_named(what), _steps(what), whole=isinstance(what, str))
 
 
 def _in_haste() -> list[str]:
@@ -160,7 +165,7 @@ def _target(dtype: torch.dtype, what: str | Step | None, version: str) -> Path:
         made_of += [*_PRINTING, Path(forms.file_of(what))]
     texts = [source.read_text("utf-8") for source in made_of]
     if isinstance(what, Step):
-        texts.append(what.cpp)
+        texts.append(_header(what))
     flags = repr((_FLAGS, _EXTRAS, _in_haste(), dtype, _named(what), torch.__version__))
     key = "\n".join([*texts, call.WINDOW.header, version, _machine(), flags])
     name = f"{_named(what)} {_word(dtype)}".replace(" ", "-")
@@ -253,9 +258,10 @@ _loaded: dict[tuple[torch.dtype, Step | None], Library] = {}
 
 
 class Library(ctypes.CDLL):
-    """``kind``: whose forms it has all of; None: of one step."""
+    """``kind``: whose forms it has all of; None: of one step and its companion, of which this is number ``form``."""
 
     kind: str | None = None
+    form = 0
 
 
 @functools.cache
@@ -276,6 +282,8 @@ def load(dtype: torch.dtype, what: str | Step | None) -> Library | CompilerError
     form = what.form if isinstance(what, Step) else None
     if form is not None and path.name.startswith(f"{form.kind}-{_word(dtype)}-"):
         loaded.kind = form.kind
+    elif isinstance(what, Step):
+        loaded.form = _steps(what).index(what)
     loaded.spiketriton_run.argtypes = [ctypes.c_void_p, ctypes.c_int]
     loaded.spiketriton_run.restype = None
     loaded.spiketriton_call_digest.restype = ctypes.c_int64
@@ -341,7 +349,7 @@ def _called(neuron: Neuron, dtype: torch.dtype) -> tuple[Library, bytes]:
 
 
 def _packed(served: Library, neuron: Neuron) -> bytes:
-    step, form, constants = neuron.step, 0, neuron.constants
+    step, form, constants = neuron.step, served.form, neuron.constants
     rows: tuple[int, ...] = step.rows
     if (
         served.kind is not None

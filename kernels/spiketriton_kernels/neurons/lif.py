@@ -31,6 +31,7 @@ class Integrator(SpikingNeuron):
         "leaks_to_reset": (False, True),
         "reset_delay": (False, True),
     }
+    companion = ("decay", "gain")  # PLIF
     reset_delay = False
     decay: Any
     gain: Any

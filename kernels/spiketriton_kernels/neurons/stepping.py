@@ -40,6 +40,10 @@ class Stepping(nn.Module):
     constants: tuple[str, ...] = ()
     """Attributes that a step reads and that are not compiled in: numbers, or tensors [] or [C]."""
 
+    companion: ClassVar[tuple[str, ...]] = ()
+    """Of a neuron of ours constants that are often learnt together: what a first call compiles serves both with that
+    and without."""
+
     complements: ClassVar[Mapping[str, str]] = {}
     """Constants that are 1 minus another one, by their names: of a number rounded once."""
 
@@ -74,7 +78,9 @@ class Stepping(nn.Module):
             return
         learns = (*cls.constants, *cls.complements, _WIDTH)
         file = str(sys.modules[cls.__module__].__file__)
-        forms.register(cls.kind, forms.Family(cls._trace_form, cls._choices, learns, file))
+        forms.register(
+            cls.kind, forms.Family(cls._trace_form, cls._choices, learns, file, cls.companion)
+        )
 
     @classmethod
     def _check_step(cls, backend: str) -> None:

@@ -41,12 +41,14 @@ class Form(NamedTuple):
 
 
 class Family(NamedTuple):
-    """A kind of neuron: how a form of it is traced, its choices, all that may learn, and the file of its equations."""
+    """A kind of neuron: how a form of it is traced, its choices, all that may learn, the file of its equations, and
+    what is often learnt together, so that one library serves both with and without."""
 
     trace: Callable[[Form], tuple[Step, Hoisted]]
     options: Callable[[], list[tuple[Any, ...]]]
     learns: tuple[str, ...]
     file: str
+    companion: tuple[str, ...] = ()
 
 
 _families: dict[str, Family] = {}
@@ -81,6 +83,17 @@ def forms(kind: str) -> list[Form]:
 def steps(kind: str) -> list[Step]:
     """Their steps, in that order."""
     return [form.traced()[0] for form in forms(kind)]
+
+
+@functools.cache
+def together(step: Step) -> tuple[Step, ...]:
+    """What a first call compiles into one library: a step alone, or what learns its companions and what does not."""
+    form = step.form
+    companion = form and form.own is None and _families[form.kind].companion
+    if not companion or form.learns not in ((), companion):
+        return (step,)
+    pair = tuple(form._replace(learns=some).traced()[0] for some in ((), companion))
+    return pair if pair[0].constants == pair[1].constants else (step,)
 
 
 def named(word: str) -> Step:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 
 from ..cache import cache_folder, write_once
 from ..surrogate import SHAPES, own_surrogate, unit_slope
@@ -190,6 +191,11 @@ class Step:
     def learns(self) -> tuple[bool, ...]:
         """By gradient of a constant whether it is other than 0."""
         return tuple(isinstance(value, Ref) or value != 0.0 for value in self.by_constants)
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether a constant may be a tensor: of a neuron of ours a form says so."""
+        return self.form is None or bool(self.form.learns)
 
     @property
     def _back(self) -> list[Value]:
@@ -433,10 +439,13 @@ _SURROGATE = ("phi", "primitive")
 _POINTWISE = ("divided", "expm1", "log1p", "nearest", "sigmoid", "sign", "tanh", "trunc")
 
 
-def header(name: str, steps: Sequence[Step]) -> str:
-    """What native.cpp is compiled with for these steps, of the same states, each by its number."""
-    first, shared = steps[0], [step.alike_in_cpp() for step in steps]
-    replayed = [step.alike_in_cpp(*step.kept) for step in steps]
+def header(name: str, steps: Sequence[Step], whole: bool = False) -> str:
+    """What native.cpp is compiled with for these steps, of the same states, each by its number.
+
+    whole: they are many, a kind's; what learns is then compiled once, in its rarer mode.
+    """
+    first, shared = steps[0], _first([step.alike_in_cpp() for step in steps])
+    replayed = _first([step.alike_in_cpp(*step.kept) for step in steps])
     constants = constants_of(steps)
 
     def numbers(kind: str, field: str, values: Iterable[Any]) -> str:
@@ -446,6 +455,10 @@ def header(name: str, steps: Sequence[Step]) -> str:
     of = [dict(zip(step.constants, step.learns, strict=True)) for step in steps]
     flags = [["01"[one.get(c, False)] for c in constants] + ["0"] for one in of]
     learns = ", ".join("{" + ", ".join(one) + "}" for one in flags)
+    varies = [False] * len(steps)
+    for i, step in enumerate(steps):
+        for place in (i, shared[i], replayed[i]):
+            varies[place] |= step.takes_tensors
     waits = any(step.waits and step.group == 1 for step in steps)  # of a group no vector need wait
     return f"""\
 // {name}: what a step makes of its current x and the states before it, and the gradient's way back.
@@ -456,15 +469,22 @@ def header(name: str, steps: Sequence[Step]) -> str:
 constexpr int FORMS = {len(steps)}, STATES = {len(first.states)}, CONSTANTS = {len(constants)};
 constexpr int KEPT = {max(len(s.kept) for s in steps)};
 {numbers("int", "KEEPS[FORMS]", (len(step.kept) for step in steps))}
-{numbers("int", "FORTH_AS[FORMS]", map(shared.index, shared))}  // the first step of the same spikes and states
-{numbers("int", "REPLAY_AS[FORMS]", map(replayed.index, replayed))}  // and of the same that is kept
+{numbers("int", "FORTH_AS[FORMS]", shared)}  // the first step of the same spikes and states
+{numbers("int", "REPLAY_AS[FORMS]", replayed)}  // and of the same that is kept
 constexpr bool LEARNS[FORMS][CONSTANTS + 1] = {{{learns}}};  // the gradient of another is 0
 {numbers("bool", "LEARNING[FORMS]", (any(step.learns) for step in steps))}
+{numbers("bool", "VARIES[FORMS]", varies)}  // whether a constant of one that it serves may differ between neurons
+constexpr bool WHOLE = {str(whole).lower()};  // whether what learns is compiled once
 constexpr bool WAITS = {str(waits).lower()};  // whether a step waits long for the one before
 
 {"".join(step.struct(i, constants) for i, step in enumerate(steps))}
 using Steps = std::tuple<{", ".join(f"Step{i}" for i in range(len(steps)))}>;
 """
+
+
+def _first(alike: Sequence[str]) -> list[int]:
+    """By place the first one that is the same."""
+    return [alike.index(text) for text in alike]
 
 
 def constants_of(steps: Sequence[Step]) -> list[str]:
@@ -633,12 +653,15 @@ def _walked(recorder, outs, grads, inputs, reads) -> list[Value]:
     flat = [t for ts in by for t in ts]
     if not pairs or not flat:
         return [0.0] * len(by)
-    found = torch.autograd.grad(
-        [out for out, _ in pairs],
-        flat,
-        [grad for _, grad in pairs],
-        retain_graph=True,
-        allow_unused=True,
+    # torch.autograd.grad, without its look at the gradients' shapes, which imports sympy: a third of a second
+    found = _engine_run_backward(
+        tuple(out for out, _ in pairs),
+        tuple(grad for _, grad in pairs),
+        True,
+        False,
+        tuple(flat),
+        allow_unreachable=True,
+        accumulate_grad=False,
     )
     left, values = iter(found), []
     for ts in by:

@@ -15,7 +15,7 @@ import torch
 from spiketriton_kernels import SHAPES, Surrogate, multistep_bn_lif, multistep_lif, use_backend
 from spiketriton_kernels.__main__ import main as build_ahead
 from spiketriton_kernels.backends import call, native
-from spiketriton_kernels.nn import ALIF, CLIF, ILIF, LIF, CuBaLIF, Leaky
+from spiketriton_kernels.nn import ALIF, CLIF, ILIF, LIF, PLIF, CuBaLIF, Leaky
 from spiketriton_kernels.steps import forms
 from tests.conftest import need_native
 from tests.covering import pairwise
@@ -116,7 +116,7 @@ def test_a_pass_takes_a_thread_only_where_there_is_work_for_it(monkeypatch):
     real = native.library(torch.float32, LIF().traced())
 
     class Recorder:
-        kind = real.kind
+        kind, form = real.kind, real.form
 
         @staticmethod
         def spiketriton_run(call, pass_):
@@ -251,6 +251,8 @@ MAKE = {
     "soft, attached": lambda **o: LIF(2.0, v_reset=None, detach_reset=False, **o),
     "none": lambda **o: LIF(2.0, reset="none", **o),
     "delayed": lambda **o: Leaky(0.9, reset_delay=True, **o),
+    "plif": lambda **o: PLIF(2.0, **o),
+    "soft, plif": lambda **o: PLIF(2.0, v_reset=None, detach_reset=False, per_channel=40, **o),
     "ilif": lambda surrogate: ILIF(),
     "clif": lambda **o: CLIF(2.0, **o),
     "alif": lambda **o: ALIF(2.0, **o),
@@ -266,7 +268,7 @@ def the_part_equals_the_whole(monkeypatch, folder, make, shape, dtype):
     expected = passes(neuron, dtype)
     as_on_a_new_machine(monkeypatch, folder)
     found = passes(neuron, dtype)
-    name = neuron.traced().name
+    name = native._named(neuron.traced())
     assert [path.name.rsplit("-", 2)[0] for path in folder.glob("*.so")] == [name]
     learns = any(parameter.requires_grad for parameter in neuron.parameters())
     for value, right in zip(found, expected, strict=True):
@@ -295,6 +297,21 @@ def test_a_first_call_says_that_it_compiles_and_compiles_one_reset_and_surrogate
     (said,) = caplog.messages
     kind = "cuba" if make.startswith("cuba") else "lif"
     assert said.startswith(f"compiling the CPU kernels for {kind} float32, once on this machine")
+
+
+def test_what_a_first_call_of_lif_compiles_serves_plif(monkeypatch, tmp_path):
+    surrogate = Surrogate("triangle", width=0.4)
+    lif, plif = LIF(2.0, surrogate=surrogate), PLIF(2.0, surrogate=surrogate)
+    expected = passes(lif, torch.float32), passes(plif, torch.float32)
+    as_on_a_new_machine(monkeypatch, tmp_path)
+    for found, right in zip(
+        (passes(lif, torch.float32), passes(plif, torch.float32)), expected, strict=True
+    ):
+        for value, one in zip(found, right, strict=True):
+            torch.testing.assert_close(
+                value, one, **(dict(rtol=0, atol=0) if value.dim() == 4 else {})
+            )
+    assert len([*tmp_path.glob("*.so")]) == 1
 
 
 def test_a_whole_kind_serves_its_parts(monkeypatch, tmp_path):

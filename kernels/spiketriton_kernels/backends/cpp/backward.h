@@ -174,10 +174,10 @@ template <int MODE>
 void back_mode(const Block &b, const Forth &replay, const Back &s, Kept &kept) {
     with_form(int(b.c.form), [&](auto number) {
         constexpr int FORM = decltype(number)::value;
-        // of several forms, what learns is compiled once
+        // of a whole kind, what learns is compiled once
         if constexpr (MODE == OBSERVE) back_block<FORM, MODE, false>(b, replay, s, kept);
-        else if constexpr (LEARNING[FORM] ? MODE == LEARN && FORMS == 1 : MODE < LEARN)
-            with(b.one(), [&](auto one) { back_block<FORM, MODE, decltype(one)::value>(b, replay, s, kept); });
+        else if constexpr (LEARNING[FORM] ? MODE == LEARN && !WHOLE : MODE < LEARN)
+            with_one<FORM>(b, [&](auto one) { back_block<FORM, MODE, decltype(one)::value>(b, replay, s, kept); });
     });
 }
 
@@ -223,7 +223,7 @@ void walk_back(const Call &c) {
     const Norm norm(c);
     std::vector<Sums> sums(cut.chunks, Sums(c));
     const bool learns = LEARNING[c.form];
-    const bool rare = c.out_probe || c.out_step_gain || c.grad_trace || (learns && (FORMS > 1 || !c.out_constants));
+    const bool rare = c.out_probe || c.out_step_gain || c.grad_trace || (learns && (WHOLE || !c.out_constants));
     const int mode = rare ? OBSERVE : learns ? LEARN : c.mean ? ACCUMULATE : WRITE;
     const bool past = (!c.out_dx || streams(c, c.out_dx)) && (!c.out_dy || streams(c, c.out_dy));
     visit_blocks(c, norm, cut, [&](const Block &b) {

@@ -199,6 +199,13 @@ void with(bool yes, Go go) {
     else go(std::false_type{});
 }
 
+// Whether each constant is one number in the block at hand; asked only where a constant may be a tensor.
+template <int FORM, class Go>
+void with_one(const Block &b, Go go) {
+    if constexpr (VARIES[FORM]) with(b.one(), go);
+    else go(std::true_type{});
+}
+
 // The step of the call. AS: in place of each the first one that does the same.
 template <const int *AS = nullptr, int N = 0, class Go>
 void with_form(int number, Go go) {

@@ -98,7 +98,7 @@ void forth(const Block &b, const Forth &s) {
         constexpr int FORM = decltype(number)::value;
         if constexpr (FIRE)
             if (s.trace || (s.current && !b.c.mean)) return forth_block<FORM, ASK, ASK, FIRE, false>(b, s);
-        with(b.one(), [&](auto one) {
+        with_one<FORM>(b, [&](auto one) {
             with(b.c.mean, [&](auto norm) {
                 constexpr int NORM = decltype(norm)::value;
                 // a replay is compiled once for both: the first call waits for less

@@ -168,7 +168,7 @@ inline V number(double x) { return all_of<V>(A(x)); }
 }  // namespace printed
 
 using printed::CONSTANTS, printed::FORMS, printed::FORTH_AS, printed::KEEPS, printed::KEPT, printed::LEARNING, printed::LEARNS,
-    printed::REPLAY_AS, printed::STATES, printed::WAITS;
+    printed::REPLAY_AS, printed::STATES, printed::VARIES, printed::WAITS, printed::WHOLE;
 using Vs = printed::V;
 
 #include SPIKETRITON_CALL
