@@ -38,14 +38,14 @@ NAMES = {
     "resnet50": "ResNet-50",
     "resnet56": "ResNet-56",
 }
-DASHES = ("o-", "s--", "^-.", "D:", "v-")  # of a picture's curves, at most five
+LOOKS = (("o-", BLUE), ("s--", GREEN), ("^-.", ORANGE))  # of a picture's curves
 PICTURES = {
     "imagenette.png": (
         "Imagenette at 64 pixels, one thread",
         {
-            "imagenette_vgg8w24_40": "VGG-8, up to 4 spikes",
-            "imagenette_vgg8w24_ann_40": "its ANN twin",
-            "r50im_t10": "ResNet-50, spikes of 0 and 1",
+            "imagenette_vgg8w24_40": "VGG-8, 0 to 4 spikes (EPYC)",
+            "imagenette_vgg8w24_ann_40": "its ANN twin (EPYC)",
+            "r50im_t10": "ResNet-50, 0 or 1 (Xeon)",
         },
     ),
 }
@@ -275,10 +275,9 @@ def draw(rows: Sequence[Row], title: str, curves: dict[str, str], path: Path) ->
     with plt.rc_context(STYLE | {"font.size": 12, "lines.linewidth": 2}):
         figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
         ends = []
-        for (name, label), dashes in zip(curves.items(), DASHES, strict=False):
+        for (name, label), (dashes, colour) in zip(curves.items(), LOOKS, strict=False):
             for number, row in enumerate(seeds_of(name, rows)):
                 minutes, accuracy = zip(*curve_of(row, rows), strict=True)
-                colour = GREEN if row["T"] == "-" else ORANGE if "(" in row["neuron"] else BLUE
                 axes.plot(minutes, accuracy, dashes, color=colour, alpha=0.35 if number else 1)
                 if number == 0:
                     ends.append((accuracy[-1], minutes[-1], label, colour))

@@ -143,7 +143,7 @@ def test_a_page_shows_the_mean_of_the_seeds_beside_the_twin(tmp_path):
 def test_pictures_name_rows_that_there_are_and_at_most_five():
     for title, curves in pages.PICTURES.values():
         assert title
-        assert 1 <= len(curves) <= len(pages.DASHES) == 5
+        assert 1 <= len(curves) <= len(pages.LOOKS) <= 5
         for name in curves:
             assert pages.seeds_of(name, ROWS)
 
