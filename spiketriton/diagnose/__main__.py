@@ -24,8 +24,8 @@ examples:
   spiketriton diagnose runs/quickstart-20250101-120000 --json
 
 A recipe is measured at the weights that training starts from, a run at those of its newest checkpoint.
-Nothing of either is trained. Where something stands in the way, or a run is at chance, changes are tried
-on fresh nets, and those that lower the loss are named."""
+Your run is not changed. Where something stands in the way, or a run is at chance, changes are tried on
+fresh nets, and those that lower the loss are named."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
