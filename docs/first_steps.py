@@ -38,12 +38,19 @@ def run_page(text: str) -> tuple[dict[str, Any], list[str]]:
 def membrane(names: dict[str, Any]) -> Figure:
     figure = new_figure(9, 2.8)
     axes = figure.subplots()
-    axes.step(range(60), names["membrane"][:, 0], where="mid", color=BLUE, label="membrane")
+    after = names["membrane"][:, 0]
+    before = names["current"][:, 0] + 0.5 * torch.cat([after.new_zeros(1), after[:-1]])
+    axes.step(range(60), before, where="mid", color=BLUE, label="membrane,\nbefore its reset")
     axes.step(range(60), names["current"][:, 0], where="mid", color=GREY, label="current")
     fired = names["spikes"][:, 0].nonzero()[:, 0]
     axes.plot(fired, [1.45] * len(fired), "|", color="black", markersize=10, label="spike")
     axes.axhline(1.0, linestyle="--", color=ORANGE, label="threshold")
-    axes.set(xlabel="time step", ylim=(-0.05, 1.6), title="One neuron, three currents")
+    axes.set(
+        xlabel="time step",
+        ylabel="membrane, current",
+        ylim=(-0.05, 1.6),
+        title="One neuron, three currents",
+    )
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -79,8 +86,13 @@ def depth(names: dict[str, Any]) -> Figure:
     figure = new_figure(7, 3)
     axes = figure.subplots()
     for (name, signal), colour in zip(names["signal"].items(), (ORANGE, GREEN), strict=True):
-        axes.plot(range(1, 1 + len(signal)), signal, "o-", color=colour, label=name)
-    axes.set(xlabel="layer", ylim=(0, 1.05), title="Forward signal before training")
+        axes.plot(range(len(signal)), signal, "o-", color=colour, label=name)
+    axes.set(
+        xlabel="layer",
+        ylabel="similarity (1: same)",
+        ylim=(0, 1.05),
+        title="Forward signal before training",
+    )
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -90,9 +102,11 @@ def credit(names: dict[str, Any]) -> Figure:
     axes = figure.subplots()
     for (tau, share), colour in zip(names["credit"].items(), (ORANGE, GREEN), strict=True):
         share = share[:-1]  # nothing reaches the last step by way of time
-        axes.semilogy(range(1, 1 + len(share)), share, "o-", color=colour, label=f"tau {tau:.0f}")
-    axes.axvspan(0.5, 4.5, color=GREY, alpha=0.2, label="the pulse")
-    axes.set(xlabel="time step", title="Gradient by way of time, as a share of the last step's")
+        axes.semilogy(range(len(share)), share, "o-", color=colour, label=f"tau {tau:.0f}")
+    axes.axvspan(-0.5, 3.5, color=GREY, alpha=0.2, label="the pulse")
+    axes.set(
+        xlabel="time step", ylabel="share", title="Gradient by way of time, by the last step's"
+    )
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
