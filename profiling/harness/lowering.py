@@ -175,6 +175,14 @@ _STATES = {
     "cuba": multistep_cuba,
 }
 
+_RETURNED: dict[str, Callable[[int], kernels.SpikingNeuron]] = {
+    "": lambda _: kernels.LIF(),
+    " plif": lambda _: kernels.PLIF(),
+    " alif": lambda _: kernels.ALIF(),
+    " cuba": lambda _: kernels.CuBaLIF(),
+    " own step": Adaptive,
+}
+
 CASES: dict[str, tuple[Callable[..., None], int | str]] = {
     "lif inference": (_inference, 0),
     "lif backward, probe": (_probed, 1),
@@ -203,10 +211,13 @@ CASES: dict[str, tuple[Callable[..., None], int | str]] = {
     "join statistics": (_bn_lif, "join_statistics_kernel"),
     "join sums": (_bn_lif, "join_kernel"),
     "join probe": (_probed, "join_groups_kernel"),
-    "recurrent forward": (partial(_recurrent, lambda _: kernels.LIF()), 0),
-    "recurrent backward": (partial(_recurrent, lambda _: kernels.LIF()), 1),
-    "recurrent own step forward": (partial(_recurrent, Adaptive), 0),
-    "recurrent own step backward": (partial(_recurrent, Adaptive), 1),
+    **{
+        f"recurrent{name} forward": (partial(_recurrent, one), 0) for name, one in _RETURNED.items()
+    },
+    **{
+        f"recurrent{name} backward": (partial(_recurrent, one), 1)
+        for name, one in _RETURNED.items()
+    },
     "own step forward": (_adaptive, 0),
     "own step backward": (_adaptive, 1),
     **{f"{name} forward": (partial(_training, one), 0) for name, one in _STATES.items()},
@@ -247,8 +258,20 @@ class Launch:
         """Elements of a program."""
         if self.packs:
             return 8 * self.arguments["BLOCK"]
-        tiles = self.arguments["PRODUCT"].tiles if "PRODUCT" in self.arguments else 1
-        return self.sizes["block_r"] * self.sizes["block_l"] * tiles
+        return self.sizes["block_r"] * self.sizes["block_l"] * self.tiles
+
+    @property
+    def tiles(self) -> int:
+        """Of a program that takes several in each step."""
+        return self.arguments["PRODUCT"].tiles if "PRODUCT" in self.arguments else 1
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """How often a block of code runs by the loops that it is in; where programs walk over rows, those of one."""
+        chunks = -(-self.sizes["steps"] // self.sizes["chunk"])
+        if "programs" in self.kernel.arg_names:
+            return 0, 1, chunks
+        return (1, chunks) if self.tiles == 1 else (1, self.tiles, chunks * self.tiles)
 
     @property
     def fill(self) -> float:
@@ -388,8 +411,7 @@ def _accesses(compiled: Any, launch: Launch, elements: int) -> list[dict[str, An
     found = machine_code.accesses(
         compiled.asm["ptx"],
         places,
-        chunks,  # of the window
-        outer=1 if "programs" in launch.kernel.arg_names else 0,  # such kernels walk over rows
+        launch.runs,
         rare_jumps=launch.packs,  # for the last program alone
     )
     largest, moves = max(t.numel() for t in tensors.values()), elements * chunks * chunk

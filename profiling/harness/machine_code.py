@@ -6,7 +6,7 @@ import re
 import subprocess
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,13 +128,13 @@ class Accesses:
 
 
 def accesses(
-    ptx: str, tensors: Mapping[int, str], chunks: int, *, outer: int, rare_jumps: bool
+    ptx: str, tensors: Mapping[int, str], runs: Sequence[int], *, rare_jumps: bool
 ) -> dict[tuple[str, str], Accesses]:
     """By tensor and "load" or "store", on the longest way through the code: of two versions of a loop only one runs.
 
     Args:
         tensors: the names of the parameters that are pointers. An address is traced to the one that it comes from.
-        chunks: how often the body of the loop runs. outer: the loops around it, each of which counts once.
+        runs: how often a block runs that is in no loop, in one, in one of that, ... and in any further ones.
         rare_jumps: whether what is jumped over is left out.
     """
     blocks, labels, origins = _read(ptx)
@@ -148,33 +148,74 @@ def accesses(
         (touched,) = {tensors[int(s)] for s in seen if s.isdigit() and int(s) in tensors}
         return touched
 
-    loops: dict[int, int] = {}  # first block -> last
+    after = [
+        [labels[target] for target in block.targets] + [i + 1] * block.falls_through
+        for i, block in enumerate(blocks)
+    ]
+    order, depths, before = _walk(after)
     passed_over: set[int] = set()
-    before: dict[int, list[int]] = defaultdict(list)
-    for i, block in enumerate(blocks):
-        for j in [labels[target] for target in block.targets] + [i + 1] * block.falls_through:
-            if j <= i:
-                loops[j] = max(i, loops.get(j, 0))
-            else:
-                before[j].append(i)
-                passed_over.update(range(i + 1, j))
+    for i, others in enumerate(after):
+        for j in others:
+            passed_over.update(range(i + 1, j))
     # bytes and accesses up to the end of each block, on the longest way there
-    moved: list[dict[tuple[str, str], tuple[int, int]]] = []
+    moved: dict[int, dict[tuple[str, str], tuple[int, int]]] = {}
     found: dict[tuple[str, str], Accesses] = {}
-    for i, block in enumerate(blocks):
+    for i in order:
+        block = blocks[i]
         total: dict[tuple[str, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
         for way in before[i]:
             for key, most in moved[way].items():
                 total[key] = max(total[key], most)
-        depth = sum(first <= i <= last for first, last in loops.items())
-        counts = depth >= outer and not (rare_jumps and i in passed_over)
+        times = runs[min(depths[i], len(runs) - 1)]
+        counts = times and not (rare_jumps and i in passed_over)
         for move in block.moves if counts else ():
             key = (tensor(move.address), move.kind)
-            times = chunks if depth > outer else 1
             total[key] = (total[key][0] + move.width * times, total[key][1] + times)
             narrowest = found.setdefault(key, Accesses(vector_bytes=move.width)).vector_bytes
             found[key].vector_bytes = min(move.width, narrowest)
-        moved.append(total)
+        moved[i] = total
     for key, one in found.items():
-        one.bytes, one.requests = max(way[key] for way in moved)
+        one.bytes, one.requests = max(way[key] for way in moved.values())
     return found
+
+
+def _walk(after: Sequence[Sequence[int]]) -> tuple[list[int], dict[int, int], dict[int, list[int]]]:
+    """Blocks that are reached from the first one, each behind all that lead to it but for the ends of loops; in how
+    many loops each is; and those that lead to it. A loop's end leads to a block that every way to it goes through."""
+    order: list[int] = []
+    state = {0: iter(after[0])}
+    path = [0]
+    while path:
+        new = next((j for j in state[path[-1]] if j not in state), None)
+        if new is None:
+            order.append(path.pop())
+        else:
+            state[new] = iter(after[new])
+            path.append(new)
+    order.reverse()
+    leading: dict[int, list[int]] = {i: [] for i in order}
+    for i in order:
+        for j in after[i]:
+            leading[j].append(i)
+    through = {i: set(order) for i in order} | {
+        0: {0}
+    }  # the blocks that every way to one goes through
+    changed = True
+    while changed:
+        changed = False
+        for i in order[1:]:
+            new_set = set.intersection(*(through[j] for j in leading[i])) | {i}
+            changed = changed or new_set != through[i]
+            through[i] = new_set
+    loops: dict[int, set[int]] = {}
+    for i in order:
+        for j in after[i]:
+            if j in through[i]:
+                body, todo = loops.setdefault(j, {j}), [i]
+                while todo:
+                    if (one := todo.pop()) not in body:
+                        body.add(one)
+                        todo += leading[one]
+    depths = {i: sum(i in body for body in loops.values()) for i in order}
+    before = {i: [j for j in leading[i] if i not in through[j]] for i in order}
+    return order, depths, before

@@ -1,13 +1,15 @@
 """Neurons whose spikes come back by a matrix (recurrent.py) in Triton: a program walks the window of 16 samples.
 
-Their neurons are cut into tiles of up to 128, whose states, last spikes and, back, gradients stay in registers. A step
-is a product of these tiles (``tl.dot``) with those of the matrix: of one tile the matrix is held, of several it is read
-from the second-level cache in each step. Products are summed in float32. Forth they are of the dtype of x, which makes
-each exact where spikes are whole numbers; float32 takes three TF32 products for one. Back, gradients are float32,
-rounded to TF32 beside a matrix of half precision, which that holds whole.
+Their neurons are cut into tiles of up to 128, and a step is a product (``tl.dot``) of all of them with the matrix. Of
+one tile the matrix, the states and the last spikes stay at hand. Of several a program takes one after the other: it
+reads the matrix in each step, and leaves states and spikes in memory for the next one, so that a thread holds those of
+one tile, whatever the neuron. Products are summed in float32. Forth they are of the dtype of x, which makes each exact
+where spikes are whole numbers; float32 takes three TF32 products for one. Back, gradients are float32, rounded to TF32
+beside a matrix of half precision, which that holds whole.
 
 Bytes per element and step, e of an element of the I/O dtype, K values that a step keeps: forth 2e + 4K, back 2e + 4K.
-With several tiles a program reads N * N * e more of the matrix in each step.
+With several tiles, and S states, also 8S + 2e forth and 8S + 8 back, and N * N * e for each program; all of them are
+read again within a step, so that they stay in the second-level cache.
 """
 
 from __future__ import annotations
@@ -35,13 +37,15 @@ from .triton_tiles import (
     join_groups,
     step_size,
     tile_at,
+    where_below,
 )
 from .triton_walk import observe, with_first
 
 SAMPLES = 16  # of a program: as few as a product takes
 WIDEST = 128  # neurons of a tile
 MOST = 512
-"""Neurons whose states a program holds in registers; more take PyTorch's loop."""
+"""Neurons of a kernel. With more a program would read megabytes of a matrix in each step, for 16 samples; PyTorch's
+loop multiplies all samples at once."""
 DEEP = 32
 """Neurons whose spikes are multiplied at once, where there are several tiles."""
 
@@ -80,15 +84,15 @@ def leave(room, value, t, tile, step, PRODUCT: tl.constexpr):
 
 
 @triton.jit
-def meet(room):
+def meet(room, sums):
     """What the program's threads have left is there for all of them."""
-    if room is not None:
+    if room is not None or sums is not None:
         tl.debug_barrier()
 
 
 @triton.jit
 def product(
-    only, held, room, t, matrix, n: tl.constexpr, size, step, CUT: tl.constexpr, PRODUCT: tl.constexpr
+    only, held, room, t, matrix, n, size, step, CUT: tl.constexpr, PRODUCT: tl.constexpr
 ):  # fmt: skip
     """Tile n of the product with the matrix: of the only tile with what is held, or of all that were left for t."""
     total = tl.zeros([CUT.block_r, CUT.block_l], tl.float32)
@@ -109,21 +113,13 @@ def product(
     return total
 
 
-@triton.jit
-def part_of(values, n: tl.constexpr, COUNT: tl.constexpr):
-    """Of values one after the other those of tile n."""
-    found = ()
-    for i in tl.static_range(COUNT):
-        found = found + (values[n * COUNT + i],)  # type: ignore[assignment]
-    return found
-
-
 @triton.jit(**SIZES)
 def recurrent_forward_kernel(
     x,
     matrix,  # [N, N], transposed
     first,  # [states + 1, B, N], or None
     out,  # Window of recurrent.py
+    between,  # of several tiles [states or more, B, N]: those after the step before; else None
     room,  # of several tiles [2, B, N]: the spikes of a step and of the next one; else None
     given,  # the step's constants, then its starts
     R,
@@ -141,42 +137,53 @@ def recurrent_forward_kernel(
     size = Size(R, C, units * CUT.align, S)
     step = step_size(size, CUT)
     held = held_matrix(matrix, size, CUT, PRODUCT)
-    carried = ()
+    tile = tile_at(tl.program_id(0), 0, 0, size, CUT)
+    carried = states(first, given, tile, tile.inside, step, ABOUT)
     fired = tl.zeros([CUT.block_r, CUT.block_l], PRODUCT.dtype)
-    for n in tl.static_range(TILES):
+    for n in tl.range(0, TILES, num_stages=1):
         tile = tile_at(tl.program_id(0), n, 0, size, CUT)
-        carried = carried + states(first, given, tile, tile.inside, step, ABOUT)
+        if between is not None:
+            own = states(first, given, tile, tile.inside, step, ABOUT)
+            store_states(between, own, tile, step, ABOUT)
         s = tl.zeros(tile.offs.shape, tl.float32)
         if first is not None:
             s = tl.load(first + STATES * step + tile.offs, mask=tile.inside, other=0.0)
         fired = leave(room, s, 0, tile, step, PRODUCT)
-    meet(room)
+    meet(room, None)
     for t in tl.range(0, WINDOW.steps, num_stages=1):
-        before, states_before = fired, carried
-        carried = ()
-        for n in tl.static_range(TILES):
+        before = fired
+        for n in tl.range(0, TILES, num_stages=1):
             tile = tile_at(tl.program_id(0), n, 0, size, CUT)
             at = t * step + tile.offs
+            if between is not None:  # before the product, in which threads meet; written after it
+                carried = states(between, None, tile, tile.inside, step, ABOUT)
             current = tl.load(x + at, mask=tile.inside, other=0.0).to(tl.float32)
             current = current + product(before, held, room, t, matrix, n, size, step, CUT, PRODUCT)
-            c = constants_of(given, tile, ABOUT)
-            s, after, kept = FORTH(current, part_of(states_before, n, STATES), c)
+            s, carried, kept = FORTH(current, carried, constants_of(given, tile, ABOUT))
             tl.store(out.spikes + at, s.to(out.spikes.dtype.element_ty), mask=tile.inside)
             if out.trace is not None:
-                tl.store(out.trace + at, after[0], mask=tile.inside)
+                tl.store(out.trace + at, carried[0], mask=tile.inside)
             if out.kept is not None:
                 for i in tl.static_range(len(kept)):
                     kind = out.kept + i * WINDOW.steps * step
                     tl.store(kind + at, kept[i], mask=tile.inside)
             fired = leave(room, s, t + 1, tile, step, PRODUCT)
-            carried = carried + after
-        meet(room)
-    for n in tl.static_range(TILES):
+            if between is not None:
+                store_states(between, carried, tile, step, ABOUT)
+        meet(room, None)
+    for n in tl.range(0, TILES, num_stages=1):
         tile = tile_at(tl.program_id(0), n, 0, size, CUT)
-        store_states(out.states, part_of(carried, n, STATES), tile, step, ABOUT)
+        if between is None:
+            store_states(out.states, carried, tile, step, ABOUT)
         if out.states is not None:
             s = tl.load(out.spikes + (WINDOW.steps - 1) * step + tile.offs, mask=tile.inside)
             tl.store(out.states + STATES * step + tile.offs, s.to(tl.float32), mask=tile.inside)
+
+
+@triton.jit
+def place_of_sum(sums, i: tl.constexpr, tile, size, ROWS: tl.constexpr):
+    """Where a tile's sums of the i-th gradient by constants are in [programs, rows, N]."""
+    return sums + (tl.program_id(0) * ROWS + i) * size.L + tile.channels
 
 
 @triton.jit(**SIZES)
@@ -185,7 +192,8 @@ def recurrent_backward_kernel(
     kept,  # [kinds, T, B, N]
     matrix,  # [N, N]
     out,  # Found of recurrent.py
-    partial_constants,  # [programs, rows, N], or None
+    between,  # of several tiles [states or more, B, N]: the gradients by the states; else None
+    sums,  # of each program's gradients by constants, [programs, rows, N], or None
     partial_probe,  # [groups, T, 8, GROUP], or None
     room,  # of several tiles [2, B, N], float32: the gradients by the currents of a step and of the one before
     given,
@@ -209,67 +217,73 @@ def recurrent_backward_kernel(
     size = Size(R, C, units * CUT.align, S)
     step = step_size(size, CUT)
     held = held_matrix(matrix, size, CUT, PRODUCT)
-    carried = ()
-    returned = ()
-    learnt = ()
-    for n in tl.static_range(TILES):
+    tile = tile_at(tl.program_id(0), 0, 0, size, CUT)
+    carried = states(upstream.states, None, tile, tile.inside, step, ABOUT)
+    by_current = tl.zeros([CUT.block_r, CUT.block_l], PRODUCT.dtype)
+    for n in tl.range(0, TILES, num_stages=1):
         tile = tile_at(tl.program_id(0), n, 0, size, CUT)
-        carried = carried + states(upstream.states, None, tile, tile.inside, step, ABOUT)
-        by_spikes = tl.zeros(tile.offs.shape, tl.float32)
-        if upstream.states is not None:
-            last = upstream.states + STATES * step + tile.offs
-            by_spikes = tl.load(last, mask=tile.inside, other=0.0)
-        returned = returned + (by_spikes,)  # type: ignore[assignment]
-        for _ in tl.static_range(ROWS):
-            learnt = learnt + (tl.zeros([1, CUT.block_l], tl.float32),)  # type: ignore[assignment]
+        if between is not None:
+            own = states(upstream.states, None, tile, tile.inside, step, ABOUT)
+            store_states(between, own, tile, step, ABOUT)
+        if sums is not None:
+            for i in tl.static_range(ROWS):
+                place = place_of_sum(sums, i, tile, size, ROWS)
+                tl.store(place, tl.zeros([1, CUT.block_l], tl.float32), mask=tile.valid)
+        leave(room, tl.zeros(tile.offs.shape, tl.float32), 0, tile, step, PRODUCT)
+    meet(room, sums)
     for back in tl.range(0, WINDOW.steps, num_stages=1):
         t = WINDOW.steps - 1 - back
-        by, sums = carried, learnt
-        carried = ()
-        learnt = ()
-        by_current = tl.zeros([CUT.block_r, CUT.block_l], PRODUCT.dtype)
-        for n in tl.static_range(TILES):
+        before = by_current
+        for n in tl.range(0, TILES, num_stages=1):
             tile = tile_at(tl.program_id(0), n, 0, size, CUT)
             at = t * step + tile.offs
+            if between is not None:  # before the product, in which threads meet; written after it
+                carried = states(between, None, tile, tile.inside, step, ABOUT)
+            summed = ()
+            if sums is not None:
+                for i in tl.static_range(ROWS):
+                    place = place_of_sum(sums, i, tile, size, ROWS)
+                    summed = summed + (tl.load(place, mask=tile.valid, other=0.0),)  # type: ignore[assignment]
             grad = tl.load(upstream.spikes + at, mask=tile.inside, other=0.0).to(tl.float32)
-            grad = grad + returned[n]
+            if upstream.states is not None:
+                last = upstream.states + STATES * step + tile.offs
+                grad = grad + tl.load(last, mask=where_below(tile.inside, back, 1), other=0.0)
+            grad = grad + product(before, held, room, back, matrix, n, size, step, CUT, PRODUCT)
             of_step = ()
             for i in tl.static_range(KINDS):
                 kind = kept + i * WINDOW.steps * step
                 of_step = of_step + (tl.load(kind + at, mask=tile.inside, other=0.0),)  # type: ignore[assignment]
-            own = part_of(by, n, STATES)
             if upstream.trace is not None:
                 more = tl.load(upstream.trace + at, mask=tile.inside, other=0.0)
-                own = with_first(own, own[0] + more)
+                carried = with_first(carried, carried[0] + more)
             c = constants_of(given, tile, ABOUT)
             dx, earlier, by_constants, factor, unit, s = BACK(
-                of_step, c, grad, own, OWN_SLOPE, OWN_AREA
+                of_step, c, grad, carried, OWN_SLOPE, OWN_AREA
             )
             tl.store(out.dx + at, dx.to(out.dx.dtype.element_ty), mask=tile.inside)
             if partial_probe is not None:
-                number = tl.program_id(0) * TILES + n
+                row = tl.program_id(0) * TILES + n
                 now = Moment(t, at, tile.inside)
-                observe(partial_probe, number, now, grad, dx, own[0], factor, unit, s, WINDOW)
-            for i in tl.static_range(ROWS):
-                share = tl.where(tile.inside, by_constants[i], 0.0)
-                total = sums[n * ROWS + i] + tl.sum(share, axis=0, keep_dims=True)
-                learnt = learnt + (total,)  # type: ignore[assignment]
-            by_current = leave(room, dx, back, tile, step, PRODUCT)
-            carried = carried + earlier
-        meet(room)
-        returned = ()
-        for n in tl.static_range(TILES):
-            by_spikes = product(by_current, held, room, back, matrix, n, size, step, CUT, PRODUCT)
-            returned = returned + (by_spikes,)  # type: ignore[assignment]
-    for n in tl.static_range(TILES):
+                observe(partial_probe, row, now, grad, dx, carried[0], factor, unit, s, WINDOW)
+            if sums is not None:
+                for i in tl.static_range(ROWS):
+                    share = tl.where(tile.inside, by_constants[i], 0.0)
+                    total = summed[i] + tl.sum(share, axis=0, keep_dims=True)
+                    tl.store(place_of_sum(sums, i, tile, size, ROWS), total, mask=tile.valid)
+            by_current = leave(room, dx, back + 1, tile, step, PRODUCT)
+            carried = earlier
+            if between is not None:
+                store_states(between, carried, tile, step, ABOUT)
+        meet(room, sums)
+    for n in tl.range(0, TILES, num_stages=1):
         tile = tile_at(tl.program_id(0), n, 0, size, CUT)
-        store_states(out.states, part_of(carried, n, STATES), tile, step, ABOUT)
         if out.states is not None:
-            tl.store(out.states + STATES * step + tile.offs, returned[n], mask=tile.inside)
-        if partial_constants is not None:
-            for i in tl.static_range(ROWS):
-                place = partial_constants + (tl.program_id(0) * ROWS + i) * size.L + tile.channels
-                tl.store(place, learnt[n * ROWS + i], mask=tile.valid)
+            by_spikes = product(
+                by_current, held, room, WINDOW.steps, matrix, n, size, step, CUT, PRODUCT
+            )
+            tl.store(out.states + STATES * step + tile.offs, by_spikes, mask=tile.inside)
+        if between is None:
+            store_states(out.states, carried, tile, step, ABOUT)
 
 
 def fits(x: Tensor) -> bool:
@@ -277,21 +291,31 @@ def fits(x: Tensor) -> bool:
     return x.shape[2] <= MOST
 
 
-def _cut(x: Tensor) -> tuple[Tiling, int, int]:
+def _cut(x: Tensor, neuron: Neuron, back: bool) -> tuple[Tiling, int, int]:
     """How samples and neurons are cut, tiles of a program, and its warps."""
     _, samples, neurons = x.shape
-    widest = (
-        WIDEST // 2 if triton_neuron.AMD else WIDEST
-    )  # as much of a matrix as shared memory holds
+    whole, amd, widest = x.dtype == torch.float32, triton_neuron.AMD, WIDEST
+    much = len(neuron.step.states) + neuron.rows > (2 if whole else 3)  # for registers
+    if amd or much:  # shared memory of AMD holds as much of a matrix
+        widest //= 2
     width = min(widest, max(16, triton.next_power_of_2(neurons)))
     tiles = -(-neurons // width)
-    warps = 4 if tiles == 1 and x.dtype != torch.float32 else 8
+    warps = 8 if whole or tiles > 1 else 4
+    if tiles > 1 and not (amd or (much and back)):
+        warps = 16
     return Tiling(samples, neurons, neurons, SAMPLES, width, True), tiles, warps
 
 
 def _room(x: Tensor, tiles: int, dtype: torch.dtype) -> Tensor | None:
     """What tiles of a program leave to each other."""
     return None if tiles == 1 else x.new_empty((2, *x.shape[1:]), dtype=dtype)
+
+
+def _between(x: Tensor, tiles: int, neuron: Neuron, wanted: Tensor | None) -> Tensor | None:
+    """Where several tiles leave their states from step to step: where they are wanted at the end, if they are."""
+    if tiles == 1 or wanted is not None:
+        return None if tiles == 1 else wanted
+    return x.new_empty((len(neuron.step.states), *x.shape[1:]), dtype=torch.float32)
 
 
 def _exact() -> str:
@@ -301,17 +325,15 @@ def _exact() -> str:
 
 def forward(x: Tensor, matrix: Tensor, first: Tensor | None, neuron: Neuron, out: Any) -> None:
     """Fill what ``out``, a ``Window``, holds tensors for."""
-    cut, tiles, warps = _cut(x)
+    cut, tiles, warps = _cut(x, neuron, back=False)
     given, compiled = constants_for(neuron, back=False)
     dtypes = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
     # the interpreter cannot multiply in half precision
     dtype = tl.float32 if INTERPRETED else dtypes.get(x.dtype, tl.float32)
-    way, room = (
-        Product(tiles, dtype, _exact()),
-        _room(x, tiles, x.dtype),
-    )
+    way, room = Product(tiles, dtype, _exact()), _room(x, tiles, x.dtype)
+    between = _between(x, tiles, neuron, out.states)
     launch(
-        recurrent_forward_kernel, (cut.row_tiles,), x, x, matrix.t().contiguous(), first, out, room, given,
+        recurrent_forward_kernel, (cut.row_tiles,), x, x, matrix.t().contiguous(), first, out, between, room, given,
         WINDOW=Window(len(x), 1, 0), PRODUCT=way, warps=warps, **cut.geometry, **compiled,
     )  # fmt: skip
 
@@ -320,17 +342,19 @@ def backward(upstream: Any, kept: Tensor, matrix: Tensor, neuron: Neuron, out: A
     """Fill what ``out``, ``Found``, holds tensors for."""
     by_spikes = upstream.spikes
     steps, _, neurons = by_spikes.shape
-    cut, tiles, warps = _cut(by_spikes)
+    cut, tiles, warps = _cut(by_spikes, neuron, back=True)
     programs, fields = cut.row_tiles, len(PROBE_FIELDS)
     given, compiled = constants_for(neuron, back=True)
     own = own_surrogate(neuron.step.own_surrogate)
     half = by_spikes.dtype != torch.float32 and not triton_neuron.AMD
     way = Product(tiles, tl.float32, "tf32" if half else _exact())
     room = _room(by_spikes, tiles, torch.float32)
+    between = _between(by_spikes, tiles, neuron, out.states)
     sums = None if out.constants is None else kept.new_empty(programs, neuron.rows, neurons)
     probe = None if out.probe is None else grouped(by_spikes, programs * tiles, steps * fields)
     launch(
-        recurrent_backward_kernel, (programs,), by_spikes, upstream, kept, matrix, out, sums, probe, room, given,
+        recurrent_backward_kernel, (programs,), by_spikes,
+        upstream, kept, matrix, out, between, sums, probe, room, given,
         WINDOW=Window(steps, 1, 0), PRODUCT=way, KINDS=len(kept), warps=warps,
         **cut.geometry, **compiled, OWN_SLOPE=None if own is None else own.slope,
         OWN_AREA=None if own is None else own.primitive,

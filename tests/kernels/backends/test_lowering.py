@@ -174,9 +174,14 @@ RETURNED = [
     *cases(["recurrent backward"], dtypes=["fp32"], **SEQUENCES, size=[64, 200, 1, 1]),
 ]
 """Neurons whose spikes come back by a matrix: one tile, which holds the matrix, and several."""
+OF_OTHER_KINDS = [
+    f"recurrent {kind} {way}" for kind in ("plif", "alif", "cuba", "own step") for way in WAYS
+]
 RETURNED_SELDOM = [
     *cases(["recurrent backward"], **SEQUENCES, size=[64, 512, 1, 1]),
     *cases(["recurrent forward", "recurrent backward"], ["sm_90"], ["fp32"], **SEQUENCES, size=[64, 512, 1, 1]),
+    *cases(OF_OTHER_KINDS, ["sm_90"], ["bf16", "fp32"], **SEQUENCES, size=[64, 128, 1, 1]),
+    *cases(OF_OTHER_KINDS, ["sm_90"], ["bf16", "fp32"], **SEQUENCES, size=[64, 512, 1, 1]),
     *cases(
         ["recurrent forward", "recurrent backward", "recurrent own step forward", "recurrent own step backward"],
         ["sm_80", "sm_90", "gfx942"], ["bf16", "fp32"], **SEQUENCES, size=[64, 256, 1, 1],
@@ -395,14 +400,14 @@ def test_what_else_a_call_may_ask_for_spills_nothing_and_moves_what_it_must(give
 
 @pytest.mark.parametrize("given", every(*RETURNED, *RETURNED_SELDOM))
 def test_spikes_that_come_back_spill_nothing_and_move_each_byte_once(given, report):
-    """2e + 4 each way of LIF, which keeps one value of a step; the matrix comes on top. (Where what is kept is several
+    """2e + 4 each way of kinds that keep one value of a step; the matrix comes on top. (Where what is kept is several
     times as large as the rest, that alone is traced.)"""
     assert report["spills"] == report["atomics"] == 0
     assert report["shared"] <= CARDS[given["target"]].shared
     if given["target"] == "gfx942":
         return
     forward, e = "forward" in given["case"], {"bf16": 2, "fp16": 2, "fp32": 4}[given["dtype"]]
-    if "own" not in given["case"]:
+    if not any(kind in given["case"] for kind in ("own", "plif")):
         assert report["bytes_per_element"] == pytest.approx(2 * e + 4)
         assert (report["loads"], report["stores"]) == ((1, 2) if forward else (2, 1))
 
