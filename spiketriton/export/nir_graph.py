@@ -10,8 +10,9 @@ the mean over space is an average pool, and residual connections are edges: what
 is summed. NIR has no fields for the first membrane (v_reset), for a tie at the threshold (ours
 fires), dt and the number of steps; these are in the graph's metadata.
 
-What NIR cannot express is refused: ReLU, soft reset and no reset, max-pool, TEBN's gains, delays of single synapses.
-So are spikes that come back to their own layer, of which NIR does not say how much later.
+The synapses of `model.delays` that wait equally long are a linear layer of their own behind a Delay.
+
+What NIR cannot express is refused: ReLU, soft reset and no reset, max-pool, TEBN's gains. So are spikes that come back to their own layer, of which NIR does not say how much later.
 """
 
 from collections.abc import Iterator
@@ -62,9 +63,8 @@ def to_nir(
         given = shapes[node.inputs[0]] if node.inputs else image
         sources = [source for name in node.inputs for source in gives[name]]
         part = _translate(nir, node, given, dt)
-        enters = next(iter(part.nodes))
         translated |= part.nodes
-        edges += [(source, enters) for source in sources] + part.edges
+        edges += [(source, enters) for source in sources for enters in part.enters] + part.edges
         gives[node.name] = part.gives
     translated["output"] = nir.Output(np.array(shapes["fc"]))
     edges.append(("fc", "output"))
@@ -109,8 +109,6 @@ def not_in_nir(nodes: Graph) -> Iterator[str]:
         yield "max-pool (the stem of model.stem = 'imagenet', and model.name = 'net7b')"
     if any(layers(nodes, "norm")):
         yield "batch norm of a sum (model.block = 'preact')"
-    if any(isinstance(node.module, Delays) for node in layers(nodes, "weights")):
-        yield "a delay for each synapse (model.delays)"
     gains = (node.norm.step_gain for node in layers(nodes, "weights") if node.norm is not None)
     if any(gain is not None for gain in gains):
         yield "a gain for each time step (model.norm = 'tebn')"
@@ -120,15 +118,17 @@ def not_in_nir(nodes: Graph) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Part:
-    """NIR's nodes for one of ours, by name; the first reads what ours reads. gives: those whose sum is its output."""
+    """NIR's nodes for one of ours, by name. enters: those that read what ours reads. gives: whose sum is its output."""
 
     nodes: dict[str, Any]
+    enters: list[str]
     edges: list[tuple[str, str]]
     gives: list[str]
 
 
 def _chain(nodes: dict[str, Any]) -> _Part:
-    return _Part(nodes, list(pairwise(nodes)), [[*nodes][-1]])
+    first, *_, last = [*nodes, *nodes]
+    return _Part(nodes, [first], list(pairwise(nodes)), [last])
 
 
 def _translate(nir: ModuleType, node: Node, given: tuple[int, ...], dt: float) -> _Part:
@@ -152,6 +152,8 @@ def _translate(nir: ModuleType, node: Node, given: tuple[int, ...], dt: float) -
         assert isinstance(module, SpikingNeuron)
         return _neuron(nir, name, _startable(membrane_of(module)), given, dt)
     weight, bias = (_array(value) for value in folded_weights(node))
+    if isinstance(module, Delays):
+        return _delayed(nir, name, weight, bias, module.delays().cpu().numpy(), dt)
     if isinstance(module, nn.Linear):
         return _chain({name: nir.Affine(weight=weight, bias=bias)})
     assert isinstance(module, nn.Conv2d)
@@ -165,6 +167,24 @@ def _translate(nir: ModuleType, node: Node, given: tuple[int, ...], dt: float) -
         bias=bias,
     )
     return _chain({name: conv})
+
+
+def _delayed(
+    nir: ModuleType, name: str, weight: np.ndarray, bias: np.ndarray, delays: np.ndarray, dt: float
+) -> _Part:
+    """A layer for each delay that there is, the first one with the bias."""
+    part = _Part({}, [], [], [])
+    for delay in np.unique(delays):
+        own = f"{name}.{delay}"
+        alike = np.where(delays == delay, weight, np.float32(0))
+        layer = nir.Linear(alike) if part.gives else nir.Affine(alike, bias)
+        waits = {f"{own}.delay": nir.Delay(np.full(weight.shape[1], delay * dt))} if delay else {}
+        chain = _chain(waits | {own: layer})
+        part.nodes.update(chain.nodes)
+        part.enters.extend(chain.enters)
+        part.edges.extend(chain.edges)
+        part.gives.extend(chain.gives)
+    return part
 
 
 def _startable(membrane: Membrane) -> Membrane:
@@ -224,7 +244,7 @@ def _neuron(
     if bool((m.drop != 0).any()):
         back[f"{name}.reset"] = nir.Scale(full(-m.keeps * m.drop / m.gain))
         edges += [*((n, f"{name}.reset") for n in names), (f"{name}.reset", f"{name}.membrane")]
-    return _Part(front | fires | back, edges, names)
+    return _Part(front | fires | back, [next(iter(front))], edges, names)
 
 
 def _leaky(nir: ModuleType, own: dict[str, Any]) -> Any:

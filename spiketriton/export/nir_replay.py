@@ -90,6 +90,8 @@ def _step(node: Any, metadata: dict[str, Any], membranes: list[Tensor]) -> Step:
     if kind == "Conv2d":
         ways = (pair(node.stride), pair(node.padding), pair(node.dilation), int(node.groups))
         return lambda x: F.conv2d(x, constants["weight"], constants["bias"], *ways)
+    if kind == "Delay":
+        return _delay(constants["delay"], float(metadata["dt"]))
     if kind in ("AvgPool2d", "SumPool2d"):
         if np.any(node.padding):
             raise ValueError(f"{kind} with padding; known: none")
@@ -109,6 +111,25 @@ def _step(node: Any, metadata: dict[str, Any], membranes: list[Tensor]) -> Step:
 def pair(value: Any) -> Any:
     """Rows and columns of what NIR gives as one number for both, too; a word stays one."""
     return value if isinstance(value, str) else tuple(int(n) for n in np.broadcast_to(value, 2))
+
+
+def _delay(delay: Tensor, dt: float) -> Step:
+    """y(t) = x(t - delay), of each element its own; x is 0 before the first step."""
+    steps = (delay / dt).round()
+    if bool(((steps * dt - delay).abs() > 1e-6 * dt).any()) or bool((steps < 0).any()):
+        raise ValueError(f"Delay of {delay.max():g} with dt {dt:g}; known: whole time steps")
+    longest = int(steps.max())
+    kept: list[Tensor] = []
+
+    def step(x: Tensor) -> Tensor:
+        kept.append(x)
+        y = torch.zeros_like(x)
+        for ago, value in enumerate(reversed(kept)):
+            y = torch.where(steps == ago, value, y)
+        del kept[: max(0, len(kept) - longest)]
+        return y
+
+    return step
 
 
 def _neuron(c: dict[str, Tensor], metadata: dict[str, Any], membranes: list[Tensor]) -> Step:

@@ -161,7 +161,7 @@ def _pair(value: object) -> tuple[int, int]:
 def folded_weights(node: Node) -> tuple[Tensor, Tensor]:
     """Weight and bias of a layer, its batch norm (in eval mode) folded in, in float64. ValueError: it is TEBN."""
     layer, norm = node.module, node.norm
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    assert isinstance(layer, nn.Conv2d | nn.Linear | Delays)
     weight = layer.weight.double()
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
     if norm is None:

@@ -65,13 +65,25 @@ def test_membranes_without_a_reset_and_what_comes_back_by_hand():
     assert found["node"].ravel().tolist() == [0.75, 1.5, 0.75, 1.5, 0.75]  # a spike takes 1.5 later
 
 
+def test_each_element_waits_for_its_own_delay():
+    """In units of dt = 0.25; what comes before the first step is 0."""
+    graph = chain(nir.Delay(np.array([0.0, 0.25, 0.75])), [3], dt=0.25)
+    shown = 10.0 * np.arange(1, 6)[:, None, None] + np.array([1.0, 2.0, 3.0])
+    given, _ = replay(graph, shown, 5)
+    assert given["out"][:, 0].T.tolist() == [
+        [11, 21, 31, 41, 51], [0, 12, 22, 32, 42], [0, 0, 0, 13, 23],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("node", "words"),
     [
         (nir.Flatten(np.array([2, 2, 2]), start_dim=1, end_dim=-1), "dimensions 1 to -1"),
         (nir.Flatten(np.array([2, 2, 2]), start_dim=0, end_dim=1), "dimensions 0 to 1"),
         (nir.AvgPool2d(ONE.repeat(2), ONE.repeat(2), np.array([0, 1])), "padding"),
-        (nir.Delay(ONE), "node Delay is unknown"),
+        (nir.Delay(0.5 * ONE), "whole time steps"),
+        (nir.Delay(-ONE), "whole time steps"),
+        (nir.Conv1d(4, np.ones((1, 1, 3)), 1, 0, 1, 1, ONE), "node Conv1d is unknown"),
     ],
 )
 def test_what_it_does_not_know_is_refused(node, words):
