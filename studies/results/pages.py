@@ -4,6 +4,7 @@ docs/rows.md has all rows. README.md and docs/results.md name the rows that they
 `<!-- rows COLUMN, COLUMN: NAME, NAME/TWIN -->` and `<!-- end -->`: of rows that differ by the seed alone the mean.
 """
 
+import csv
 import re
 import shlex
 import statistics
@@ -21,6 +22,7 @@ from spiketriton.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CURVES = Path(__file__).parent / "curves"
+WITHOUT_TIME = Path(__file__).parent / "without_time.csv"
 ALL_ROWS, IMAGES = ROOT / "docs" / "rows.md", ROOT / "docs" / "img"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "README.zh.md", ROOT / "docs" / "results.md")
 WEIGHTS_PAGE = ROOT / "examples" / "weights" / "README.md"
@@ -161,6 +163,8 @@ class Shown:
 
     def cell(self, column: str) -> str:
         """One number or name. KeyError: no such column."""
+        if column in BASELINES:
+            return self.without_time(BASELINES[column])
         row, kind = self.row, self.row["neuron"].partition(" (")[0]
         minutes = statistics.mean(whole_minutes(one, self.rows) for one in self.seeds)
         of_seeds = {
@@ -189,6 +193,34 @@ class Shown:
         }
         return cells[column]
 
+    def without_time(self, baseline: str) -> str:
+        """The mean of the seeds that it is known of. UserError: there is none."""
+        names = [row["name"] for row in self.seeds]
+        found = [
+            float(one["accuracy"])
+            for one in read_without_time()
+            if one["name"] in names and one["baseline"] == baseline
+        ]
+        if not found:
+            raise UserError(f"{WITHOUT_TIME.name} does not have {baseline} of {' or '.join(names)}")
+        return f"{statistics.mean(found):.1f}"
+
+
+def read_without_time() -> list[Row]:
+    """What the runs of rows score without the order in time."""
+    if not WITHOUT_TIME.exists():
+        return []
+    with WITHOUT_TIME.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+BASELINES = {
+    "shuffled": "the same net, steps shuffled",
+    "mean step": "a linear classifier of the mean step",
+    "events": "the number of events alone",
+}
+"""Columns of what a row scores without the order in time."""
+
 
 def seeds_of(name: str, rows: Sequence[Row]) -> list[Row]:
     """A row and those that differ from it by the seed alone. UserError: there is none of that name."""
@@ -211,6 +243,9 @@ HEADINGS = {
         "twin": "ANN twin, %",
         "D": "levels",
         "T": "steps",
+        "shuffled": "steps shuffled, %",
+        "mean step": "linear, of the mean step, %",
+        "events": "number of events alone, %",
     },
     "zh": {
         "data": "数据",

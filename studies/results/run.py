@@ -3,11 +3,13 @@
     python studies/results/run.py                                    # all tables and pictures, from the rows
     python studies/results/run.py --add RUN --name NAME              # first a row and its curve
     python studies/results/run.py --add RUN --name NAME --weights    # and examples/weights/NAME.safetensors
+    python studies/results/run.py --without-time RUN --name NAME     # what that row of sequences scores without time
 
 A row says what the run folder holds and nothing else, but for a fuller name of the processor (--processor). The
 accuracy of the last epoch is that of the last test; the best one is chosen by the test images, and stands beside it
 only because others report it. Weights are for rows of the front page: the matrices are rounded to bf16, and all files
-together take at most 12 MB. A folder of peers.py gives a row, too, without weights.
+together take at most 12 MB. A folder of peers.py gives a row, too, without weights. A row of sequences or recordings
+comes with what it scores without the order in time (without_time.csv), as `spiketriton evaluate` says.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import json
 import shlex
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from spiketriton.config import Recipe
+from spiketriton.evaluate.baselines import baselines_of
 from spiketriton.export.weights import export_safetensors
 from spiketriton.models import count_parameters
 from spiketriton.runs.rows import Rows, read_json, replace_file
@@ -207,33 +211,52 @@ def add(path: str, name: str, processor: str = "", with_weights: bool = False) -
         row = row_of(run, name, file.name if with_weights else "")
         if with_weights:
             write_weights(path, file)
+        add_without_time(run, name)
     if processor:
         row["machine"] = f"{processor}, {row['machine'].partition(', ')[2]}"
     CURVES.mkdir(parents=True, exist_ok=True)
     replace_file(CURVES / f"{name}.jsonl", curve(folder))
-    rows = [other for other in read() if other["name"] != name] + [row]
+    write(ROWS, COLUMNS, [other for other in read() if other["name"] != name] + [row])
+
+
+def add_without_time(run: TrainedRun, name: str) -> None:
+    """Writes what a run's data and net score without the order in time, in place of that name's; nothing of images."""
+    found = [
+        {"name": name, "baseline": one.name, "accuracy": percent(one.value)}
+        for one in baselines_of(run, run.data.test)
+    ]
+    if found:
+        others = [other for other in pages.read_without_time() if other["name"] != name]
+        write(pages.WITHOUT_TIME, ("name", "baseline", "accuracy"), others + found)
+
+
+def write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    replace_file(ROWS, text.getvalue())
+    replace_file(path, text.getvalue())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--add", metavar="RUN", help="the folder of a run that has ended")
+    of_run = parser.add_mutually_exclusive_group()
+    of_run.add_argument("--add", metavar="RUN", help="the folder of a run that has ended")
+    of_run.add_argument("--without-time", metavar="RUN", help="that of a row that there is")
     parser.add_argument("--name", help="of its row, curve and weights")
     parser.add_argument(
         "--weights", action="store_true", help="keep them, too: a row of the front page"
     )
     parser.add_argument("--processor", default="", help='a fuller name: "AMD EPYC (AVX-512)"')
     given = parser.parse_args()
-    if (given.add is None) != (given.name is None):
-        parser.error("--add and --name go together")
+    if (given.add is None and given.without_time is None) != (given.name is None):
+        parser.error("--name goes with --add or with --without-time")
     if given.weights and given.add is None:
         parser.error("--weights goes with --add")
     if given.add is not None:
         add(given.add, given.name, given.processor, given.weights)
+    if given.without_time is not None:
+        add_without_time(load_run(given.without_time), given.name)
     pages.make(read())
 
 

@@ -140,6 +140,34 @@ def test_a_page_shows_the_mean_of_the_seeds_beside_the_twin(tmp_path):
         pages.with_tables(path, rows)
 
 
+def test_a_row_stands_beside_what_it_scores_without_time(tmp_path, monkeypatch):
+    known = {row["name"]: row for row in ROWS}
+    for one in pages.read_without_time():
+        assert one["baseline"] in pages.BASELINES.values()
+        assert known[one["name"]]["data"]
+        assert 0 <= float(one["accuracy"]) <= 100
+    path = tmp_path / "without_time.csv"
+    monkeypatch.setattr(pages, "WITHOUT_TIME", path)
+    path.write_text(
+        'name,baseline,accuracy\na,"the same net, steps shuffled",40.00\n'
+        'b,"the same net, steps shuffled",41.00\nc,"the same net, steps shuffled",9.00\n',
+        encoding="utf-8",
+    )
+    first = {
+        "name": "a",
+        "data": "d",
+        "machine": "m",
+        "accuracy": "80",
+        "command": "spiketriton train r.toml",
+    }
+    rows = [first, first | {"name": "b", "command": f"{first['command']} seed=1"}]
+    assert pages.Shown("a", rows).cell("shuffled") == "40.5"
+    with pytest.raises(
+        UserError, match="does not have a linear classifier of the mean step of a or b"
+    ):
+        pages.Shown("a", rows).cell("mean step")
+
+
 def test_pictures_name_rows_that_there_are_and_at_most_five():
     for title, curves in pages.PICTURES.values():
         assert title
@@ -250,6 +278,25 @@ def test_a_row_of_anothers_loop_takes_a_fuller_name_of_the_processor(tmp_path, m
         (row,) = script.read()
         assert row["machine"] == f"{said}, fp32, 1 thread"
         assert (row["accuracy"], row["minutes"], row["neuron"]) == ("50.00", "1.5", "lif (A 1.0)")
+
+
+def test_what_a_run_of_sequences_scores_without_time_replaces_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    small_trainer(path, *QUICK, "data.sequence=rows", "model.name=sequence", "time_steps=8").fit()
+    monkeypatch.setattr(pages, "WITHOUT_TIME", tmp_path / "without_time.csv")
+    others = [
+        {"name": name, "baseline": "the same net, steps shuffled", "accuracy": "1"} for name in "ab"
+    ]
+    script.write(pages.WITHOUT_TIME, tuple(others[0]), others)
+    script.add_without_time(load_run(path), "a")
+    shuffled, linear = (found[1] for found in pages.BASELINES.items() if found[0] != "events")
+    found = pages.read_without_time()
+    assert [(one["name"], one["baseline"]) for one in found] == [
+        ("b", shuffled),
+        ("a", shuffled),
+        ("a", linear),
+    ]
+    assert all(0 < float(one["accuracy"]) <= 100 for one in found[1:])
 
 
 def test_weights_of_a_row_are_rounded_matrices_within_the_limit(run, tmp_path, monkeypatch):

@@ -295,13 +295,14 @@ def _cut(x: Tensor, neuron: Neuron, back: bool) -> tuple[Tiling, int, int]:
     """How samples and neurons are cut, tiles of a program, and its warps."""
     _, samples, neurons = x.shape
     whole, amd, widest = x.dtype == torch.float32, triton_neuron.AMD, WIDEST
-    much = len(neuron.step.states) + neuron.rows > (2 if whole else 3)  # for registers
+    held = len(neuron.step.states) + neuron.rows
+    much = held > (2 if whole else 3)  # for registers
     if amd or much:  # shared memory of AMD holds as much of a matrix
         widest //= 2
     width = min(widest, max(16, triton.next_power_of_2(neurons)))
     tiles = -(-neurons // width)
     warps = 8 if whole or tiles > 1 else 4
-    if tiles > 1 and not (amd or (much and back)):
+    if tiles > 1 and held > 1 and not (amd or (much and back)):
         warps = 16
     return Tiling(samples, neurons, neurons, SAMPLES, width, True), tiles, warps
 

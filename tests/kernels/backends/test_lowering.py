@@ -188,7 +188,7 @@ RETURNED_SELDOM = [
     ),
     *cases(
         ["recurrent forward", "recurrent backward"], ["sm_80", "gfx942"], ["bf16", "fp16", "fp32"], **SEQUENCES,
-        size=[3, 100, 1, 1],
+        size=[35, 100, 1, 1],
     ),
 ]  # fmt: skip
 SELDOM = [
