@@ -2,9 +2,9 @@
 
 Imports torch, triton, the standard library and itself: install it with pip, or copy the folder.
 
-Read neurons/lif.py (a neuron), neuron.py (the records that a call is made of), lif.py and fire.py (a call is checked),
-passes.py (memory is allocated) and backends/ (who computes it). gradient.py and operators.py are a call's
-two ways into autograd; surrogate.py has the slopes, nn/ the modules, steps/ neurons of one's own.
+Read neurons/lif.py (a neuron), neuron.py (the records that a call is made of), lif.py and window/fire.py (a call is
+checked), window/passes.py (memory is allocated) and backends/ (who computes it). window/ has a call's two ways into
+autograd, too; surrogate.py has the slopes, nn/ the modules, steps/ neurons of one's own.
 """
 
 from .arguments import PROBE_FIELDS

@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple, ParamSpec
 import torch
 
 from .arguments import check_call, check_float, check_input, check_like
-from .fire import fire, leaves
 from .neuron import Call, Inputs, Norm, Outputs, States, membrane_dtype
 from .neurons.ilif import MAX_LEVELS
 from .neurons.stepping import Stepping, Told
 from .surrogate import Surrogate, own_surrogate
+from .window.fire import fire, leaves
 
 P = ParamSpec("P")
 Reset = Literal["soft", "hard", "none"]

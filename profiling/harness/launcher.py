@@ -11,8 +11,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from spiketriton_kernels import passes
 from spiketriton_kernels.convolutions import packed
+from spiketriton_kernels.window import passes
 
 
 class Driver:

@@ -1,7 +1,7 @@
 """A network in plain operators, for programs without spiketriton: `torch.export` and ONNX.
 
-Where a call is written down, a neuron gives the operators of its `step` (`spiketriton_kernels.fire.leaves`), so that
-every neuron leaves in the same way, one of somebody's own included: up to `UNROLLED` steps one by one, of a longer
+Where a call is written down, a neuron gives the operators of its `step` (`spiketriton_kernels.window.fire.leaves`), so
+that every neuron leaves in the same way, one of somebody's own included: up to `UNROLLED` steps one by one, of a longer
 window one step and a loop, which is torch's scan and ONNX's Scan.
 """
 

@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d, pad
 from spiketriton.models.memory import mark_alike
 from spiketriton.system import machine
 from spiketriton_kernels.convolutions import sparse, tiles
-from spiketriton_kernels.fire import traced
+from spiketriton_kernels.window.fire import traced
 
 Ways = tuple[Any, Any, Any]
 """What computes an output and the gradients by input and weights: a module or class below; None: the library."""

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from spiketriton_kernels import SHAPES, Surrogate, fire
+from spiketriton_kernels import SHAPES, Surrogate
 from spiketriton_kernels.functions import stacked, told
 from spiketriton_kernels.neuron import Call, Inputs, Norm, Outputs
 from spiketriton_kernels.neurons import ALIF, CLIF, ILIF, LIF, CuBaLIF
 from spiketriton_kernels.neurons.stepping import Told
+from spiketriton_kernels.window import fire
 from tests.kernels.support import (
     DTYPES,
     LAYOUTS,

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 from spiketriton.config import ModelConfig, NeuronConfig
 from spiketriton.models.blocks import BLOCKS, BlockNetwork
 from spiketriton.models.layers import Parts
-from spiketriton_kernels import PROBE_FIELDS, fire, multistep_bn_lif, multistep_lif, passes
+from spiketriton_kernels import PROBE_FIELDS, multistep_bn_lif, multistep_lif
+from spiketriton_kernels.window import fire, passes
 from tests.processes import done
 
 READS = {

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..fire import fire, leaves
 from ..neuron import Call, Inputs, Norm, Outputs
-from ..recurrent import recur
 from ..surrogate import Surrogate
+from ..window.fire import fire, leaves
+from ..window.recurrent import recur
 from .handed import Handed
 from .stepping import Stepping
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import PROBE_FIELDS, check_input
-from ..fire import leaves
 from ..layout import dense, like
 from ..neuron import membrane_dtype
 from ..surrogate import Surrogate
+from ..window.fire import leaves
 from .base import SpikingNeuron
 from .definition import OneStep, Walk
 

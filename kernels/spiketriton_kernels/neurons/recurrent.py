@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..neuron import Call, Inputs, membrane_dtype
-from ..recurrent import check_matrix
+from ..window.recurrent import check_matrix
 from .base import SpikingNeuron
 from .psn import ParallelNeuron
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ..arguments import along_channels, check_float
-from ..fire import leaves
 from ..neuron import Call, Inputs, Neuron, Norm, Outputs, membrane_dtype
 from ..steps import fire as spikes_of
 from ..steps import forms
 from ..steps.record import Refused
 from ..steps.step import Hoisted, Step, returned, trace
 from ..surrogate import Surrogate, own_surrogate
+from ..window.fire import leaves
 from .definition import UNROLLED, OneStep, Walk, as_loop, normalised, without_autocast
 
 BACKENDS = ("auto", "eager")

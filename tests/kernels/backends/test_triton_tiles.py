@@ -11,11 +11,11 @@ from spiketriton_kernels import (
     multistep_bn_lif,
     multistep_bn_lif_reference,
     multistep_lif,
-    passes,
 )
 from spiketriton_kernels.backends import triton_neuron, triton_tiles
 from spiketriton_kernels.backends.triton_tiles import Tiling, tiling
 from spiketriton_kernels.triton_import import tl, triton
+from spiketriton_kernels.window import passes
 from tests.kernels.support import as_layout, normal
 
 blocks, own_tile, tile_at = triton_tiles.blocks, triton_tiles.own_tile, triton_tiles.tile_at

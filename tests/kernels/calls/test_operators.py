@@ -9,14 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from spiketriton_kernels import (
     Surrogate,
-    fire,
     multistep_bn_lif,
     multistep_lif,
-    operators,
-    passes,
     use_backend,
 )
 from spiketriton_kernels.backends import native
+from spiketriton_kernels.window import fire, operators, passes
 from tests.conftest import need_native
 from tests.covering import each
 from tests.kernels.cases import KINDS, PLAIN, answered, by_kernels, drawn

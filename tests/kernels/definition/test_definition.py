@@ -7,7 +7,7 @@ membrane is never rounded to 16 bits.
 import pytest
 import torch
 
-from spiketriton_kernels import fire
+from spiketriton_kernels.window import fire
 from tests.kernels.cases import (
     EQUATIONS,
     OPTIONS,

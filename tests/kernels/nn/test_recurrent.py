@@ -10,8 +10,9 @@ from torch import nn as torch_nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from spiketriton_kernels import PROBE_FIELDS, Surrogate, nn, recurrent, use_backend
+from spiketriton_kernels import PROBE_FIELDS, Surrogate, nn, use_backend
 from spiketriton_kernels.nn import Recurrent, SpikingNeuron
+from spiketriton_kernels.window import recurrent
 from tests.covering import each
 from tests.kernels.steps.neurons import Adaptive, Gated
 from tests.kernels.support import assert_rounded, dyadic, normal

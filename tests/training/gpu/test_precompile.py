@@ -27,7 +27,7 @@ from spiketriton.gradients.through_time import Shares
 from spiketriton.training import session
 from spiketriton.training.gpu import precompile
 from spiketriton.training.randomness import random_state
-from spiketriton_kernels import passes
+from spiketriton_kernels.window import passes
 from spiketriton_kernels.backends import native, triton_neuron, triton_norm
 from tests.small_runs import Lines, assert_equal, small_trainer
 from tests.child import Compiled, stub_compiler

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import PROBE_FIELDS, check_call, check_like
-from .backends import eager_recurrent, native_recurrent, triton_recurrent
-from .backends.choice import say_once
+from ..arguments import PROBE_FIELDS, check_call, check_like
+from ..backends import eager_recurrent, native_recurrent, triton_recurrent
+from ..backends.choice import say_once
+from ..neuron import Call, Inputs, Neuron, Outputs, membrane_dtype, parsed
+from ..steps.forms import named
 from .fire import refuse_tangents, stack
-from .neuron import Call, Inputs, Neuron, Outputs, membrane_dtype, parsed
 from .passes import serving
-from .steps.forms import named
 
 
 class Window(NamedTuple):

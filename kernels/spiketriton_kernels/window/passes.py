@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from .arguments import PROBE_FIELDS
-from .backends import eager, native, triton_neuron, triton_norm
-from .backends.choice import backend_for
-from .backends.triton_tiles import CHUNK, chunk_length
-from .layout import like
-from .neuron import Call, Gradients, Inputs, Neuron, Outputs, Running, Upstream, membrane_dtype
-from .surrogate import own_surrogate
+from ..arguments import PROBE_FIELDS
+from ..backends import eager, native, triton_neuron, triton_norm
+from ..backends.choice import backend_for
+from ..backends.triton_tiles import CHUNK, chunk_length
+from ..layout import like
+from ..neuron import Call, Gradients, Inputs, Neuron, Outputs, Running, Upstream, membrane_dtype
+from ..surrogate import own_surrogate
 
 _NEURON = {"triton": triton_neuron, "native": native, "torch": eager}
 _STATISTICS = {"triton": triton_norm, "native": native, "torch": eager}

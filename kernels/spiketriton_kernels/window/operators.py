@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from ..neuron import Call, Gradients, Inputs, Neuron, Outputs, Upstream, parsed, place
+from ..steps.forms import named
 from . import passes
 from .gradient import ARGUMENTS, SAVED, Walk, gradients
-from .neuron import Call, Gradients, Inputs, Neuron, Outputs, Upstream, parsed, place
-from .steps.forms import named
 
 _NEURON = ", ".join("Tensor x" if name == "x" else f"Tensor? {name}" for name in SAVED)
 _CALL = "str words, float[] floats"

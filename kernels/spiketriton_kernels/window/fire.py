@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch.autograd import forward_ad
 
+from ..arguments import check_call
+from ..backends.eager import update_running
+from ..layout import dense
+from ..neuron import Call, Inputs, Neuron, Norm, Outputs, Running, Upstream, place
 from . import operators, passes
-from .arguments import check_call
-from .backends.eager import update_running
 from .gradient import ARGUMENTS, UNSAVED, Walk, gradients
-from .layout import dense
-from .neuron import Call, Inputs, Neuron, Norm, Outputs, Running, Upstream, place
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 import torch.distributed as dist
 
-from .neuron import NORM, Call, Gradients
+from ..neuron import NORM, Call, Gradients
 
 Walk = Callable[[Iterable[str], float, torch.Tensor | None], Gradients]
 """One walk back of the call at hand: ``wanted``, ``count`` and ``sums`` of ``passes.neuron_backward``."""
