@@ -1,4 +1,4 @@
-"""A study is a folder that answers a question; it imports the product, and nothing imports a study."""
+"""A study is a folder that answers a question; it imports the product and pages.py, and nothing imports a study."""
 
 import ast
 import re
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from spiketriton.system.errors import UserError
+from studies.pages import filled, share, unsaid
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -43,6 +46,20 @@ def test_what_is_prose():
     ]
 
 
+def test_a_table_stands_between_its_marks():
+    text = "a\n<!-- t: begin -->\nold\n<!-- end -->\nb\n"
+    for made in ("new\nrow\n", ["new", "row"]):
+        found = filled(text, "t", made)
+        assert found == "a\n<!-- t: begin -->\nnew\nrow\n<!-- end -->\nb\n"
+    for wrong in (text.replace("t: begin", "u: begin"), text.replace("end", "stop")):
+        with pytest.raises(
+            UserError, match=r"page\.md has no marks <!-- t: begin --> and <!-- end -->"
+        ):
+            filled(wrong, "t", "", "page.md")
+    assert unsaid("one\n two", ["one two", "three"]) == ["three"]
+    assert (share(40, 41), share(0, 0)) == ("40 of 41 (87-100 %)", "")
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_has_a_question_an_answer_and_a_date(name):
     page = (HERE / name / "README.md").read_text("utf-8")
@@ -73,4 +90,4 @@ def test_nothing_imports_a_study():
 def test_a_study_imports_no_other(name):
     for file in (HERE / name).rglob("*.py"):
         ours = {one.split(".")[1] for one in imported(file) if one.startswith("studies.")}
-        assert ours <= {name}, file
+        assert ours <= {name, "pages"}, file

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from studies.pages import filled, unsaid
+
 HERE = Path(__file__).parent
 ROWS, PAGE = HERE / "rows.csv", HERE.parents[1] / "docs" / "evaluation.md"
-BEGIN, END = "<!-- runs: begin -->\n", "<!-- end -->\n"
 COLUMNS = ("run", "t", "accuracy", "low", "high", "ac", "mac", "uj", "uj_with_data")
 COLUMNS += ("images", "seed", "machine", "commit")
 TWIN = "ANN twin"
@@ -127,13 +128,11 @@ def facts(rows: dict[tuple[str, int], Row]) -> list[str]:
 
 def page(text: str, rows: dict[tuple[str, int], Row]) -> str:
     """The page with the table between its marks."""
-    before, mark, rest = text.partition(BEGIN)
-    return before + mark + table(rows) + END + rest.partition(END)[2] if mark else text
+    return filled(text, "runs", table(rows), PAGE)
 
 
 def missing(text: str, rows: dict[tuple[str, int], Row]) -> list[str]:
-    prose = " ".join(text.split())
-    return [fact for fact in facts(rows) if fact not in prose]
+    return unsaid(text, facts(rows))
 
 
 def main() -> None:

@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from spiketriton.config import DataConfig, Recipe, load_recipe, parts
-from spiketriton.evaluate.evaluation import wilson
 from spiketriton.gradients.prober import Prober
 from spiketriton.gradients.verdict import LIMITS, last_layers
 from spiketriton.models import build_model
@@ -42,6 +41,7 @@ from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from spiketriton.system import machine
 from spiketriton.training.optim import build_optimizer, build_schedule
 from studies.gradient_flow.tables import ROWS, Rows, on_cifar
+from studies.pages import share
 
 HERE = Path(__file__).parent
 PICTURE = HERE.parents[1] / "docs" / "img" / "deep_nets.png"
@@ -271,14 +271,6 @@ def key_of(row: dict[str, str], key: str, default: str = "") -> str:
     """The value of a key in a row's settings."""
     words = dict(word.split("=", 1) for word in row["settings"].split())
     return words.get(key, default)
-
-
-def share(hits: int, of: int) -> str:
-    """`40 of 41 (87-100 %)`, with Wilson's interval of 95 %."""
-    if not of:
-        return ""
-    low, high = (round(100 * value) for value in wilson(hits, of))
-    return f"{hits} of {of} ({low}-{high} %)"
 
 
 def learnt(row: dict[str, str], above: float = 0.2) -> bool:

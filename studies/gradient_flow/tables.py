@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from studies.pages import filled, unsaid
+
 HERE = Path(__file__).parent
 ROWS = HERE / "rows.csv"
 PAGES = (HERE.parents[1] / "docs" / "gradient_flow.md", HERE / "log.md")
@@ -38,7 +40,6 @@ STUDENT += (2.020, 2.018, 2.017, 2.015, 2.014, 2.013, 2.012, 2.011, 2.010, 2.009
 STUDENT += (2.008, 2.007, 2.006, 2.005, 2.004, 2.003, 2.002, 2.002, 2.001, 2.000)
 STUDENT += (2.000, 1.999, 1.998, 1.998, 1.997, 1.997, 1.996, 1.995, 1.995, 1.994)
 STUDENT += (1.994, 1.993, 1.993, 1.993, 1.992, 1.992, 1.991, 1.991, 1.990, 1.990)
-END = "<!-- end -->\n"
 Key = frozenset[tuple[str, str]]
 Row = dict[str, str]
 
@@ -485,15 +486,13 @@ def facts(rows: Rows) -> list[str]:
 def page(text: str, found: dict[str, str]) -> str:
     """The page with its tables between their marks."""
     for name, table in found.items():
-        before, mark, rest = text.partition(f"<!-- {name}: begin -->\n")
-        if mark:
-            text = before + mark + table + END + rest.partition(END)[2]
+        if f"<!-- {name}: begin -->" in text:
+            text = filled(text, name, table)
     return text
 
 
 def missing(text: str, rows: Rows) -> list[str]:
-    prose = " ".join(text.split())
-    return [fact for fact in facts(rows) if fact not in prose]
+    return unsaid(text, facts(rows))
 
 
 def main() -> None:

@@ -27,11 +27,10 @@ from spiketriton.models import build_model
 from spiketriton.plugins.tasks import build_loss
 from spiketriton.runs.rows import replace_file
 from spiketriton.show.figures import BLUE, GREEN, ORANGE, STYLE
-from spiketriton.system.errors import UserError
+from studies.pages import filled
 
 HERE = Path(__file__).parent
 ROWS, PAGE, PICTURE = HERE / "rows.csv", HERE / "log.md", HERE / "paper_claims.png"
-BEGIN, END = "<!-- made by studies/paper_claims/run.py: begin -->\n", "<!-- end -->\n"
 IMAGES, SEEDS = 64, (0, 1, 2)
 NET = (
     "data.name=cifar10",
@@ -117,11 +116,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def page(text: str, rows: list[dict[str, str]]) -> str:
-    before, mark, rest = text.partition(BEGIN)
-    _, ending, after = rest.partition(END)
-    if not mark or not ending:
-        raise UserError(f"{PAGE} has no marks {BEGIN.strip()} and {END.strip()}")
-    return before + BEGIN + table(rows) + END + after
+    return filled(text, "made by studies/paper_claims/run.py", table(rows), PAGE)
 
 
 SHOWN = (

@@ -19,6 +19,7 @@ from spiketriton.config import Recipe, load_recipe
 from spiketriton.runs.rows import Rows, replace_file
 from spiketriton.show.figures import BLUE, GREEN, ORANGE, STYLE, png
 from spiketriton.system.errors import UserError
+from studies.pages import filled
 
 ROOT = Path(__file__).parents[2]
 CURVES = Path(__file__).parent / "curves"
@@ -26,7 +27,7 @@ WITHOUT_TIME = Path(__file__).parent / "without_time.csv"
 ALL_ROWS, IMAGES = ROOT / "docs" / "rows.md", ROOT / "docs" / "img"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "README.zh.md", ROOT / "docs" / "results.md")
 WEIGHTS_PAGE = ROOT / "examples" / "weights" / "README.md"
-BEGIN, END = "<!-- made by studies/results/run.py: begin -->\n", "<!-- end -->"
+MADE = "made by studies/results/run.py"
 NAMES = {
     "cifar10": "CIFAR-10",
     "imagenette": "Imagenette",
@@ -363,8 +364,4 @@ def recipe_of(row: Row) -> Recipe | None:
 
 def page(path: Path, made: str) -> str:
     """The text of a page with a table between its marks. UserError: it has no marks."""
-    before, mark, rest = path.read_text("utf-8").partition(BEGIN)
-    _, ending, after = rest.partition(END)
-    if not mark or not ending:
-        raise UserError(f"{path} has no marks {BEGIN.strip()} and {END}; its table goes there")
-    return before + BEGIN + made + END + after
+    return filled(path.read_text("utf-8"), MADE, made, path)

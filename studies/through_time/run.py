@@ -22,10 +22,10 @@ import torch
 from torch.nn import functional as F
 
 from spiketriton.diagnose.modules import Called
-from spiketriton.evaluate.evaluation import wilson
 from spiketriton.gradients.measurement import Signal
 from spiketriton.gradients.prober import Prober, classes_apart
 from spiketriton.gradients.verdict import judge as judge_net
+from studies.pages import filled, share
 from studies.through_time import nets
 from studies.through_time.nets import (
     CHANNELS,
@@ -446,23 +446,8 @@ def cured() -> Iterator[str]:
     yield f"| any but the mean | {share(len(helped), len(before))} |  |"
 
 
-def share(part: int, whole: int) -> str:
-    """`3 of 4 (30-95 %)`, with Wilson's interval of 95 %."""
-    if not whole:
-        return ""
-    low, high = wilson(part, whole)
-    return f"{part} of {whole} ({100 * low:.0f}-{100 * high:.0f} %)"
-
-
-def between(text: str, name: str, lines: Iterable[str]) -> str:
-    """The page with other lines between its markers of that name."""
-    begin, end = f"<!-- {name}: begin -->\n", "<!-- end -->"
-    before, _, rest = text.partition(begin)
-    return before + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
-
-
 def page(text: str) -> str:
-    return between(text, "judged", judge())
+    return filled(text, "judged", judge())
 
 
 def gradient_flow(text: str) -> str:
@@ -474,8 +459,8 @@ def gradient_flow(text: str) -> str:
         ("tell spoken digits apart", counted(nets_of(("digits",)))),
     ):
         lines.append(f"| {name} | {in_words(counts)} |")
-    text = between(between(text, f"{MADE}, credit", lines), f"{MADE}, cures", cured())
-    return between(between(text, f"{MADE}, both", both()), f"{MADE}, growth", growth())
+    text = filled(filled(text, f"{MADE}, credit", lines), f"{MADE}, cures", cured())
+    return filled(filled(text, f"{MADE}, both", both()), f"{MADE}, growth", growth())
 
 
 def failing(pairs: Iterable[tuple[Row, Row]]) -> str:

@@ -20,7 +20,6 @@ import torch
 
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.data import build_data
-from spiketriton.evaluate.evaluation import wilson
 from spiketriton.gradients.measurement import COLUMNS, Measurement, Signal
 from spiketriton.gradients.prober import Prober
 from spiketriton.gradients.verdict import Word
@@ -29,6 +28,7 @@ from spiketriton.models import Network, build_model
 from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError
 from spiketriton.training.optim import build_optimizer, clipped_norm
+from studies.pages import filled, share
 
 HERE = Path(__file__).parent
 REGISTER, ROWS = HERE / "register.csv", HERE / "rows.csv"
@@ -202,19 +202,9 @@ def judge() -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
-def share(part: int, whole: int) -> str:
-    """`3 of 4 (30-95 %)`, with Wilson's interval of 95 %."""
-    if not whole:
-        return ""
-    low, high = wilson(part, whole)
-    return f"{part} of {whole} ({100 * low:.0f}-{100 * high:.0f} %)"
-
-
 def page(text: str) -> str:
     """A page with the table between its marks."""
-    before, mark, rest = text.partition(f"<!-- {MADE}: begin -->\n")
-    end = "<!-- end -->"
-    return before + mark + "\n".join(judge()) + "\n" + end + rest.partition(end)[2]
+    return filled(text, MADE, judge())
 
 
 def main() -> None:

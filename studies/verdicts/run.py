@@ -34,7 +34,6 @@ from spiketriton.config.shipped import shipped_recipes
 from spiketriton.data import build_data
 from spiketriton.diagnose.__main__ import main as diagnose
 from spiketriton.diagnose.ablations import Experiment
-from spiketriton.evaluate.evaluation import wilson
 from spiketriton.gradients.verdict import Word, learned_by, planned_steps
 from spiketriton.models import build_model
 from spiketriton.runs.folder import RunFolder
@@ -47,10 +46,10 @@ from spiketriton.training.display import make_display
 from spiketriton.training.environment import undisturbed
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.session import Session
+from studies.pages import filled, share
 
 HERE = Path(__file__).resolve().parent
 ROWS, PAGE = HERE / "rows.csv", HERE / "log.md"
-BEGIN, END = "<!-- made by studies/verdicts/run.py: begin -->\n", "<!-- end -->\n"
 COLUMNS = (
     *("draw", "group", "recipe", "settings", "before", "python", "said", "told", "run", "python_run"),
     *("loss", "test", "guessing", "registered", "commit", "machine", "hours"),
@@ -459,14 +458,6 @@ def answer(row: Row, run: Path, root: str) -> None:
     row["machine"] = machine.cpu_name()
 
 
-def share(hits: int, of: int) -> str:
-    """`40 of 41 (87-100 %)`, with Wilson's interval of 95 %."""
-    if not of:
-        return ""
-    low, high = (round(100 * value) for value in wilson(hits, of))
-    return f"{hits} of {of} ({low}-{high} %)"
-
-
 SAID = (  # what is said, the column, its words
     ("before training: no obstacle found", "before", (Word.FREE,)),
     ("before training: an obstacle", "before", (Word.LOST, Word.SILENT, Word.EXPLODING)),
@@ -540,8 +531,8 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def page(text: str, rows: Sequence[Row]) -> str:
-    before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + table(rows) + "\n" + table_again(rows) + END + rest.partition(END)[2]
+    made = table(rows) + "\n" + table_again(rows)
+    return filled(text, "made by studies/verdicts/run.py", made)
 
 
 def main() -> None:
