@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -66,6 +67,27 @@ class Part:
     def built_in(self) -> bool:
         """Whether it comes with this package."""
         return self.module.partition(".")[0] == "spiketriton"
+
+    def of(self, config: Any, **more: Any) -> Any:
+        """What it makes of the recipe's table that names it. UserError: it takes other arguments."""
+        try:
+            inspect.signature(self.make).bind(config, **more)
+        except TypeError as error:
+            raise self.not_of(one_line(error)) from None
+        return self.make(config, **more)
+
+    def not_of(self, why: str) -> UserError:
+        """That it cannot be made of its table, as its arguments are others."""
+        name = getattr(self.make, "__qualname__", type(self.make).__name__)
+        given = inspect.signature(self.make)
+        bare = [one.replace(annotation=one.empty) for one in given.parameters.values()]
+        table = f"the recipe's [{self.selector.partition('.')[0]}]"
+        accepted = [f"{name}(config)", f"{name}(config, channels)"]
+        return UserError(
+            f'{self.selector} = "{self.name}" of the plugin {self.home}: {name}{inspect.Signature(bare)} cannot be '
+            f"called with {table} ({why}); accepted: {' or '.join(accepted[: 1 + (self.kind == 'neurons')])}, where "
+            f"config is {table}"
+        )
 
     def checked(self, made: Any, accepted: Any, name: str) -> Any:
         """What it made. UserError: it is none of the `accepted` types, of which `name` is told."""

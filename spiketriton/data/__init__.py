@@ -229,7 +229,7 @@ def _loading(
 
 def _source(config: DataConfig, steps: int) -> Source:
     part = chosen("data", config.name)
-    found = part.checked(part.make(config), Source | Recorded, "spiketriton.data.sources.Source")
+    found = part.checked(part.of(config), Source | Recorded, "spiketriton.data.sources.Source")
     return found if isinstance(found, Source) else found.source(config, steps)
 
 

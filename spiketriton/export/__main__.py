@@ -128,24 +128,25 @@ def exported(
 
     name = run.recipe.name + ("_step" if stream else "")
     path = Path(out or run.folder.path / (name + FORMATS[to].ending))
-    calls = f"image(s) per call, {run.time_steps} time steps"
+    shown = "sequence" if run.model.sequence else "recording" if run.facts.frames else "image"
+    calls = f"{run.time_steps} time steps"
     if to == "safetensors":
         difference = export_safetensors(run, path, mark)
         agrees, what = difference == 0, f"weights of step {run.step}"
         lines = [f"read back: they differ by {difference:g}"]
     elif to == "torch":
         compared = export_torch(run, path, batch_size or 1, mark)
-        agrees, what = compared.agrees, f"{batch_size or 1} {calls}"
+        agrees, what = compared.agrees, f"{_many(batch_size or 1, shown)} per call, {calls}"
         lines = [f"read back: {compared}"]
     elif stream:
         from spiketriton.export.one_step import export_step
 
         compared = export_step(run, path, batch_size or 0, mark)
-        agrees, what = compared.agrees, f"one step of {batch_size or 'any'} stream(s)"
+        agrees, what = compared.agrees, f"one time step, {_many(batch_size, 'stream')} per call"
         lines = [f"run by onnxruntime, step by step: {compared}"]
     elif to == "onnx":
         compared = export_onnx(run, path, batch_size or 0, mark)
-        agrees, what = compared.agrees, f"{batch_size or 'any'} {calls}"
+        agrees, what = compared.agrees, f"{_many(batch_size, shown)} per call, {calls}"
         lines = [f"run by onnxruntime: {compared}"]
     else:
         found = export_nir(run, path, dt or 1.0, images or 4, mark)
@@ -156,6 +157,11 @@ def exported(
             f"the answer is the {Reading(run.recipe.loss.read).words} of its output (loss.read)"
         )
     return path, agrees, [f"{path}: {what}" if agrees else what, *lines]
+
+
+def _many(count: int | None, word: str) -> str:
+    """None: any number."""
+    return f"{count or 'any number of'} {word}{'' if count == 1 else 's'}"
 
 
 if __name__ == "__main__":

@@ -46,15 +46,18 @@ def build_neuron(config: NeuronConfig, steps: int = 4, channels: int | None = No
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from None
         return adopt(own) if isinstance(own, SpikingNeuron) else own
+    maker = part.make.__init__ if isinstance(part.make, type) else part.make  # type: ignore[misc]
+    if maker.__module__.partition(".")[0] == "spiketriton_kernels":  # config would be a threshold
+        raise part.not_of("these are the arguments of the class that it is derived from")
     if "channels" not in inspect.signature(part.make).parameters:
-        made = part.make(config)
+        made = part.of(config)
     elif channels is None:
         raise UserError(
             f'neuron.kind = "{config.kind}" of the plugin {part.home} asks for the number of channels, which '
             "the network did not give: parts.neuron(channels)"
         )
     else:
-        made = part.make(config, channels=channels)
+        made = part.of(config, channels=channels)
     if isinstance(made, kernels.SpikingNeuron):
         made = adopt(made)
     return part.checked(made, SpikingNeuron, "spiketriton.neurons.SpikingNeuron")

@@ -70,8 +70,8 @@ WRONG = {  # what is broken for the file to differ, by what, and what the comman
 
 SAID = {
     "nir": "2 spiking layers, dt = 1\nreplayed by NIR's equations: 0 of ",
-    "torch": "1 image(s) per call, 3 time steps\nread back: currents differ by 0.0e+00 of the largest\n",
-    "onnx": "any image(s) per call, 3 time steps\nrun by onnxruntime: currents differ by ",
+    "torch": "1 image per call, 3 time steps\nread back: currents differ by 0.0e+00 of the largest\n",
+    "onnx": "any number of images per call, 3 time steps\nrun by onnxruntime: currents differ by ",
     "safetensors": "weights of step 2\nread back: they differ by 0\n",
 }
 

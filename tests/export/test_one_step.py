@@ -134,7 +134,10 @@ def test_the_command_writes_a_step_and_other_formats_have_none(tmp_path, capsys)
     arguments = [str(tmp_path / "run"), "--stream", "--to"]
     assert main([*arguments, "onnx"]) == EXIT_DONE
     said = capsys.readouterr().out
-    assert "one step of any stream(s)\nrun by onnxruntime, step by step: currents differ by" in said
+    assert (
+        "one time step, any number of streams per call\nrun by onnxruntime, step by step: currents differ by"
+        in said
+    )
     assert len(list((tmp_path / "run").glob("*_step.onnx"))) == 1
     assert "--stream has no effect with --to torch" in refused(main, [*arguments, "torch"])
     path = load_run(tmp_path / "run").export(

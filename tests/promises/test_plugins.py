@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 from spiketriton.models import Network
 from spiketriton.models.feedforward import FeedForward, Layer
-from spiketriton_kernels.nn import LIF
+from spiketriton_kernels.nn import LIF, SpikingNeuron
 from spiketriton.plugins import loss, model, neuron
 
 __version__ = "2.5"
@@ -33,6 +33,26 @@ def net(recipe, parts, *, classes, channels, image_size):
 @neuron("slow_{tag}")
 def slow(config):
     return LIF(4.0, v_threshold=config.v_threshold)
+
+class Own(SpikingNeuron):
+    states = ("v",)
+
+    def step(self, x, v):
+        s = self.fire(v + x - 1.0)
+        return s, v + x - s
+
+@neuron("bare_{tag}")
+class Bare(Own):
+    def __init__(self, channels):
+        super().__init__()
+
+@neuron("derived_{tag}")
+class Derived(LIF):
+    pass
+
+@loss("empty_{tag}")
+def empty():
+    return None
 
 @loss("mse_{tag}")
 def mse(config):
@@ -133,6 +153,35 @@ def test_a_neuron_of_ones_own_is_not_told_its_channels(folder):
 def test_what_a_part_makes_is_checked(folder, part, said):
     text = Path("mine.toml").read_text().replace('name = "mine_', f'name = "{part}_')
     Path("wrong.toml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        spiketriton.train("wrong.toml", run_dir="run", quiet=True)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "slow",
+            "bare",
+            r'"bare_\d+" of the plugin .*mine.py: Bare\(channels\) cannot be called with the recipe\'s \[neuron\] '
+            r"\(multiple .*\); accepted: Bare\(config\) or Bare\(config, channels\), where config is the recipe's",
+        ),
+        (
+            "slow",
+            "derived",
+            r"Derived\(tau=2.0, .* \(these are the arguments of the class that it is",
+        ),
+        (
+            "mse",
+            "empty",
+            r"empty\(\) cannot be called with the recipe's \[loss\] \(too many positional arguments\); "
+            r"accepted: empty\(config\), where",
+        ),
+    ],
+)
+def test_a_part_that_does_not_take_its_table_is_named_with_its_arguments(folder, old, new, said):
+    Path("wrong.toml").write_text(Path("mine.toml").read_text().replace(f'"{old}_', f'"{new}_'))
     with pytest.raises(UserError, match=said):
         spiketriton.train("wrong.toml", run_dir="run", quiet=True)
     assert not Path("run").exists()

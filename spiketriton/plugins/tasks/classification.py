@@ -37,7 +37,7 @@ def task_of(cfg: LossConfig, class_counts: Sequence[int] = ()) -> Task:
     if part.built_in:
         return Classification(cfg, class_counts)
     what = "function of currents and labels, or a spiketriton.plugins.tasks.Task"
-    made = part.checked(part.make(cfg), Callable | Task, what)
+    made = part.checked(part.of(cfg), Callable | Task, what)
     if not isinstance(made, Task):
         return Classification(cfg, class_counts, made)
     from spiketriton.plugins.tasks.own import refuse_unfit
