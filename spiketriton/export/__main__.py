@@ -119,13 +119,18 @@ def exported(
     batch_size: int | None = None,
     stream: bool | None = None,
 ) -> tuple[Path, bool, list[str]]:
-    """Writes the file and reads it back: its path, whether it agrees with the network and is there, lines about it."""
+    """Writes the file and reads it back: its path, whether it agrees with the network and is there, lines about it.
+
+    UserError: see `refuse`, which comes first, and the writers.
+    """
     from spiketriton.evaluate.tables import replayed
     from spiketriton.export.nir_file import export_nir
     from spiketriton.export.plain import export_onnx, export_torch
+    from spiketriton.export.refused import refuse
     from spiketriton.export.weights import export_safetensors
     from spiketriton.plugins.tasks import Reading
 
+    refuse(run, to, stream=bool(stream))
     name = run.recipe.name + ("_step" if stream else "")
     path = Path(out or run.folder.path / (name + FORMATS[to].ending))
     shown = "sequence" if run.model.sequence else "recording" if run.facts.frames else "image"

@@ -51,10 +51,8 @@ def to_nir(
     express the network (every reason is given), or nir is not installed.
     """
     nir = need("nir", "nir", "--to nir")
+    refuse_nir(model)
     nodes = graph_of(model)
-    reasons = list(not_in_nir(nodes))
-    if reasons:
-        raise UserError(f"NIR cannot express {'; nor '.join(reasons)}")
     counted_graph(model, noise(model, image, frames))  # or the file would be another network
     shapes = shapes_of(nodes, image)
     translated: dict[str, Any] = {}
@@ -89,6 +87,13 @@ _INPUTS = {
     (3, True): "a frame of events for each time step",
     (3, False): "the image, at each time step",
 }
+
+
+def refuse_nir(model: Network) -> None:
+    """UserError: the network has no graph, or one that NIR cannot express, and why."""
+    reasons = list(not_in_nir(graph_of(model)))
+    if reasons:
+        raise UserError(f"NIR cannot express {'; nor '.join(reasons)}")
 
 
 def not_in_nir(nodes: Graph) -> Iterator[str]:

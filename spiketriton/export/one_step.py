@@ -73,7 +73,7 @@ def export_step(
     any number. UserError: as `export_onnx`, or the network cannot be shown one step at a time, or has a gain for each
     step.
     """
-    _refuse(run)
+    refuse_step(run)
     whole, model = on_cpu(run), in_steps(run).cpu().float()
     frame = _window(run, batch_size or TRACED)[0]
     one = OneStep(model, frame)
@@ -98,7 +98,7 @@ def export_step(
     return write_onnx(written, run, path, batch_size, whole, answers, {"written_by": mark, **words})
 
 
-def _refuse(run: TrainedRun) -> None:
+def refuse_step(run: TrainedRun) -> None:
     """UserError: what it holds between steps is no argument and result of a step."""
     gains = [
         n for n, m in run.model.named_modules() if isinstance(m, Norm) and m.step_gain is not None

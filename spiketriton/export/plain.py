@@ -296,10 +296,10 @@ def _no_graphs() -> Iterator[None]:
 
 
 class _Translatable(TorchFunctionMode):
-    """What the tracer writes down only for the very sizes that it was shown, in other words.
+    """What the tracer writes down only for the very sizes that it was shown, or not at all, in other words.
 
     `unflatten`, for which it fixes the number of images; `batch_norm` without weights, or by the statistics of its
-    batch, which it translates only where it knows the number of channels, or that of images.
+    batch, which it translates only where it knows the number of channels, or that of images. And `_SAID`.
     """
 
     def __torch_function__(
@@ -314,7 +314,16 @@ class _Translatable(TorchFunctionMode):
             given.apply_defaults()
             if given.arguments["weight"] is None or given.arguments["training"]:
                 return _normalised(*given.args)
+        if say := _SAID.get(getattr(func, "__name__", "").removeprefix("special_")):
+            return say(*args)
         return func(*args, **(kwargs or {}))
+
+
+_SAID: dict[str, Callable[[Tensor], Tensor]] = {
+    "expm1": lambda x: torch.tanh(x / 2) * (torch.exp(x) + 1),
+    "trunc": lambda x: torch.sign(x) * torch.floor(x.abs()),
+}
+"""What a step may call and ONNX does not know, by what it knows."""
 
 
 def _normalised(

@@ -14,13 +14,18 @@ from spiketriton.system.version import __version__
 from spiketriton.training.trained import TrainedRun
 
 
-def export_safetensors(run: TrainedRun, path: Path, mark: str = "spiketriton") -> float:
-    """Writes a run's weights, unless what is read back differs: the largest difference. UserError: it cannot."""
+def refuse_weights(run: TrainedRun) -> None:
+    """UserError: the weights alone are not the network."""
     if run.recipe.model.name == FROM_NIR:
         raise UserError(
             f"{run.folder.path} was imported from a file of NIR, which holds its constants and which safetensors do "
             "not hold; accepted: a trained network of a recipe"
         )
+
+
+def export_safetensors(run: TrainedRun, path: Path, mark: str = "spiketriton") -> float:
+    """Writes a run's weights, unless what is read back differs: the largest difference. UserError: it cannot."""
+    refuse_weights(run)
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in run.model.state_dict().items()}
     more = {"conversion": json.dumps(run.conversion)} if run.conversion is not None else {}
     metadata = {
