@@ -78,7 +78,7 @@ RUNS = {  # run, format, whether as a stream -> what is said
         r"run: net\.first decides by a value of its input .*, line \d+ of .*test_refused\.py: return x if x\.max\(\) "
         r"> 0 else 2 \* x; accepted with --to onnx: the same operations",
     ),
-    "decides, torch": (lambda: handed(Decides()), "torch", False, r"net\.first decides by .* with --to torch"),
+    "decides, torch": (lambda: handed(Decides()), "torch", False, r"net\.first decides by .* --to torch"),
     "decides, step": (lambda: handed(Decides()), "onnx", True, r"net\.first decides by a value of its input"),
     "draws": (lambda: handed(Draws()), "torch", False, r"net\.first draws random numbers \(.*torch\.rand_like\(x\); acc"),
     "operator": (
@@ -92,7 +92,7 @@ RUNS = {  # run, format, whether as a stream -> what is said
     "handed, nir": (lambda: handed(kernels.LIF()), "nir", False, r"has no graph by which .* exported; accepted:"),
     "delays, nir": (lambda: made(SIGNALS, *SEQUENCE, "model.delays=3")._run, "nir", False, r"a delay for each synapse"),
     "recurrent, nir": (
-        lambda: made(SIGNALS, *SEQUENCE, "model.recurrent=true")._run, "nir", False, r"that spikes come back a time"
+        lambda: made(SIGNALS, *SEQUENCE, "model.recurrent=true")._run, "nir", False, r"that spikes come back"
     ),
     "clif, nir": (lambda: made(FRAMES, "neuron.kind=clif")._run, "nir", False, r"the neuron CLIF, whose step is not lin"),
     "psn, step": (lambda: made(FRAMES, "neuron.kind=psn")._run, "onnx", True, r"is a parallel neuron"),
