@@ -80,7 +80,7 @@ RUNS = {  # run, format, whether as a stream -> what is said
     ),
     "decides, torch": (lambda: handed(Decides()), "torch", False, r"net\.first decides by .* --to torch"),
     "decides, step": (lambda: handed(Decides()), "onnx", True, r"net\.first decides by a value of its input"),
-    "draws": (lambda: handed(Draws()), "torch", False, r"net\.first draws random numbers \(.*torch\.rand_like\(x\); acc"),
+    "draws": (lambda: handed(Draws()), "torch", False, r"net\.first draws random numbers \(.*torch\.rand_like\(x\)"),
     "operator": (
         lambda: handed(Fractions()), "onnx", False,
         r"run: net\.first is a Fractions, whose step cannot be written with --to onnx: .*'aten::frac'.*; accepted:",
@@ -94,7 +94,7 @@ RUNS = {  # run, format, whether as a stream -> what is said
     "recurrent, nir": (
         lambda: made(SIGNALS, *SEQUENCE, "model.recurrent=true")._run, "nir", False, r"that spikes come back"
     ),
-    "clif, nir": (lambda: made(FRAMES, "neuron.kind=clif")._run, "nir", False, r"the neuron CLIF, whose step is not lin"),
+    "clif, nir": (lambda: made(FRAMES, "neuron.kind=clif")._run, "nir", False, r"the neuron CLIF, whose step is"),
     "psn, step": (lambda: made(FRAMES, "neuron.kind=psn")._run, "onnx", True, r"is a parallel neuron"),
     "tebn, step": (lambda: made(FRAMES, "model.norm=tebn")._run, "onnx", True, r"a gain for each time step"),
 }  # fmt: skip
