@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.evaluate.stream import in_steps
-from spiketriton.export.plain import TRACED, Compared, as_onnx, example, named, on_cpu, write_onnx
+from spiketriton.export.followed import Compared
+from spiketriton.export.plain import TRACED, Traced, example, on_cpu, write_onnx
 from spiketriton.models.foreign import ForeignNetwork
 from spiketriton.models.network import Network
 from spiketriton.neurons import Norm
@@ -80,22 +81,27 @@ def export_step(
     given, after = {"frame": frame, **one.start}, [f"{name}.next" for name in one.start]
     axes = {name: {1: "streams"} for name in (*one.start, *after)}
     axes |= {"frame": {0: "streams"}, "currents": {0: "streams"}}
-    with named(run, "ONNX"):
-        written = as_onnx(one, given, ["currents", *after], {} if batch_size else axes)
 
-    def answers(session: Any, size: int) -> tuple[Tensor, Tensor]:
+    def answers(session: Any, size: int) -> tuple[Tensor, list[Tensor]]:
         window, found = _window(run, size), []
         states = [_of_size(state, size) for state in one.start.values()]
         for step in window.numpy():
             held = dict(zip(one.start, states, strict=True))
-            currents, *states = session.run(None, {"frame": step, **held})
-            found.append(torch.from_numpy(currents))
-        shown, currents = window if run.facts.frames else window[0], torch.stack(found)
-        return shown, currents if whole.answers_each_step else currents.mean(0, keepdim=True)
+            currents, *rest = session.run(None, {"frame": step, **held})
+            states, spikes = rest[: len(held)], rest[len(held) :]
+            found.append([torch.from_numpy(each) for each in (currents, *spikes)])
+        shown = window if run.facts.frames else window[0]
+        (*currents,), *told = zip(*found, strict=True)
+        answer = torch.stack(currents)
+        answer = answer if whole.answers_each_step else answer.mean(0, keepdim=True)
+        return shown, [answer, *map(torch.cat, told)]
 
     begins = {name: [float(row.flatten()[0]) for row in value] for name, value in one.start.items()}
     words = {"start": json.dumps({n: values for n, values in begins.items() if any(values)})}
-    return write_onnx(written, run, path, batch_size, whole, answers, {"written_by": mark, **words})
+    traced = Traced(
+        one, given, ["currents", *after], {} if batch_size else axes, "streams", "model."
+    )
+    return write_onnx(traced, run, path, batch_size, whole, answers, {"written_by": mark, **words})
 
 
 def refuse_step(run: TrainedRun) -> None:

@@ -9,7 +9,6 @@ import copy
 import inspect
 import io
 import logging
-import math
 import os
 import sys
 import warnings
@@ -25,49 +24,13 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
 
+from spiketriton.export.followed import Compared, Spikes, Told, by_name, compared
 from spiketriton.plugins.tasks import image_dim
 from spiketriton.runs.rows import replace_file
 from spiketriton.system.errors import UserError, need, one_line
 from spiketriton.training.trained import TrainedRun
 from spiketriton_kernels.neurons.definition import UNROLLED, OneStep, Walk
 from spiketriton_kernels.nn import SpikingNeuron
-
-CLOSE = 1e-3  # of the largest current: rounding differs between two programs, a spike that differs is more
-ROUNDING = 1e-6  # of the largest pixel: what moves an answer by a spike may as well be another order of sums
-_MOVED = 16  # times
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A file's currents against the network's.
-
-    Attributes:
-        difference: the largest, as a share of the largest current.
-        hanging: images that are left out, because a spike in them hangs on rounding: their currents differ, and the
-            network's own do so, too, when its pixels move by `ROUNDING`.
-        images: all that were compared, with these.
-    """
-
-    difference: float
-    hanging: int
-    images: int
-
-    @property
-    def agrees(self) -> bool:
-        """Whether at least half of the images is left, and is the same but for rounding."""
-        return self.difference < CLOSE and 2 * self.hanging <= self.images
-
-    def and_of(self, other: "Compared") -> "Compared":
-        """Of both together; what has no image left says nothing."""
-        known = [one.difference for one in (self, other) if one.hanging < one.images]
-        worst = max(known, key=lambda far: math.inf if math.isnan(far) else far, default=math.inf)
-        return Compared(worst, self.hanging + other.hanging, self.images + other.images)
-
-    def __str__(self) -> str:
-        said = f"currents differ by {self.difference:.1e} of the largest"
-        if not self.hanging:
-            return said
-        return f"{said}, but for {self.hanging} of {self.images} images, in which a spike hangs on rounding"
 
 
 @torch.no_grad()
@@ -80,16 +43,26 @@ def export_torch(
     """
     model = on_cpu(run)
     images = example(run, batch_size)
-    content = io.BytesIO()  # torch aborts the process where it cannot write a file itself
     marks = {"written_by": mark, "read": run.recipe.loss.read}
-    with _quiet(), named(run, "torch.export"):
-        program = torch.export.export(model, (images,))
-        torch.export.save(program, content, extra_files=marks)
-        content.seek(0)
-        again = torch.export.load(content).module()
-    found = compared(model, images, again(images))
+
+    def written(net: nn.Module) -> tuple[bytes, Any]:
+        content = io.BytesIO()  # torch aborts the process where it cannot write a file itself
+        with _quiet(), named(run, "torch.export"):
+            program = torch.export.export(net, (images,))
+            torch.export.save(program, content, extra_files=marks)
+            content.seek(0)
+            return content.getvalue(), torch.export.load(content).module()
+
+    def told() -> tuple[Tensor, Tensor, Spikes]:
+        teller = Told(model, [images])
+        currents, *spikes = written(teller)[1](images)
+        return answers, currents, by_name(teller.names, spikes)
+
+    content, again = written(model)
+    answers = again(images)
+    found = compared(model, images, answers, told)
     if found.agrees:
-        replace_file(path, content.getvalue())
+        replace_file(path, content)
     return found
 
 
@@ -108,48 +81,101 @@ def export_onnx(
     model = on_cpu(run)
     images = example(run, batch_size or TRACED)
     axes = {"images": {images.ndim + image_dim(images): "images"}, "currents": {1: "images"}}
-    with named(run, "ONNX"):
-        written = as_onnx(model, {"images": images}, ["currents"], {} if batch_size else axes)
 
-    def answers(session: Any, size: int) -> tuple[Tensor, Tensor]:
+    def answers(session: Any, size: int) -> tuple[Tensor, list[Tensor]]:
         images = example(run, size)
-        return images, torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        return images, list(map(torch.from_numpy, session.run(None, {"images": images.numpy()})))
 
-    return write_onnx(written, run, path, batch_size, model, answers, {"written_by": mark})
+    traced = Traced(model, {"images": images}, ["currents"], {} if batch_size else axes, "images")
+    return write_onnx(traced, run, path, batch_size, model, answers, {"written_by": mark})
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What `as_onnx` is given.
+
+    Attributes:
+        images: the name of the dimension that images are, where it may have any size.
+        inside: the name of the network in `net`, with a dot; "": it is the network.
+    """
+
+    net: nn.Module
+    given: Mapping[str, Tensor]
+    outputs: Sequence[str]
+    dynamic: Mapping[str, Mapping[int, str]]
+    images: str
+    inside: str = ""
+
+    def written(self) -> Any:
+        """The `onnx.ModelProto`."""
+        return as_onnx(self.net, self.given, self.outputs, self.dynamic)
+
+    def told(self) -> tuple[Any, list[str]]:
+        """The same with spikes as further outputs, and the names of their neurons."""
+        net = Told(self.net, [*self.given.values()])
+        names = [f"spikes {i} of {name}" for i, name in enumerate(net.names)]
+        sizes = {name: {1: self.images} for name in names} if self.dynamic else {}
+        written = as_onnx(net, self.given, [*self.outputs, *names], {**self.dynamic, **sizes})
+        return written, [name.removeprefix(self.inside) for name in net.names]
 
 
 def write_onnx(
-    written: Any,
+    traced: Traced,
     run: TrainedRun,
     path: Path,
     batch_size: int,
     net: nn.Module,
-    answers: Callable[[Any, int], tuple[Tensor, Tensor]],
+    answers: Callable[[Any, int], tuple[Tensor, list[Tensor]]],
     words: Mapping[str, str],
 ) -> Compared:
-    """Writes an `onnx.ModelProto` of a run if it answers as its network; see `export_onnx`.
+    """Writes a run as ONNX if the file answers as its network; see `export_onnx`.
 
-    answers: of a session of onnxruntime and a number of images, such images and its currents. words: metadata.
+    answers: of a session of onnxruntime and a number of images, such images, the currents and what else the file
+    tells. words: metadata.
     """
     onnxruntime = need("onnxruntime", "onnx")
+
+    def session(content: bytes, *, plain: bool = False) -> Any:
+        quiet = onnxruntime.SessionOptions()
+        quiet.log_severity_level = 4  # an error is raised, too
+        if plain:
+            quiet.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return onnxruntime.InferenceSession(content, quiet, providers=["CPUExecutionProvider"])
+
+    with named(run, "ONNX"):
+        written = traced.written()
     for key, value in {**words, "read": run.recipe.loss.read}.items():
         written.metadata_props.add(key=key, value=value)
-    quiet = onnxruntime.SessionOptions()
-    quiet.log_severity_level = 4  # an error is raised, too
-    session = onnxruntime.InferenceSession(
-        written.SerializeToString(), quiet, providers=["CPUExecutionProvider"]
-    )
-    every = Compared(math.inf, 0, 0)
+    content = written.SerializeToString()
+    sessions: list[Any] = []  # of both files, of which the other tells spikes
+    names: list[str] = []
+
+    def told(size: int) -> tuple[Tensor, Tensor, Spikes]:
+        if not sessions:
+            with named(run, "ONNX"):
+                other, neurons = traced.told()
+            names.extend(neurons)
+            sessions.extend(session(c, plain=True) for c in (content, other.SerializeToString()))
+        (_, (alone, *_)), (_, (currents, *more)) = (answers(one, size) for one in sessions)
+        return alone, currents, by_name(names, more)
+
+    usual, every = session(content), None
     for size in [batch_size] if batch_size else _COMPARED:
+        fixed = ""
         try:
-            every = every.and_of(compared(net, *answers(session, size)))
+            images, (currents, *_) = answers(usual, size)
         except Exception as error:  # onnxruntime's own, of no common class
+            fixed = one_line(error)[-120:]
+        if fixed or currents.shape[1] != size:
             raise UserError(
-                f"the code of {run.recipe.model.name} fixes the number of images ({one_line(error)[-120:]}); "
+                f"the code of {run.recipe.model.name} fixes the number of images ({fixed or 'it gives others'}); "
                 "accepted: --batch-size N, for a file that takes N at a time"
-            ) from error
+            )
+        found = compared(net, images, currents, partial(told, size))
+        every = found if every is None else every.and_of(found)
+    assert every is not None
     if every.agrees:
-        replace_file(path, written.SerializeToString())
+        replace_file(path, content)
     return every
 
 
@@ -167,28 +193,6 @@ def example(run: TrainedRun, batch_size: int) -> Tensor:
     if run.facts.frames:
         shape = (run.time_steps, *shape)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def compared(net: nn.Module, images: Tensor, found: Tensor) -> Compared:
-    """Currents [T, B, ...] of a file against those of the network, image by image. ValueError: another shape."""
-    expected = net(images)
-    if found.shape != expected.shape:
-        raise ValueError(f"currents of shape {list(found.shape)} for {list(expected.shape)}")
-    largest = expected.abs().max().clamp_min(1e-12)
-
-    def apart(other: Tensor) -> Tensor:
-        return (other - expected).abs().transpose(0, 1).flatten(1).amax(1) / largest
-
-    far, hang = apart(found), torch.zeros(expected.shape[1], dtype=torch.bool)
-    if bool((far >= CLOSE).any()):
-        draw = torch.Generator().manual_seed(1)
-        for _ in range(_MOVED):
-            by = torch.randn(images.shape, generator=draw)
-            hang |= apart(net(images + ROUNDING * images.abs().max() * by)) >= CLOSE
-        hang &= far >= CLOSE
-    kept = far[~hang]
-    worst = float(kept.max()) if len(kept) else math.inf
-    return Compared(worst, int(hang.sum()), len(far))
 
 
 @contextmanager
