@@ -90,8 +90,12 @@ def _told_of_currents(model: nn.Module, currents: dict[str, Tensor]) -> Iterator
             handle.remove()
 
 
+_KNOWN = ("aten", "prims", "prim", "spiketriton")
+"""Whose operators leave: PyTorch's, and those of kernels, which are written down by their definitions."""
+
+
 class _Watch(TorchDispatchMode):
-    """Raises UserError where a value that depends on the input is looked at, or one is drawn."""
+    """Raises UserError where a value of the input is looked at, one is drawn, or an operator is somebody else's."""
 
     def __init__(self, run: TrainedRun, model: nn.Module, images: Tensor, to: str) -> None:
         super().__init__()
@@ -104,6 +108,11 @@ class _Watch(TorchDispatchMode):
         op = str(func).removeprefix("aten.").partition(".")[0]
         if torch.Tag.nondeterministic_seeded in func.tags:
             self._refuse(f"draws random numbers ({op}), and a file would draw others")
+        if func.namespace not in _KNOWN:
+            self._refuse(
+                f"calls {func.namespace}::{func.__name__.partition('.')[0]}, an operator of another library, without "
+                "which no program could load the file"
+            )
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         moves = any(one in self.moves for one in given)
         if moves and op in ("_local_scalar_dense", "is_nonzero", "equal"):

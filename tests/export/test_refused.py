@@ -165,3 +165,26 @@ def test_every_function_that_a_step_may_call_leaves(name):
     found = onnxruntime.InferenceSession(written).run(None, {"x": x.numpy()})[0]
     assert (torch.from_numpy(found) != expected).float().mean() < 0.002
     assert name == "sign" or 0.2 < expected.mean() < 0.98
+
+
+@torch.library.custom_op("tests_of_export::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+@doubled.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Doubles(Window):
+    def forward(self, x):
+        return super().forward(torch.ops.tests_of_export.doubled(x))
+
+
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+def test_an_operator_of_another_library_is_refused(to):
+    """Or a `.pt2` would be written that no other program can load."""
+    said = r"net calls tests_of_export::doubled, an operator of another library, .*line \d+ of .*export\.doubled"
+    with pytest.raises(UserError, match=said):
+        refuse(handed(kernels.LIF(), Doubles), to)
