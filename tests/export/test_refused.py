@@ -90,7 +90,6 @@ RUNS = {  # run, format, whether as a stream -> what is said
         r"net decides by a value of its input .*float\(x\.abs\(\)\.max\(\)\) < 100",
     ),
     "handed, nir": (lambda: handed(kernels.LIF()), "nir", False, r"has no graph by which .* exported; accepted:"),
-    "delays, nir": (lambda: made(SIGNALS, *SEQUENCE, "model.delays=3")._run, "nir", False, r"a delay for each synapse"),
     "recurrent, nir": (
         lambda: made(SIGNALS, *SEQUENCE, "model.recurrent=true")._run, "nir", False, r"that spikes come back"
     ),
