@@ -61,7 +61,11 @@ class Stream:
         self._gained = [
             m for m in self._model.modules() if isinstance(m, Norm) and m.step_gain is not None
         ]
-        self._whole = type(self._task).predict not in (Task.predict, Classification.predict)
+        predict, forward = type(self._task).predict, type(self._model).forward
+        self._whole = predict not in (Task.predict, Classification.predict)
+        self._softmax = predict is Classification.predict
+        self._checked = forward in (Network.forward, ForeignNetwork.forward)
+        self._narrow = run.placement.precision != torch.float32
         self.reset()
 
     def reset(self) -> None:
@@ -98,8 +102,11 @@ class Stream:
         for norm in self._gained:
             norm.gains(1)  # refuses more steps than there are
         try:
-            with self._run.autocast():
-                currents = self._model(self._run.to_device(shown))[0].float()
+            if self._narrow or torch.is_autocast_enabled(self._run.device.type):
+                with self._run.autocast():
+                    currents = self._next(self._run.to_device(shown))
+            else:  # a context costs as much as a layer
+                currents = self._next(self._run.to_device(shown))
         except BaseException:
             self.reset()  # some layers may have seen it
             raise
@@ -108,12 +115,22 @@ class Stream:
         answers = self._answered(currents).cpu()
         return answers[0] if frame.ndim == len(self._run.facts.image_shape) else answers
 
+    def _next(self, shown: Tensor) -> Tensor:
+        """The network's currents [B, ...] of a step."""
+        if not self._checked:
+            return self._model(shown)[0].float()
+        currents = self._model.currents(shown, 1)[0].float()  # what is shown was checked
+        for norm in self._gained:
+            norm.first_step += 1
+        return currents
+
     def _answered(self, currents: Tensor) -> Tensor:
         """The task's prediction by these currents of a step [B, ...] and all before."""
         self._currents.append(currents)
         if self._whole:  # it may read each step
             return self._task.predict(torch.stack([*self._currents]))
-        return self._task.predict(next(self._so_far).unsqueeze(0))
+        answers = next(self._so_far)
+        return answers.softmax(1) if self._softmax else answers
 
     def _taken(self) -> Iterator[Tensor]:
         while True:

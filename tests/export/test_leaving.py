@@ -115,6 +115,17 @@ def test_a_long_window_leaves_as_a_loop(folder):
     assert loops == {3: [0, 0], LONG: [5, 5]}  # a PSN's is a product
 
 
+def test_a_long_window_leaves_step_by_step_where_torch_has_no_loop(monkeypatch):
+    torch.manual_seed(0)
+    net, x = Every(LONG, few=True).eval(), torch.rand(LONG, 2, 1, 8, 8)
+    with use_backend("torch"), torch.no_grad():
+        expected = net(x)
+        monkeypatch.setitem(sys.modules, "torch._higher_order_ops.scan", None)
+        program = torch.export.export(net, (x,))
+    assert "higher_order.scan" not in program.graph_module.code
+    torch.testing.assert_close(program.module()(x), expected)
+
+
 def rows() -> list[str]:
     """The table of docs/evaluation.md, of what the writers say."""
     found = []

@@ -55,13 +55,26 @@ class Walk(NamedTuple):
 
 
 UNROLLED = 16
-"""The most steps that an exported program holds one by one; of more it has a loop."""
+"""The most steps that an exported program holds one by one; of more it has a loop, if there is such an operator."""
 
 
-def as_loop(step: OneStep, current: Tensor, states: Sequence[Tensor], trace: bool) -> Walk:
+def scan_operator() -> Callable[..., Any] | None:
+    """torch's loop over a tensor's first dimension; None where it has none of this private name."""
+    try:
+        from torch._higher_order_ops.scan import scan_op
+    except ImportError:
+        return None
+    return scan_op
+
+
+def as_loop(
+    scan: Callable[..., Any],
+    step: OneStep,
+    current: Tensor,
+    states: Sequence[Tensor],
+    trace: bool,
+) -> Walk:
     """Steps over a window [T, B, ...] as one operator, of which torch.export writes down one step."""
-    from torch._higher_order_ops.scan import scan_op
-
     count, read = len(states), {k: v for k, v in step.constants.items() if isinstance(v, Tensor)}
 
     def once(*given: Tensor) -> list[Tensor]:
@@ -70,5 +83,5 @@ def as_loop(step: OneStep, current: Tensor, states: Sequence[Tensor], trace: boo
         out = [*after, s, after[0]] if trace else [*after, s]
         return [v.clone() for v in out]  # or two of them might be one
 
-    found = scan_op(once, [*states], [current], tuple(read.values()))
+    found = scan(once, [*states], [current], tuple(read.values()))
     return Walk(found[count], [*found[:count]], found[count + 1] if trace else None)

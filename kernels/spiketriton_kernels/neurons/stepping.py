@@ -20,7 +20,15 @@ from ..steps.record import Refused
 from ..steps.step import Hoisted, Step, returned, trace
 from ..surrogate import Surrogate, own_surrogate
 from ..window.fire import leaves
-from .definition import UNROLLED, OneStep, Walk, as_loop, normalised, without_autocast
+from .definition import (
+    UNROLLED,
+    OneStep,
+    Walk,
+    as_loop,
+    normalised,
+    scan_operator,
+    without_autocast,
+)
 
 BACKENDS = ("auto", "eager")
 _WIDTH, _HEIGHT = "surrogate.width", "surrogate.height"
@@ -396,8 +404,8 @@ class Stepping(nn.Module):
     def walk(self, step: OneStep, current: Tensor, states: Sequence[Tensor], trace: bool) -> Walk:
         """Steps over a window [T, B, ...]: one after the other, or as a loop where a long one is written down."""
         written = torch.compiler.is_exporting() and self.backend != "eager"
-        if written and len(current) > UNROLLED:
-            return as_loop(step, current, states, trace)
+        if written and len(current) > UNROLLED and (scan := scan_operator()):
+            return as_loop(scan, step, current, states, trace)
         spikes, first = [], []
         for x_t in current:
             s, states = step(x_t, states)
