@@ -119,6 +119,10 @@ def _measured(x: torch.Tensor, **options: Any) -> None:
     )
 
 
+def _plif_by_channel(x: torch.Tensor, **options: Any) -> None:
+    _training(kernels.PLIF(per_channel=x.shape[2], **options), x)
+
+
 def _learnt(x: torch.Tensor, **options: Any) -> None:
     """Everything that LIF may learn, by channel."""
     C, width = x.shape[2], torch.ones((), requires_grad=True)
@@ -203,6 +207,7 @@ CASES: dict[str, tuple[Callable[..., None], int | str]] = {
     "everything backward": (_everything, 2),
     "bn_lif+current backward, probe": (_measured, 2),
     "learnt by channel backward": (_learnt, 1),
+    "plif by channel backward": (_plif_by_channel, 1),
     "join by rows": (_learnt, "join_kernel"),
     "own step behind a norm forward": (_adaptive_behind_a_norm, 1),
     "own step behind a norm backward": (_adaptive_behind_a_norm, 2),

@@ -157,6 +157,8 @@ BARS = {
     ("ilif backward", "sm_90"): 89,
     ("learnt by channel backward", "sm_90"): 128,  # by hand 96, and a third read
     ("learnt by channel backward", "gfx942"): 88,
+    ("plif by channel backward", "sm_80"): 128,  # by hand 168, with four elements a thread
+    ("plif by channel backward", "sm_90"): 128,
 }
 """Registers of a thread that a printed step may take; by hand a kind took as many or more (studies/speed/log.md)."""
 PRINTED = [one for case, target in BARS for one in cases([case], [target])]
