@@ -1,5 +1,6 @@
 """docs/performance.md and the page of all results are what the result files give."""
 
+import json
 import re
 from pathlib import Path
 
@@ -26,3 +27,34 @@ def test_the_page_is_what_the_results_in_the_repository_give(tmp_path):
     assert any(set(numbers) <= {word.rstrip(",.") for word in said} for numbers in measured)
     shipped = {path.name for path in RESULTS.glob("*.png")}
     assert written - {"performance.md", "README.md"} == shipped
+
+
+CONTENDERS = {
+    '`model.memory = "recomputed"`: spikes as bits, currents computed again': "spiketriton recomputed",
+    '`"packed"`: spikes as bits': "spiketriton packed",
+    '`"standard"`': "spiketriton",
+    "the definition, a plain loop": "eager",
+    "SpikingJelly 2.0, multi-step": "spikingjelly default",
+    "snnTorch 1.0": "snntorch",
+}
+
+
+def test_peaks_of_long_windows_are_those_of_the_rows():
+    page = (PAGE.parent / "sequences.md").read_text("utf-8").partition("## Long windows")[2]
+    head, _, *lines = re.findall(r"(?m)^\| (.*) \|$", page.partition("\n## ")[0])
+    windows = [int(number.replace(",", "")) for number in re.findall(r"T = ([\d,]+)", head)]
+    assert windows == [100, 784, 2000]
+    rows = [json.loads(line) for file in RESULTS.glob("*.jsonl") for line in file.open()]
+    peaks = {
+        (row["contender"], row["T"]): row["peak_bytes"] / 2**20
+        for row in rows
+        if (row["section"], row.get("recipe")) == ("memory", "spoken_digits")
+    }
+    found = set()
+    for line in lines:
+        name, *cells = line.split(" | ")
+        for T, cell in zip(windows, cells, strict=True):
+            if (peak := peaks.get((CONTENDERS[name], T))) is not None:
+                assert cell == (f"{peak:.1f}" if peak < 10 else f"{peak:,.0f}"), (name, T)
+                found.add((name, T))
+    assert {name for name, T in found if T == 100} == {*CONTENDERS}
