@@ -49,6 +49,7 @@ def export_torch(
         content = io.BytesIO()  # torch aborts the process where it cannot write a file itself
         with _quiet(), named(run, "torch.export"):
             program = torch.export.export(net, (images,))
+            _refuse_operators(run, program)
             torch.export.save(program, content, extra_files=marks)
             content.seek(0)
             return content.getvalue(), torch.export.load(content).module()
@@ -64,6 +65,19 @@ def export_torch(
     if found.agrees:
         replace_file(path, content)
     return found
+
+
+def _refuse_operators(run: TrainedRun, program: torch.export.ExportedProgram) -> None:
+    """UserError: one of another library, which some modules call only where they are written down."""
+    parts = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    targets = [node.target for part in parts for node in part.graph.nodes]
+    called = [one for one in targets if isinstance(one, torch._ops.OpOverload)]
+    for one in called:
+        if one.namespace not in KNOWN:
+            raise UserError(
+                f"{run.folder.path}: {run.recipe.model.name} calls {one.name()}, an operator of another library, "
+                "without which no program could load the file; accepted: PyTorch's own operators"
+            )
 
 
 @torch.no_grad()
@@ -178,6 +192,9 @@ def write_onnx(
         replace_file(path, content)
     return every
 
+
+KNOWN = ("aten", "prims", "prim", "spiketriton")
+"""Whose operators leave: PyTorch's, and those of kernels, which are written down by their definitions."""
 
 TRACED, _COMPARED = 2, (1, 2, 5)  # images of a call: that is traced, that are compared
 

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from spiketriton.export.nir_graph import refuse_nir
 from spiketriton.export.one_step import refuse_step
-from spiketriton.export.plain import as_onnx, example, on_cpu
+from spiketriton.export.plain import KNOWN, as_onnx, example, on_cpu
 from spiketriton.export.weights import refuse_weights
 from spiketriton.system.errors import UserError, one_line
 from spiketriton.training.trained import TrainedRun
@@ -90,10 +90,6 @@ def _told_of_currents(model: nn.Module, currents: dict[str, Tensor]) -> Iterator
             handle.remove()
 
 
-_KNOWN = ("aten", "prims", "prim", "spiketriton")
-"""Whose operators leave: PyTorch's, and those of kernels, which are written down by their definitions."""
-
-
 class _Watch(TorchDispatchMode):
     """Raises UserError where a value of the input is looked at, one is drawn, or an operator is somebody else's."""
 
@@ -108,7 +104,7 @@ class _Watch(TorchDispatchMode):
         op = str(func).removeprefix("aten.").partition(".")[0]
         if torch.Tag.nondeterministic_seeded in func.tags:
             self._refuse(f"draws random numbers ({op}), and a file would draw others")
-        if func.namespace not in _KNOWN:
+        if func.namespace not in KNOWN:
             self._refuse(
                 f"calls {func.namespace}::{func.__name__.partition('.')[0]}, an operator of another library, without "
                 "which no program could load the file"

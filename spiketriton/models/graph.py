@@ -91,7 +91,7 @@ def graph_of(model: nn.Module) -> Graph:
     nodes = getattr(model, "graph", lambda: None)()
     if nodes is None:
         raise UserError(
-            f"{type(model).__name__} has no graph by which operations are counted and networks "
+            f"{getattr(model, 'name', type(model).__name__)} has no graph by which operations are counted and networks "
             "converted and exported; accepted: a ResNet, FeedForward, VGG or BlockNet of spiketriton.models, a "
             "subclass of one, or a network with a method graph()"
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spiketriton.export.__main__ import exported
-from spiketriton.export.plain import as_onnx
+from spiketriton.export.plain import as_onnx, export_torch
 from spiketriton.export.refused import refuse
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import nn as kernels
@@ -187,3 +187,18 @@ def test_an_operator_of_another_library_is_refused(to):
     said = r"net calls tests_of_export::doubled, an operator of another library, .*line \d+ of .*export\.doubled"
     with pytest.raises(UserError, match=said):
         refuse(handed(kernels.LIF(), Doubles), to)
+
+
+def test_an_operator_that_is_called_only_where_it_is_written_down_is_refused(tmp_path):
+    class Hides(Window):
+        def forward(self, x):
+            written = torch.compiler.is_exporting()
+            return super().forward(torch.ops.tests_of_export.doubled(x) if written else 2 * x)
+
+    run = handed(kernels.LIF(), Hides)
+    refuse(run, "torch")
+    with pytest.raises(
+        UserError, match="python:Net calls tests_of_export::doubled, an operator of another library"
+    ):
+        export_torch(run, tmp_path / "net.pt2", 2)
+    assert not [*tmp_path.iterdir()]
