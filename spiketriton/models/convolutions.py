@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, pad
+from torch.overrides import TorchFunctionMode
 
 from spiketriton.models.memory import mark_alike
 from spiketriton.system import machine
@@ -84,8 +85,43 @@ def soundly(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     return of_torch(conv, pad(x, (0, missing)), weight, bias)[..., :width]
 
 
+class Sound(TorchFunctionMode):
+    """Within it `torch.nn.functional.conv2d` computes `soundly`, which somebody's forward may call without a module.
+
+    Attributes:
+        met: whether a map was narrower than the stride, in any dtype.
+    """
+
+    met = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return (self._convolved if func is conv2d else func)(*args, **(kwargs or {}))
+
+    def _convolved(
+        self,
+        input: Tensor,  # as PyTorch names it
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        edge = 0 if isinstance(padding, str) else padding  # "same" has a stride of 1
+        across, edge, apart = (v if isinstance(v, int) else v[-1] for v in (stride, edge, dilation))
+        missing, kernel = across - input.shape[-1], weight.shape[2:]
+        if missing > 0 and kernel != (1, 1) and input.ndim == 4 and input.device.type == "cpu":
+            self.met = True
+            width = (input.shape[-1] + 2 * edge - apart * (kernel[1] - 1) - 1) // across + 1
+            padded = pad(input, (0, missing))
+            return conv2d(padded, weight, bias, stride, padding, dilation, groups)[..., :width]
+        return conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
 def keep_sound(net: nn.Module) -> None:
-    """Has the convolutions of a network of others compute `soundly`."""
+    """Has the convolutions of a network of others compute `soundly`; those that are no modules do within `Sound`."""
     for module in net.modules():
         own = isinstance(module, FasterConv2d) or "_conv_forward" in vars(module)
         if isinstance(module, nn.Conv2d) and not own:

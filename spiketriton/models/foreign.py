@@ -7,7 +7,7 @@ module wants to be called and how it calls its neurons; what cannot give right n
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from spiketriton.config.parts import named_object
 from spiketriton.config.recipe import Arguments
 from spiketriton.config.words import some
 from spiketriton.models.agreement import refuse_other_parts
-from spiketriton.models.convolutions import keep_sound
+from spiketriton.models.convolutions import Sound, keep_sound
 from spiketriton.models.inspection import (
     constants_of,
     failing,
@@ -163,8 +163,11 @@ class ForeignNetwork(Network):
         for module in net.modules():
             if isinstance(module, kernels.SpikingNeuron):
                 adopt(module)
+        self._pads = False
         with undisturbed(net):
-            self.takes = self._recognised(parts.model.input, shape, answer)
+            with Sound() as sound:
+                self.takes = self._recognised(parts.model.input, shape, answer)
+            self._pads = sound.met  # in its own forward, at the size of the images
             self._leave_out_other_windows(shape, answer)
             self._forget_membranes(shape)
             self._refuse_states(shape)
@@ -210,7 +213,7 @@ class ForeignNetwork(Network):
     def currents(self, images: Tensor, steps: int) -> Tensor:
         if not self.streaming:
             self.reset()
-        with self._in_place():
+        with self._in_place(), Sound() if self._pads else nullcontext():
             found = self._called(self.net, self.takes, images, steps)
         return found if self.answers_each_step else found.unsqueeze(0)
 

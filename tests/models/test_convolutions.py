@@ -7,12 +7,15 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spiketriton.models import convolutions, memory
 from spiketriton.models.convolutions import FasterConv2d, Sizes
 from spiketriton.models.layers import StridedPointwise
 from spiketriton_kernels.convolutions import tiles
+from spiketriton_kernels.nn import LIF
 from tests.conftest import need_native
+from tests.evaluate.test_stream import IMAGES, made
 from tests.models.support import build
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -428,3 +431,66 @@ def test_maps_narrower_than_the_stride_have_whole_gradients_in_bf16(
     twin[0].weight.data.zero_()
     assert torch.equal(twin(x)[:, :, 0, 0], twin[0].bias.expand(len(x), -1))
     assert pickle.loads(pickle.dumps(net))(x).equal(net(x))
+
+
+class Bare(nn.Conv2d):
+    """Calls the function, as convolutions with standardised weights do."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding=self.padding)
+
+
+@pytest.mark.parametrize(("height", "width", "kernel", "stride", "padding"), NARROW)
+def test_functions_on_narrow_maps_have_whole_gradients_within_a_mode(
+    no_tiles, height, width, kernel, stride, padding
+):
+    net = Bare(20, 24, kernel, stride, padding)
+    exact = nn.Conv2d(20, 24, kernel, stride, padding).double()
+    exact.load_state_dict(net.state_dict())
+    x = torch.randn(4, 20, height, width).contiguous(memory_format=torch.channels_last)
+    truth = there_and_back(exact, x.double())
+    for _ in range(4):
+        with torch.autocast("cpu", BF16), convolutions.Sound() as sound:
+            out = net(x)
+        weights = torch.linspace(-1, 1, out.numel()).view_as(out)
+        not_a_number_in_freed_memory()
+        (out * weights).sum().backward()
+        assert sound.met == (width < stride)
+        assert out.shape == truth[0].shape
+        for mine, true in zip([out, net.weight.grad], [truth[0], truth[2]], strict=True):
+            assert (mine - true).norm() <= 0.02 * true.norm()
+        net.zero_grad()
+    with convolutions.Sound() as sound:
+        F.conv2d(torch.randn(1, 3, 8, 8), torch.randn(4, 3, 3, 3), padding="same")
+    assert not sound.met
+
+
+class Narrowing(nn.Module):
+    """Images of 8x8 -> maps of 2x2 and of 1x1, by functions."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Bare(2, 20, 3, 4, 1), Bare(20, 24, 3, 2, 1)])
+        self.last, self.fire, self.head = Bare(24, 24, 3, stride, 1), LIF(), nn.Linear(24, 4)
+
+    def forward(self, x):
+        y = x.flatten(0, 1)
+        for layer in (*self.layers, self.last):
+            y = layer(y)
+        return self.head(self.fire(y.mean((2, 3)).unflatten(0, x.shape[:2])))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_handed_network_that_calls_functions_on_narrow_maps_computes_them_soundly(
+    no_tiles, stride
+):
+    model = made(IMAGES, net=Narrowing(stride))._run.model.train()
+    x = torch.randn(60, 2, 8, 8)
+    for _ in range(4):
+        model.zero_grad()
+        with torch.autocast("cpu", BF16):
+            out = model(x)
+        not_a_number_in_freed_memory()
+        out.float().square().sum().backward()
+        assert model.net.last.weight.grad.isfinite().all()
+    assert model._pads == (stride == 2)
