@@ -47,7 +47,7 @@ def norm_neuron(
     """`neuron(norm(y) + residual) + spike_add`, all [T, B, C, ...]: one fused operation or several."""
     if gives_current(norm, neuron):
         assert isinstance(neuron, SpikingNeuron)
-        out = neuron.fused_norm(y, norm.record(y), residual, spike_add)
+        out = neuron.call_kernels(y, norm.record(y), residual, spike_add).spikes
         return out if spike_add is not None else mark_spikes(out)
     current = norm(y)
     if residual is not None:

@@ -113,7 +113,7 @@ def test_norms_equal_those_of_retained_gradients(net, monkeypatch):
         rows = measure(model)
 
     calls: list[tuple[Tensor, Tensor]] = []
-    monkeypatch.setattr(SpikingNeuron, "_fire", retained(calls))
+    monkeypatch.setattr(SpikingNeuron, "call_kernels", retained(calls))
     _, model = network(*overrides)
     with autocast():
         loss_of(model).backward()
@@ -122,7 +122,7 @@ def test_norms_equal_those_of_retained_gradients(net, monkeypatch):
     near, of_one = 1e-4, 1e-4
     if net == "bf16":
         near, of_one = 0.005, 10 * 2**-9
-        monkeypatch.setattr(SpikingNeuron, "_fire", exactly(calls))
+        monkeypatch.setattr(SpikingNeuron, "call_kernels", exactly(calls))
         _, model = network(*overrides)
         loss_of(model.double()).backward()
     names = [name for name, _ in model.spiking_layers()]

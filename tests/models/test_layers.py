@@ -57,12 +57,13 @@ def test_the_width_is_that_of_the_first_layer(name, default, first):
 
 def test_only_the_fused_net_uses_the_fused_operation(monkeypatch):
     calls = []
-    original = SpikingNeuron.fused_norm
-    monkeypatch.setattr(
-        SpikingNeuron,
-        "fused_norm",
-        lambda self, *args, **kwargs: calls.append(self) or original(self, *args, **kwargs),
-    )
+    original = SpikingNeuron.call_kernels
+
+    def spy(self, x, norm=None, *args, **kwargs):
+        calls.extend([self] if norm is not None else [])
+        return original(self, x, norm, *args, **kwargs)
+
+    monkeypatch.setattr(SpikingNeuron, "call_kernels", spy)
     model = build()
     model(images())
     # the stem's constant current is normalised before its neuron, everything else in one operation

@@ -231,7 +231,7 @@ class SpikingNeuron(Stepping):
         if self.step_mode == "s":
             x = x.unsqueeze(0)
         self._check(x)
-        spikes = self._fire(x, matrix=matrix).spikes
+        spikes = self.call_kernels(x, matrix=matrix).spikes
         return spikes[0] if self.step_mode == "s" else spikes
 
     def fused_norm(
@@ -252,7 +252,7 @@ class SpikingNeuron(Stepping):
                 f"a batch norm in front of {type(self).__name__}: accepted: a neuron that returns spikes alone and "
                 "reads one step after the other, such as LIF"
             )
-        out = self._fire(y, norm, return_current, residual, spike_add)
+        out = self.call_kernels(y, norm, residual, spike_add, return_current=return_current)
         return (out.spikes, out.current) if return_current else out.spikes
 
     def _fire_normalised(self, handed: Handed) -> Tensor:
@@ -311,16 +311,20 @@ class SpikingNeuron(Stepping):
         assert out.states is not None
         return out.spikes, out.states
 
-    def _fire(
+    def call_kernels(
         self,
         x: Tensor,
         norm: Norm | None = None,
-        return_current: bool = False,
         residual: Tensor | None = None,
         spike_add: Tensor | None = None,
+        *,
+        return_current: bool = False,
         matrix: Tensor | None = None,
     ) -> Outputs:
-        """The one way into the kernels: with the neuron's constants, its probe and its states, which it moves on."""
+        """The one way into the kernels: with the neuron's constants, its probe and its states, which it moves on.
+
+        The arguments are those of ``forward`` and ``fused_norm``; the latter refuses a norm that a neuron cannot take.
+        """
         keeps, first = self.keeps_state, None
         call = Call(
             return_states=keeps, return_current=return_current, return_trace=self.keeps_trace
