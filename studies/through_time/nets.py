@@ -47,7 +47,7 @@ class Net(nn.Module):
             linear = nn.Linear(size, row["width"])
             linear.weight.data.mul_(1.0 if row["norm"] else row["gain"])
             norm = [EachStep(row["width"])] if row["norm"] else []
-            layers += [linear, *norm, neuron(row)]
+            layers += [linear, *norm, returning(row)]
             size = row["width"]
         self.layers, self.readout, self.read = (
             nn.Sequential(*layers),
@@ -63,6 +63,15 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.currents(x)
         return out[-1] if self.read == "last" else out.mean(0)
+
+
+def returning(row: Row) -> nn.Module:
+    """A layer's neurons; with `feedback` their spikes come back by a matrix of so many times its usual start."""
+    if not row["feedback"]:
+        return neuron(row)
+    layer = kernels.Recurrent(neuron(row), row["width"])
+    layer.weight.data.mul_(row["feedback"])
+    return layer
 
 
 def neuron(row: Row) -> nn.Module:

@@ -45,14 +45,13 @@ REGISTER, ROWS, MEASURED, CURES = (
 )
 MADE = "made by studies/through_time/run.py"
 PULSES = ("pulse", "growth")
+MORE = ("burst", "recurrent")  # pulses of the third draw
 RATES = {"adamw": (3e-3, 1e-2), "sgd": (0.1, 0.01)}
-BUDGET = {"pulse": 250, "growth": 250, "digits": 200, "pixels": 100}  # steps
-FAILS = {
-    "pulse": 0.40,
-    "growth": 0.40,
-    "digits": 0.20,
-    "pixels": 0.20,
-}  # below: near chance, which is 0.25, 0.1 and 0.1
+BUDGET = dict.fromkeys((*PULSES, *MORE), 250) | {"digits": 200, "pixels": 100}  # steps
+FAILS = dict.fromkeys((*PULSES, *MORE), 0.40) | {"digits": 0.20, "pixels": 0.20}
+"""Below it is near chance, which is 0.25, 0.1 and 0.1."""
+CALMED = {"detach": True, "height": 1}
+"""Of a net of the third draw that may explode; its spikes come back by the usual matrix at most."""
 
 
 class Dice(random.Random):
@@ -192,8 +191,36 @@ def draw_again() -> list[Row]:
     return made
 
 
+def draw_more() -> list[Row]:
+    """48 pulses that may explode, every other one recurrent, and 80 of recurrent nets; halves by twos in turn."""
+    dice, made = Dice(6204), list[Row]()
+    for index in range(48):
+        T = round(dice.spread(40, 120))
+        row: Row = {"family": "burst"} | dice.common(("if", "lif", "plif", "alif", "cuba", "clif"))
+        row |= {"T": T, "depth": dice.choice((1, 1, 2, 3)), "width": dice.choice((32, 64))}
+        row |= {"seed": 4000 + index, "detach": index % 2 > 0 and dice.random() < 0.3}
+        row |= {"height": dice.choice((2, 3, 5, 8)), "surrogate_width": dice.choice((0.5, 1, 2))}
+        row |= {"norm": dice.random() < 0.3, "optimizer": dice.choice(("adamw", "sgd"))}
+        row |= {"feedback": dice.choice((2, 4, 8)) if index % 2 else 0}
+        made.append(row | {"tau": dice.spread(T / 2, 4 * T)})
+    for index in range(80):
+        T = round(dice.spread(8, 120))
+        row = {"family": "recurrent"} | dice.common(
+            ("if", "lif", "lif", "plif", "ilif", "clif", "alif", "cuba"), last=0.85
+        )
+        row |= {"T": T, "depth": dice.choice((1, 1, 2, 3)), "width": dice.choice((32, 64))}
+        row |= {"feedback": dice.choice((0.5, 1, 1, 1, 2, 4)), "seed": 5000 + index}
+        made.append(row | {"tau": dice.spread(1.3, 2 * T)})
+    for index, row in enumerate(made):
+        row |= {"batch": 40, "channels": CHANNELS, "classes": CLASSES, "draw": 3}
+        row["tau"] = round(row["tau"], 2) if row["kind"] in LEAKY else 0.0
+        row |= {"id": f"{row['family']}-{row['seed'] % 1000}", "half": 1 + index // 2 % 2}
+    return made
+
+
 def registered() -> list[Row]:
-    return [*(row | {"draw": 1} for row in draw()), *draw_again()]
+    made = [*(row | {"draw": 1} for row in draw()), *draw_again(), *draw_more()]
+    return [row | {"feedback": row.get("feedback", 0)} for row in made]
 
 
 def read(path: Path) -> list[Row]:
@@ -225,7 +252,7 @@ def write(path: Path, rows: list[Row]) -> None:
 
 
 def task_of(row: Row, root: str, at_end: bool = False) -> Any:
-    if row["family"] in PULSES:
+    if row["family"] in (*PULSES, *MORE):
         return nets.pulse(row, at_end)
     return (nets.digits if row["family"] == "digits" else nets.pixels)(row, root)
 
@@ -250,7 +277,7 @@ def cost(row: Row) -> int:
 def train(root: str, only: str) -> None:
     """Trains what the register has and rows.csv has not.
 
-    A pulse that is not learnt is shown at the end, too; one that may explode is trained with its reset detached.
+    A pulse that is not learnt is shown at the end, too; of one that may explode the net is trained calmed (`CALMED`).
     """
     torch.set_num_threads(1)
     commit = subprocess.run(
@@ -268,7 +295,10 @@ def train(root: str, only: str) -> None:
         detached: float | str = ""
         if fails and row["family"] == "growth" and row["draw"] == 2:
             detached = round(best(row | {"detach": True}, root)[0], 4)
-        elif fails and row["family"] in PULSES:
+        elif fails and row["family"] == "burst":
+            calmed = CALMED | {"feedback": min(1, row["feedback"])}
+            detached = round(best(row | calmed, root)[0], 4)
+        elif fails and row["family"] in (*PULSES, *MORE):
             control, _ = best(row, root, at_end=True)
         made = {"id": row["id"], "accuracy": round(accuracy, 4), "by_rate": by_rate, "fails": fails}
         made |= {"control": control if control == "" else round(float(control), 4)}
