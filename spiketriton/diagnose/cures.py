@@ -42,6 +42,7 @@ class Why(StrEnum):
     HEIGHT = "a lower surrogate"
     MEAN = "the mean is read"
     EACH_STEP = "every step has a loss"
+    NO_FEEDBACK = "no spikes come back"
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
     """What to try, where the verdict found an obstacle or nothing was learnt."""
     model, neuron, found = recipe.model, recipe.neuron, list[Cure]()
     stuck = verdict.word in (Word.CHANCE, Word.FLAT)
-    silent = verdict.forward.arrives is False and verdict.word in (Word.FREE, Word.SILENT)
-    if not (stuck or silent or verdict.obstacles) or verdict.word in WAITS:
+    if not (stuck or verdict.obstacles) or verdict.word in WAITS:
         return []
     found += _through_time(recipe, verdict)
     slower = Cure("train.lr", float(f"{recipe.peak_lr / 3:.2g}"), Why.RATE)
@@ -83,7 +83,7 @@ def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
         found.append(Cure("train.clip_grad_norm", 1.0, Why.CLIPPING))
     known = (*BLOCK_NETS, *SKIPLESS)
     if model.name not in known:  # somebody's own
-        own = ":" in model.name and (lost or silent or stuck)
+        own = ":" in model.name and (lost or stuck)
         return [*found, *([NORM, INPUT, THRESHOLD] if own else []), *[slower] * stuck]
     blocks = model.name in BLOCK_NETS and model.block != "preact"
     if model.norm == "none":
@@ -108,9 +108,10 @@ def _through_time(recipe: Recipe, verdict: Verdict) -> list[Cure]:
     neuron, loss, steps = recipe.neuron, recipe.loss, verdict.through.steps
     attached = not neuron.detach_reset and neuron.resets_by != "none"
     detached = [Cure("neuron.detach_reset", True, Why.DETACHED)] * attached
+    alone = [Cure("model.recurrent", False, Why.NO_FEEDBACK)] * recipe.model.recurrent
     if verdict.through.word == Word.BURSTS:
         high = neuron.kind != "ilif" and neuron.surrogate.height > 1
-        return [*detached, *[Cure("neuron.surrogate.height", 1.0, Why.HEIGHT)] * high]
+        return [*detached, *[Cure("neuron.surrogate.height", 1.0, Why.HEIGHT)] * high, *alone]
     if verdict.through.word != Word.FORGETS:
         return []
     found = []
@@ -118,8 +119,8 @@ def _through_time(recipe: Recipe, verdict: Verdict) -> list[Cure]:
         found.append(Cure("neuron.tau", float(steps), Why.TAU))
     if neuron.kind != "if":
         found.append(Cure("neuron.kind", "if", Why.NO_LEAK))
-    found += detached
-    if neuron.kind != "psn":
+    found += [*detached, *alone]
+    if neuron.kind != "psn" and not alone:  # which has no step before that could come back
         found.append(Cure("neuron.kind", "psn", Why.PARALLEL))
     if loss.read == "last":
         found.append(Cure("loss.read", "mean", Why.MEAN))

@@ -90,8 +90,7 @@ def opening(found: Diagnosis) -> str:
 def conclusion(found: Diagnosis) -> str:
     """What all of it comes to, in one sentence; `diagnose.words` says what to change."""
     verdict = found.verdict
-    free = verdict.word in (Word.FREE, Word.NOT_JUDGED)
-    if free and found.trials is None:
+    if verdict.word in (Word.FREE, Word.NOT_JUDGED):
         known = "no obstacle was found" if verdict.judged else "no row speaks of nets of this kind"
         return f"{known}; whether it learns shows in a training, after the warm-up"
     if verdict.word in (Word.EARLY, Word.FALLING):
@@ -99,8 +98,6 @@ def conclusion(found: Diagnosis) -> str:
     if verdict.word in (Word.HEALTHY, Word.LEARNING):
         return f"nothing to change: {words.line(verdict)}"
     trouble = words.line(verdict)
-    if free:
-        trouble = words.SAME
     if found.trials is None:
         return f"{trouble}; no change was tried"
     return trouble + (

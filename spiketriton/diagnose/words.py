@@ -22,6 +22,7 @@ WHY = {
     Why.HEIGHT: "the gradient is multiplied by the surrogate's height at every step that the reset hands it on",
     Why.MEAN: "each step then has a way of its own to the loss",
     Why.EACH_STEP: "each step then has a loss of its own",
+    Why.NO_FEEDBACK: "spikes that come back send the surrogate's slope from step to step",
     Why.THRESHOLD: "neurons that never fire are sooner at their threshold",
 }
 

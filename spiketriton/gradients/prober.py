@@ -211,13 +211,17 @@ class Prober:
     def memory(self) -> str:
         """What the net remembers by, see `Signal.memory`."""
         x, kinds = self.batches[0][0], [neuron for _, neuron in self.layers]
-        if self.images % x.ndim == 0 or self.steps < LIMITS.window:
+        if self.images % x.ndim == 0 or self.steps == 1:
             return ""
+        modules = [*self.model.modules()]
+        if self.steps < LIMITS.window or any(isinstance(m, kernels.Delays) for m in modules):
+            return "other"
         if all(isinstance(neuron, kernels.ParallelNeuron) for neuron in kinds):
             return "windows"
-        if any(isinstance(m, kernels.Recurrent) for m in self.model.modules()):
-            return ""  # which remember by their spikes, too
-        return "states" if all(isinstance(neuron, CARRYING) for neuron in kinds) else ""
+        if not all(isinstance(neuron, CARRYING) for neuron in kinds):
+            return "other"
+        returned = any(isinstance(module, kernels.Recurrent) for module in modules)
+        return "feedback" if returned else "states"
 
 
 def classes_apart(x: Tensor, y: Any) -> tuple[float, ...]:

@@ -41,6 +41,7 @@ class Word(StrEnum):
     FREE = "no obstacle found"
     EXPLODING = "exploding"
     SILENT = "silent"
+    ASLEEP = "asleep"
     LOST = "lost"
     NOT_FINITE = "not finite"
     FORGETS = "vanishing through time"
@@ -64,11 +65,15 @@ class Predicts(NamedTuple):
 class Remembers(NamedTuple):
     """A limit of what reaches time steps, and what became of the registered nets beyond it that did not choose it: how
     many there were, and how many learnt.
+
+    layers: up to how many these nets had. In deeper ones that the gradient does not reach back is an obstacle, too; that
+        it does tells nothing of them.
     """
 
     limit: float
     learnt: int
     trainings: int
+    layers: int = 6
 
 
 class LIMITS:
@@ -86,18 +91,18 @@ class LIMITS:
         *(2 / 3, 0, 2, 18),
         ("if", "plif", "clif", "alif", "cuba", "psn", "masked_psn", "sliding_psn"),
     )
-    wakes = (
-        1e-4  # of the last layer's gradient at the first one: with less none that is silent woke
-    )
+    # of the last layer's gradient at the first one: with less no such chain woke whose outputs were alike
+    asleep = Remembers(1e-4, 4, 6)
     # through time, by the rows of studies/through_time: what part of the first layer's gradient reaches the steps that
     # tell classes apart, by what a net remembers by (`Signal.memory`); of windows nothing, where none goes back so far
     memory = {  # noqa: RUF012
         "states": Remembers(0.04, 1, 4),
         "windows": Remembers(0.0, 0, 1),
+        "feedback": Remembers(3e-7, 0, 0, 3),
     }
     # the largest share of a layer at any step, without a limit on the gradient's norm, by the optimizer
     burst = {"sgd": Remembers(1e15, 0, 1), "adamw": Remembers(1e20, 0, 0)}  # noqa: RUF012
-    window, longest = 8, 200  # steps of which all of these were tried
+    window, longest = 8, 200  # steps of which these were tried, and of one step no other limit
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
     chance = 0.99  # ... and in a test, below which no net is at chance
@@ -266,8 +271,9 @@ class Forward:
 
     @property
     def word(self) -> Word:
-        if self.arrives is False and not self.wakes:
-            return Word.SILENT if self.rate < LIMITS.rate else Word.LOST
+        if self.arrives is False:
+            still = Word.SILENT if self.rate < LIMITS.rate else Word.LOST
+            return Word.ASLEEP if self.wakes else still
         return Word.FREE if self.lost_from is None else Word.LOST
 
 
@@ -302,7 +308,9 @@ class Through:
         was not measured.
     arrives: of the first layer, where no gradient goes through resets, by the norm over all of its steps: other steps
         are noise, which adds up so. More than `LIMITS.longest` count as so many. NaN where it was not measured. It is
-        the mean over the steps that tell classes apart, or the first step where none is known to.
+        the mean over the steps that tell classes apart, or the first step where none is known to. What comes there
+        through spikes that come back is noise, too.
+    memory: as `Signal.memory`; "" where the input stands still, and of a net that training has changed.
     apart: whether that is known.
     largest: share of a layer at any step, of its last one, by way of time.
     first, strongest: layers (index) of these two.
@@ -320,6 +328,7 @@ class Through:
     back: int = 0
     steps: int = 1
     apart: bool = False
+    memory: str = ""
 
 
 @dataclass(frozen=True)
@@ -357,11 +366,13 @@ class Verdict:
     def judged(self) -> bool:
         """Whether rows speak of nets of this kind, so that no obstacle means something.
 
-        Not where training has to wake layers first.
+        Of nets that are shown something new at each step those of time do; of deep ones those of depth, too.
         """
-        if self.forward.arrives is False and self.forward.word == Word.FREE:
-            return False
-        return any(way.judged is not None for way in (self.forward, self.backward, self.through))
+        deep = self.forward.judged is not None or self.backward.judged is not None
+        time = self.through.judged
+        if self.through.memory:
+            return time is not None and (deep or len(self.names) <= time.layers)
+        return deep
 
     @property
     def obstacles(self) -> tuple[Word, ...]:
@@ -410,9 +421,10 @@ def judge(
         burst = None
     stuck = learned is not None and learned.word in (Word.CHANCE, Word.FLAT)
     chain = told in (LIMITS.chain, LIMITS.others)
-    grows = chain and optimizer == "sgd" and not limited and not begun
+    changing = begun or measured.grad_input_rms.shape[1] == 1  # no row is of a single step
+    grows = chain and optimizer == "sgd" and not limited and not changing
     grows &= len(names) >= LIMITS.growth.layers and kind in LIMITS.growth.kinds
-    if told is not None and (begun or len(names) < told.layers or kind not in told.kinds):
+    if told is not None and (changing or len(names) < told.layers or kind not in told.kinds):
         told = None
     outside, firing = measured.outside_share.mean(1), measured.firing_rate.mean(1)
     should_fire = [i for i in range(len(names)) if i not in silent] or range(len(names))
@@ -431,7 +443,7 @@ def judge(
         first, *_, last = [*measured.depth_profile, *measured.depth_profile[-1:]]
         # of other nets no row tells that they do
         tried = signal.memory == "windows" or kind in PARALLEL or model_name in CHAINS
-        wakes = bool(tried and not begun and first >= LIMITS.wakes * last > 0)
+        wakes = bool(tried and not begun and first >= LIMITS.asleep.limit * last > 0)
         forward = Forward(quietest, forward.rate, not same, wakes, kept, told, lost)
     return Verdict(
         names=names,
@@ -464,11 +476,13 @@ def _through(
     memory = "" if signal is None or changed else signal.memory
     most = shown.credit.max(1)
     apart = () if signal is None else signal.apart
-    largest, arrives, back = float(most.max()), *_remembered(shown.remembered[0], apart)
+    largest = float(most.max())
+    arrives, back = _arriving(shown.carried[0], shown.remembered[0], apart)
     word, judged = Word.FREE, LIMITS.memory.get(memory)
-    if judged is not None and arrives <= judged.limit:
+    grows = memory in ("states", "feedback") and burst is not None and largest > burst.limit
+    if judged is not None and arrives <= judged.limit and not (grows and memory == "feedback"):
         word = Word.FORGETS
-    elif memory == "states" and burst is not None and largest > burst.limit:
+    elif grows:
         word, judged = Word.BURSTS, burst
     return Through(
         word,
@@ -481,23 +495,27 @@ def _through(
         back,
         len(shown.remembered[0]),
         bool(apart),
+        memory,
     )
 
 
-def _remembered(shares: np.ndarray, apart: Sequence[float]) -> tuple[float, int]:
+def _arriving(
+    carried: np.ndarray, remembered: np.ndarray, apart: Sequence[float]
+) -> tuple[float, int]:
     """Of a layer: what part of its gradient reaches the steps that tell classes apart, or the first, and steps back to
     FAINT.
     """
-    reached = np.flatnonzero(shares)
+    reached = np.flatnonzero(remembered)
     if not len(reached):
         return 0.0, 0
-    if not np.isfinite(shares).all():
-        return math.inf, len(shares) - 1
-    shares = shares[: reached[-1] + 1]
+    if not np.isfinite([carried, remembered]).all():
+        return math.inf, len(carried) - 1
+    shares, whole = (found[: reached[-1] + 1] for found in (carried, remembered))
     steps = min(len(shares), LIMITS.longest)
     weights = np.array(apart)[: len(shares)] if apart else np.eye(1, len(shares))[0]
     arrives = np.average(shares, weights=weights) if weights.any() else 0.0
-    arrives = float(arrives / np.sqrt(steps * np.square(shares).mean()))
+    largest = whole.max()  # of which the squares are summed, without overflow
+    arrives = float(arrives / largest / np.sqrt(steps * np.square(whole / largest).mean()))
     return arrives, len(shares) - 1 - int((shares >= FAINT).argmax())
 
 

@@ -26,8 +26,9 @@ def line(verdict: Verdict) -> str:
     if verdict.backward.nonfinite:
         return f"not finite at {_at(verdict, verdict.backward.nonfinite)}"
     named = {verdict.forward.word: " forward", verdict.backward.word: " backward"}
-    named |= {verdict.through.word: ""}
-    obstacles = " and ".join(f"{word}{way}" for word, way in named.items() if word != Word.FREE)
+    named |= {verdict.through.word: "", Word.ASLEEP: ""}
+    named = {word: way for word, way in named.items() if word in verdict.obstacles}
+    obstacles = " and ".join(f"{word}{way}" for word, way in named.items())
     if verdict.word == Word.EARLY:
         return Word.EARLY
     if verdict.learned is None or not verdict.learned.known:
@@ -126,6 +127,8 @@ def through(verdict: Verdict) -> str:
         return f"exploding: {grown}, above the limit of {_beyond(found)}"
     where = "steps that tell classes apart" if found.apart else "the first step"
     arrives = f"{times(found.arrives)} of the whole window's gradient reaches {where} in {names[found.first]}"
+    if found.memory == "feedback":
+        arrives += " by way of membranes, and not of spikes that come back"
     if found.judged is None:
         return f"{arrives}{back}; not judged: no row speaks of nets of this kind"
     if found.word == Word.FREE:
@@ -170,9 +173,8 @@ def forward(found: Forward, names: Sequence[str]) -> str:
     rate = f"fires {found.rate:.2g} times per neuron and time step"
     quiet = f"the quietest layer, {names[found.quietest]}, {rate}"
     if found.arrives is False:
-        if found.word == Word.FREE:
-            return f"{SAME}; training may still wake the layers that are silent; {quiet}"
-        return f"{found.word}: {SAME}; {quiet}"
+        wake = f"; training may still wake silent layers: {_woke()}" * (found.word == Word.ASLEEP)
+        return f"{found.word}: {SAME}{wake}; {quiet}"
     if found.kept is None or math.isnan(found.kept):
         return f"{quiet}; the forward signal was not measured"
     kept = f"{in_percent(found.kept)} at the last layer"
@@ -188,6 +190,11 @@ def forward(found: Forward, names: Sequence[str]) -> str:
             "(0 %: an image and a copy with 5 % noise differ like two images)"
         )
     return f"{kept} (below {limit}, {_became(found.judged)}); {quiet}"
+
+
+def _woke() -> str:
+    found = LIMITS.asleep
+    return f"{found.learnt} of {found.trainings} registered chains like it learnt"
 
 
 def _became(limit: Predicts) -> str:

@@ -18,6 +18,7 @@ COLOURS = {
     Word.FLAT: "yellow",
     Word.EXPLODING: "red",
     Word.SILENT: "blue",
+    Word.ASLEEP: "yellow",
     Word.LOST: "red",
     Word.NOT_FINITE: "red",
 }

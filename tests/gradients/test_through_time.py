@@ -68,7 +68,12 @@ class Step(torch.autograd.Function):
 
 
 def by_hand(
-    net: Net, x: Tensor, y: Tensor, cut: bool = False, detached: bool = False
+    net: Net,
+    x: Tensor,
+    y: Tensor,
+    cut: bool = False,
+    detached: bool = False,
+    alone: bool = False,
 ) -> list[Tensor]:
     """dL/dx [T, B, N] of both layers in float64, by a loop over the steps."""
     found, given = [], x.double()
@@ -85,7 +90,7 @@ def by_hand(
         v, spikes = torch.zeros_like(current[0]), []
         s = v
         for step in current:
-            v, s = (v.detach(), s.detach()) if cut else (v, s)
+            v, s = v.detach() if cut else v, s.detach() if cut or alone else s
             h = (1 - 1 / net.tau) * v + step + F.linear(s, matrix)
             s = Step.apply(h - 1.0)
             v = (1 - (s.detach() if detached else s)) * h
@@ -105,14 +110,20 @@ def expected(net: Net, x: Tensor, y: Tensor) -> tuple[np.ndarray, ...]:
     def rms(each: Tensor) -> np.ndarray:
         return each.square().mean((1, 2)).sqrt().numpy()
 
-    passes = by_hand(net, x, y), by_hand(net, x, y, cut=True), by_hand(net, x, y, detached=True)
+    passes = (
+        by_hand(net, x, y),
+        by_hand(net, x, y, cut=True),
+        by_hand(net, x, y, detached=True),
+        by_hand(net, x, y, detached=True, alone=True),
+    )
     shares = [
         (
             rms(whole - alone) / rms(whole)[-1],
             rms(alone) / rms(whole)[-1],
             rms(held) / rms(held)[-1],
+            rms(carried) / rms(held)[-1],
         )
-        for whole, alone, held in zip(*passes, strict=True)
+        for whole, alone, held, carried in zip(*passes, strict=True)
     ]
     return tuple(map(np.stack, zip(*shares, strict=True)))
 
@@ -124,8 +135,9 @@ def test_shares_are_those_of_loops_written_by_hand(tau, steps, norm, read):
     """1.5 and 90: 3^-90, whose square no float32 holds; float32's gradient is 0 there, too."""
     net, (x, y) = Net(tau, read, norm), drawn(steps)
     found = through_time(net, neurons_of(net), steps, lambda: F.cross_entropy(net(x), y))
-    credit, direct, remembered = expected(net, x, y)
+    credit, direct, remembered, _ = expected(net, x, y)
     assert np.allclose(found.remembered, remembered, rtol=1e-3, atol=0)
+    assert np.array_equal(found.carried, found.remembered)
     assert not np.allclose(remembered, credit + direct, rtol=0.1)
     assert all(not neuron.detach_reset for neuron in net.neurons)
     assert np.allclose(found.credit, credit, rtol=1e-3, atol=0 if read == "last" else 1e-6)
@@ -144,13 +156,19 @@ def test_spikes_that_come_back_are_a_way_through_time(norm, read):
         through_time(one, neurons_of(one), 7, lambda one=one: F.cross_entropy(one(x), y))
         for one in (net, alone)
     )
-    credit, direct, remembered = expected(net, x, y)
+    credit, direct, remembered, carried = expected(net, x, y)
     assert np.allclose(found.credit, credit, rtol=1e-3, atol=0 if read == "last" else 1e-6)
     assert np.allclose(found.direct, direct, rtol=1e-4, atol=0)
     assert np.allclose(found.remembered, remembered, rtol=1e-3, atol=0)
+    assert np.allclose(found.carried, carried, rtol=1e-3, atol=0)
+    assert not np.allclose(carried, remembered, rtol=0.01)
     longer = [(drawn(8)[0], y)]
     kinds = [Prober(one, longer, F.cross_entropy, images=1).memory() for one in (net, alone)]
-    assert kinds == ["", "states"]  # no registered net had such spikes
+    assert kinds == ["feedback", "states"]
+    delayed = Net(1.25)
+    delayed.second = kernels.Delays(N, N, 3)
+    assert Prober(delayed, longer, F.cross_entropy, images=1).memory() == "other"
+    assert Prober(alone, [(x, y)], F.cross_entropy, images=1).memory() == "other"  # a short window
     if read == "last":
         assert (found.credit[:, 0] > 2 * without.credit[:, 0]).all()
         assert not found.direct[:, :-1].any()

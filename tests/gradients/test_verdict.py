@@ -54,6 +54,7 @@ def made(layers: int = 3, **fields: np.ndarray) -> Measurement:
     even = np.ones((layers, 2))
     values = dict.fromkeys(COLUMNS, even) | {"firing_rate": 0.2 * even}
     values |= {"outside_share": 0 * even, "nonfinite": 0 * even, **fields}
+    values["carried"] = fields.get("carried", values["remembered"])
     names = [*string.ascii_letters, *string.digits][:layers]
     return Measurement(names=tuple(names), **values)
 
@@ -151,8 +152,8 @@ def test_a_silent_layer_is_an_obstacle_only_where_no_path_goes_around():
     measured = made(outside_share=outside, firing_rate=firing, grad_input_rms=dead)
     parallel = Signal(np.array([1.0, 1, 0]), False, memory="windows")
     asleep = judge(made(firing_rate=firing), signal=parallel)
-    assert (asleep.obstacles, asleep.forward.arrives) == ((), False)  # a gradient may wake it
-    assert "all images; training may still wake the layers" in sentences(asleep)[0]
+    assert (asleep.obstacles, asleep.forward.arrives) == ((Word.ASLEEP,), False)
+    assert "asleep: the outputs are the same for all images; training may" in sentences(asleep)[0]
     assert judge(made(firing_rate=firing), signal=kept(1, 1, 0, arrives=False)).word == Word.SILENT
     verdict = judge(measured, signal=kept(1, 1, 0, arrives=False))
     assert (verdict.dead_layer, verdict.forward.quietest, verdict.word) == (1, 2, Word.SILENT)
@@ -161,7 +162,7 @@ def test_a_silent_layer_is_an_obstacle_only_where_no_path_goes_around():
         "times per neuron and time step"
     ]
     assert line(verdict) == "silent forward: the outputs are the same for all images"
-    assert line(asleep) == "not judged: the outputs are the same for all images"
+    assert line(asleep) == "asleep: the outputs are the same for all images"
     assert sentences(verdict)[-1].endswith(", over 90 % in b")
     assert verdict.dead_share == pytest.approx(0.95 / 3)
     around = judge(measured, signal=kept(1, 1, 0))  # a residual branch
@@ -182,10 +183,10 @@ def test_a_silent_layer_is_an_obstacle_only_where_no_path_goes_around():
 @pytest.mark.parametrize(
     ("first", "recipe", "word"),
     [
-        (1.1e-4, CHAIN, Word.NOT_JUDGED),
+        (1.1e-4, CHAIN, Word.ASLEEP),
         (0.9e-4, CHAIN, Word.SILENT),
         (0.0, (*CHAIN, "neuron.kind=psn"), Word.SILENT),
-        (1.1e-4, (*CHAIN, "neuron.kind=psn"), Word.NOT_JUDGED),
+        (1.1e-4, (*CHAIN, "neuron.kind=psn"), Word.ASLEEP),
         (1.0, ("model.name=resnet20",), Word.SILENT),  # no row is of it
     ],
 )
@@ -236,6 +237,7 @@ def test_a_growing_gradient_is_an_obstacle_under_sgd_without_a_limit_on_its_norm
 
 
 DEEP_PLAIN = ("model.name=resnet56", "model.block=plain")
+USUAL_GRADIENT = "model.shortcut_gradient=surrogate"
 
 
 @pytest.mark.parametrize("block", ["plain", "sew", "ms"])
@@ -292,9 +294,11 @@ def test_a_lost_signal_is_an_obstacle_only_where_rows_say_that_it_predicts(chang
         measured, recipe, Signal(below, True), begun=True
     )  # rows tell of nets at their start
     assert trained.obstacles == ()
-    grown = dataclasses.replace(measured, grad_input_rms=np.geomspace(1.1e4, 1, layers)[:, None])
-    grown_less = dataclasses.replace(
-        measured, grad_input_rms=np.geomspace(0.9e4, 1, layers)[:, None]
+    grown, grown_less = (
+        dataclasses.replace(
+            measured, grad_input_rms=np.geomspace(ratio, 1, layers)[:, None] * np.ones(2)
+        )
+        for ratio in (1.1e4, 0.9e4)
     )
     # two such nets learnt
     assert judge(grown, recipe, Signal(below, True)).word == Word.NOT_JUDGED
@@ -303,6 +307,58 @@ def test_a_lost_signal_is_an_obstacle_only_where_rows_say_that_it_predicts(chang
     assert ("lost: " in said) == (limit is not None)
     assert ("has not told which nets of this kind learn" in said) == (limit is None)
     assert "need" not in said
+
+
+def test_of_a_single_time_step_no_row_tells():
+    for layers, limit, changes in ((48, 0.25, CHAIN), (60, 0.1, (*DEEP_PLAIN, USUAL_GRADIENT))):
+        recipe, kept_less = small_recipe(*changes), np.linspace(1, 0, layers)
+        for steps, word in ((1, Word.NOT_JUDGED), (2, Word.LOST)):
+            ones = {name: np.ones((layers, steps)) for name in COLUMNS}
+            ones["nonfinite"] = np.zeros((layers, steps))
+            names = tuple(f"layers.{i}.neuron" for i in range(layers))
+            found = judge(Measurement(names, **ones), recipe, Signal(kept_less, True))
+            assert (found.word, kept_less[-1] < limit) == (word, True)
+    grown = made(48, grad_input_rms=np.geomspace(1e9, 1, 48)[:, None])
+    assert judge(grown, "sgd", CHAINED).word == Word.NOT_JUDGED
+
+
+@pytest.mark.parametrize(
+    ("layers", "memory", "word"),
+    [
+        (6, "states", Word.FREE),
+        (7, "states", Word.NOT_JUDGED),
+        (3, "feedback", Word.FREE),
+        (4, "feedback", Word.NOT_JUDGED),
+        (3, "other", Word.NOT_JUDGED),
+        (48, "other", Word.NOT_JUDGED),  # rows of depth are of images that stand still
+        (48, "states", Word.FREE),
+        (48, "", Word.FREE),
+    ],
+)
+def test_no_obstacle_is_found_only_where_rows_speak_of_all_that_may_stand_in_the_way(
+    layers, memory, word
+):
+    signal = Signal(np.full(layers, 0.5), True, chain=True, memory=memory)
+    found = judge(made(layers), "adamw", signal)
+    assert line(found) == found.word == word
+    gone = judge(made(layers, remembered=np.zeros((layers, 2))), "adamw", signal)
+    told = memory in ("states", "feedback")
+    assert gone.word == (Word.FORGETS if told else word)
+
+
+def test_what_comes_back_by_a_matrix_is_not_what_is_remembered():
+    """Of a window's gradient of 1e9 and 1 membranes carry 1 each."""
+    remembered = np.tile([1e9, 1.0], (3, 1))
+    shares = {"credit": remembered, "direct": 0 * remembered, "remembered": remembered}
+    shares["carried"] = np.ones((3, 2))
+    for memory, word, arrives in (("feedback", Word.FORGETS, 1e-9), ("states", Word.FREE, 1.0)):
+        by_memory = shares if memory == "feedback" else shares | {"carried": remembered}
+        found = judge(made(**by_memory), "adamw", over_time(memory))
+        assert found.word == word
+        assert found.through.arrives == pytest.approx(arrives)
+        assert ("by way of membranes" in sentences(found)[-2]) == (memory == "feedback")
+    burst = shares | {"credit": 1e21 * np.ones((3, 2))}
+    assert judge(made(**burst), "adamw", over_time("feedback")).word == Word.BURSTS
 
 
 def test_a_net_without_a_recipe_is_judged_where_its_layers_form_a_chain():
