@@ -278,7 +278,8 @@ def best(row: Row, root: str, at_end: bool = False) -> tuple[float, str]:
     batches, test = task_of(row, root, at_end)
     found = list[tuple[float, float]]()
     for rate in RATES[row["optimizer"]]:
-        accuracy, _ = trained(Net(row), row, batches, test, rate, BUDGET[row["family"]])
+        steps, limit = BUDGET[row["family"]], row.get("limit", 0.0)
+        accuracy, _ = trained(Net(row), row, batches, test, rate, steps, limit)
         found.append((accuracy, rate))
         if accuracy >= FAILS[row["family"]]:
             break
@@ -405,28 +406,45 @@ def cures_of(row: Row) -> dict[str, Row]:
         "detach": True,
     }
     if row["kind"] != "psn":
-        made["PSN"] = {"kind": "psn"}
+        made["PSN"] = {"kind": "psn", "feedback": 0}
+    if row["feedback"]:
+        made["no feedback"] = {"feedback": 0}
     if row["kind"] not in PARALLEL and not row["detach"]:
         made["detach_reset"] = {"detach": True}
     made["mean"] = {"read": "mean"}
     return {name: change for name, change in made.items() if {**row, **change} != row}
 
 
-def cure(root: str) -> None:
-    """cures.csv: of pulses that are told "vanishing through time" and fail, the accuracy with each change.
+def calming(row: Row) -> dict[str, Row]:
+    """Changes of a net that explodes through time, one at a time, and all of them that keep its spikes."""
+    made: dict[str, Row] = {"limit of 1 on the norm": {"limit": 1.0}}
+    if not row["detach"]:
+        made["detach_reset"] = {"detach": True}
+    made["height 1"] = {"height": 1}
+    made["all three"] = {"limit": 1.0, "detach": True, "height": 1}
+    if row["feedback"]:
+        made["no feedback"] = {"feedback": 0}
+    return made
 
-    Every change was tried on the nets of the first limits; on those that are told since IF, and others until one helps.
+
+def cure(root: str) -> None:
+    """cures.csv: of pulses that are told a word and fail, the accuracy with each change.
+
+    Of those that explode, and of those that vanish and were told so by the first limits, every change was tried; of the
+    others IF, and what follows until one helps.
     """
     torch.set_num_threads(1)
     found = read(CURES)
     done = {(row["id"], row["change"]) for row in found}
-    for row, known in nets_of(PULSES):
-        if not (known["fails"] and told(row, known) == "vanishing"):
+    for row, known in nets_of((*PULSES, *MORE)):
+        if not (known["fails"] and (word := told(row, known))):
             continue
-        for name, change in sorted(cures_of(row).items(), key=lambda cure: cure[0] != "IF"):
+        burst = word == "exploding"
+        tried = calming(row) if burst else cures_of(row)
+        for name, change in sorted(tried.items(), key=lambda cure: cure[0] != "IF"):
             mine = [one for one in found if one["id"] == row["id"]]
             cured = any(one["accuracy"] >= FAILS["pulse"] for one in mine)
-            if (row["id"], name) not in done and not cured:
+            if (row["id"], name) not in done and (burst or not cured):
                 accuracy, by_rate = best(row | change, root)
                 made = {"id": row["id"], "change": name, "before": known["accuracy"]}
                 found.append(made | {"accuracy": round(accuracy, 4), "by_rate": by_rate})

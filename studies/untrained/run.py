@@ -157,17 +157,20 @@ def train() -> None:
 
 def said(row: Row) -> Word:
     """The verdict's word on the untrained net."""
-    columns = (np.array(row[name].split(), float)[:, None] for name in ("kept", "rate", "gradient"))
-    kept, rate, gradient = columns
+    recipe = recipe_of(row["settings"])
+    each = np.ones(recipe.time_steps)
+    kept, rate, gradient = (
+        np.array(row[name].split(), float)[:, None] * each for name in ("kept", "rate", "gradient")
+    )
     others = dict.fromkeys(COLUMNS, np.ones_like(rate)) | {"nonfinite": np.zeros_like(rate)}
     fields = others | {"firing_rate": rate, "grad_input_rms": gradient}
     names = tuple(f"layers.{index}.neuron" for index in range(len(rate)))
     signal = Signal(kept[:, 0], row["arrives"] == "True")
-    return judge_net(Measurement(names, **fields), recipe_of(row["settings"]), signal).word
+    return judge_net(Measurement(names, **fields), recipe, signal).word
 
 
-def nets(which: str = "") -> list[tuple[str, bool, bool, bool]]:
-    """Of each trained net: its family, whether an obstacle was named, whether it is judged at all, whether it fails.
+def nets(which: str = "") -> list[tuple[str, Word, bool]]:
+    """Of each trained net: its family, what was said of it untrained, whether it fails.
 
     which: "fitted", the nets that were there when limits were chosen, "new", the others.
     """
@@ -175,17 +178,21 @@ def nets(which: str = "") -> list[tuple[str, bool, bool, bool]]:
     for number, row in enumerate(read(ROWS)):
         if which and (number < SEEN) != (which == "fitted"):
             continue
-        word, fails = said(row), float(row["accuracy"]) < FAILS
-        family = row["id"].rpartition("-")[0]
-        named = word not in (Word.FREE, Word.NOT_JUDGED)
-        found.append((family, named, word != Word.NOT_JUDGED, fails))
+        found.append((row["id"].rpartition("-")[0], said(row), float(row["accuracy"]) < FAILS))
     return found
+
+
+UNNAMED = (Word.FREE, Word.NOT_JUDGED, Word.ASLEEP)
+"""Words that foretell no failure."""
 
 
 def judge() -> Iterator[str]:
     """The table of README.md and of docs/gradient_flow.md."""
-    yield "| untrained nets | fail, and an obstacle is named | learn, and one is named | of the others not judged |"
-    yield "| --- | ---: | ---: | ---: |"
+    yield (
+        "| untrained nets | fail, and an obstacle is named | learn, and one is named | of the others not judged | "
+        "asleep, and learn |"
+    )
+    yield "| --- | ---: | ---: | ---: | ---: |"
     families = [(name, lambda net, name=name: net[0] == name) for name in FAMILIES]
     for name, which, mine in (
         ("**after the limits were chosen**", "new", lambda net: True),
@@ -195,10 +202,12 @@ def judge() -> Iterator[str]:
         found = [net for net in nets(which) if mine(net)]
         cells = []
         for fails in (True, False):
-            these = [named for _, named, _, failed in found if failed == fails]
+            these = [word not in UNNAMED for _, word, failed in found if failed == fails]
             cells.append(share(sum(these), len(these)))
-        free = [judged for _, named, judged, _ in found if not named]
-        cells.append(f"{len(free) - sum(free)} of {len(free)}")
+        others = [word for _, word, _ in found if word in UNNAMED]
+        cells.append(f"{others.count(Word.NOT_JUDGED)} of {len(others)}")
+        woke = [not failed for _, word, failed in found if word == Word.ASLEEP]
+        cells.append(f"{sum(woke)} of {len(woke)}" if woke else "")
         yield f"| {name} | {' | '.join(cells)} |"
 
 

@@ -27,6 +27,8 @@ def test_a_limit_has_the_counts_of_the_nets_that_did_not_choose_it():
     ]
     new = [learnt for number, learnt in lost if number >= run.SEEN]
     assert (LIMITS.others.learnt, LIMITS.others.trainings) == (sum(new), len(new))
+    asleep = [not failed for _, word, failed in run.nets() if word == Word.ASLEEP]
+    assert (LIMITS.asleep.learnt, LIMITS.asleep.trainings) == (sum(asleep), len(asleep))
 
 
 def test_a_row_is_what_its_settings_say():

@@ -26,6 +26,9 @@ from tests.show.support import measurement
 from tests.small_runs import small_recipe
 
 
+RECURRENT = ["model.name=sequence", "data.sequence=rows", "time_steps=8", "model.recurrent=true"]
+
+
 def verdict(word: Word) -> Verdict:
     """Of two layers and 20 steps."""
     ones = np.ones((2, 20))
@@ -62,6 +65,16 @@ def verdict(word: Word) -> Verdict:
         ),
         (["neuron.kind=if", "loss.kind=tet"], Word.FORGETS, ["neuron.kind=psn"]),
         (
+            [*RECURRENT, "loss.kind=tet"],
+            Word.FORGETS,
+            ["neuron.tau=20", "neuron.kind=if", "model.recurrent=false"],
+        ),
+        (
+            [*RECURRENT, "train.optimizer=sgd"],
+            Word.BURSTS,
+            ["model.recurrent=false", "train.clip_grad_norm=1"],
+        ),
+        (
             ["neuron.detach_reset=false", "neuron.surrogate.height=5", "train.optimizer=sgd"],
             Word.BURSTS,
             ["neuron.detach_reset=true", "neuron.surrogate.height=1", "train.clip_grad_norm=1"],
@@ -72,6 +85,15 @@ def test_a_recipe_is_tried_with_what_reaches_further(changes, word, expected):
     recipe = small_recipe("model.norm=bn", "train.clip_grad_norm=0", *changes)
     assert [change(cure) for cure in cures(recipe, verdict(word))][: len(expected)] == expected
     assert all(cure.why in WHY for cure in cures(recipe, verdict(word)))
+
+
+def test_a_net_that_is_asleep_is_tried_with_changes():
+    """Its outputs are the same for all images, and its first layer gets a gradient."""
+    recipe = small_recipe("model.name=mlp", "model.depth=2", "model.norm=none")
+    measured = measurement(np.ones((2, 4)), firing_rate=np.zeros((2, 4)))
+    found = judge(measured, recipe, Signal(np.zeros(2), False))
+    assert found.obstacles == (Word.ASLEEP,)
+    assert [change(cure) for cure in cures(recipe, found)] == ["model.norm=bn"]
 
 
 def test_neurons_of_ones_own_are_given_a_longer_memory():
