@@ -88,11 +88,12 @@ class LIMITS:
     plain = Predicts(0.1, 0, 21, 48, ("if", "lif", "plif"))
     # chains of other neurons, by the rows of studies/untrained
     others = Predicts(
-        *(2 / 3, 0, 2, 18),
+        *(2 / 3, 0, 13, 18),
         ("if", "plif", "clif", "alif", "cuba", "psn", "masked_psn", "sliding_psn"),
     )
-    # of the last layer's gradient at the first one: with less no such chain woke whose outputs were alike
-    asleep = Remembers(1e-4, 4, 6)
+    # of the last layer's gradient at the first one, in chains whose outputs are the same for all images: with less, one
+    # of 12 woke
+    asleep = Remembers(1e-4, 4, 8)
     # through time, by the rows of studies/through_time: what part of the first layer's gradient reaches the steps that
     # tell classes apart, by what a net remembers by (`Signal.memory`); of windows nothing, where none goes back so far
     memory = {  # noqa: RUF012
@@ -308,8 +309,8 @@ class Through:
         was not measured.
     arrives: of the first layer, where no gradient goes through resets, by the norm over all of its steps: other steps
         are noise, which adds up so. More than `LIMITS.longest` count as so many. NaN where it was not measured. It is
-        the mean over the steps that tell classes apart, or the first step where none is known to. What comes there
-        through spikes that come back is noise, too.
+        the mean over the steps that tell classes apart, or the first step where none is known to. Of a recurrent net it
+        is of what membranes carry, and where these forget by the norm of all, as what comes back is noise, too.
     memory: as `Signal.memory`; "" where the input stands still, and of a net that training has changed.
     apart: whether that is known.
     largest: share of a layer at any step, of its last one, by way of time.
@@ -477,7 +478,9 @@ def _through(
     most = shown.credit.max(1)
     apart = () if signal is None else signal.apart
     largest = float(most.max())
-    arrives, back = _arriving(shown.carried[0], shown.remembered[0], apart)
+    arrives, back = _arriving(shown.carried[0], shown.carried[0], apart)
+    if memory == "feedback" and arrives <= LIMITS.memory["states"].limit:  # what comes back may do
+        arrives, _ = _arriving(shown.carried[0], shown.remembered[0], apart)
     word, judged = Word.FREE, LIMITS.memory.get(memory)
     grows = memory in ("states", "feedback") and burst is not None and largest > burst.limit
     if judged is not None and arrives <= judged.limit and not (grows and memory == "feedback"):
@@ -500,17 +503,17 @@ def _through(
 
 
 def _arriving(
-    carried: np.ndarray, remembered: np.ndarray, apart: Sequence[float]
+    shares: np.ndarray, whole: np.ndarray, apart: Sequence[float]
 ) -> tuple[float, int]:
-    """Of a layer: what part of its gradient reaches the steps that tell classes apart, or the first, and steps back to
-    FAINT.
+    """Of a layer: what part of its whole gradient reaches the steps that tell classes apart, or the first, and steps
+    back to FAINT.
     """
-    reached = np.flatnonzero(remembered)
+    reached = np.flatnonzero(shares)
     if not len(reached):
         return 0.0, 0
-    if not np.isfinite([carried, remembered]).all():
-        return math.inf, len(carried) - 1
-    shares, whole = (found[: reached[-1] + 1] for found in (carried, remembered))
+    if not np.isfinite([shares, whole]).all():
+        return math.inf, len(shares) - 1
+    shares, whole = (found[: reached[-1] + 1] for found in (shares, whole))
     steps = min(len(shares), LIMITS.longest)
     weights = np.array(apart)[: len(shares)] if apart else np.eye(1, len(shares))[0]
     arrives = np.average(shares, weights=weights) if weights.any() else 0.0

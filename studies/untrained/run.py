@@ -197,6 +197,7 @@ def judge() -> Iterator[str]:
     for name, which, mine in (
         ("**after the limits were chosen**", "new", lambda net: True),
         ("before", "fitted", lambda net: True),
+        ("all", "", lambda net: True),
         *((f"all, {name}", "", chosen) for name, chosen in families),
     ):
         found = [net for net in nets(which) if mine(net)]

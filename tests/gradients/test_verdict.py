@@ -347,16 +347,19 @@ def test_no_obstacle_is_found_only_where_rows_speak_of_all_that_may_stand_in_the
 
 
 def test_what_comes_back_by_a_matrix_is_not_what_is_remembered():
-    """Of a window's gradient of 1e9 and 1 membranes carry 1 each."""
-    remembered = np.tile([1e9, 1.0], (3, 1))
+    """Of a window's gradient of 1e9 and 1 membranes carry 1/30 and 1."""
+    remembered, told = np.tile([1e9, 1.0], (3, 1)), over_time("feedback")
     shares = {"credit": remembered, "direct": 0 * remembered, "remembered": remembered}
-    shares["carried"] = np.ones((3, 2))
-    for memory, word, arrives in (("feedback", Word.FORGETS, 1e-9), ("states", Word.FREE, 1.0)):
+    shares["carried"] = np.tile([1 / 30, 1.0], (3, 1))
+    for memory, word, arrives in (("feedback", Word.FORGETS, 1e-9 / 30), ("states", Word.FREE, 1.0)):
         by_memory = shares if memory == "feedback" else shares | {"carried": remembered}
         found = judge(made(**by_memory), "adamw", over_time(memory))
         assert found.word == word
         assert found.through.arrives == pytest.approx(arrives)
         assert ("by way of membranes" in sentences(found)[-2]) == (memory == "feedback")
+    remembering = judge(made(**shares | {"carried": [[1, 3]] * np.ones((3, 1))}), "adamw", told)
+    assert remembering.word == Word.FREE  # by membranes, whatever comes back
+    assert remembering.through.arrives == pytest.approx(1 / math.sqrt(10))
     burst = shares | {"credit": 1e21 * np.ones((3, 2))}
     assert judge(made(**burst), "adamw", over_time("feedback")).word == Word.BURSTS
 
