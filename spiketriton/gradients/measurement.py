@@ -27,7 +27,12 @@ COLUMNS = (
     "remembered",
     "carried",
 )
-TIME = ("credit", "direct", "remembered", "carried")  # which are there where `through_time` was asked for
+TIME = (
+    "credit",
+    "direct",
+    "remembered",
+    "carried",
+)  # which are there where `through_time` was asked for
 
 """What is known of a layer and a time step: fields of a `Measurement`, and keys of a row of gradients.jsonl."""
 

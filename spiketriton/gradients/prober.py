@@ -211,7 +211,7 @@ class Prober:
     def memory(self) -> str:
         """What the net remembers by, see `Signal.memory`."""
         x, kinds = self.batches[0][0], [neuron for _, neuron in self.layers]
-        if self.images % x.ndim == 0 or self.steps == 1:
+        if self.images % x.ndim == 0 or self.steps == 1 or bool((x == x[:1]).all()):
             return ""
         modules = [*self.model.modules()]
         if self.steps < LIMITS.window or any(isinstance(m, kernels.Delays) for m in modules):

@@ -66,8 +66,8 @@ class Remembers(NamedTuple):
     """A limit of what reaches time steps, and what became of the registered nets beyond it that did not choose it: how
     many there were, and how many learnt.
 
-    layers: up to how many these nets had. In deeper ones that the gradient does not reach back is an obstacle, too; that
-        it does tells nothing of them.
+    layers: up to how many these nets had. In deeper ones a gradient that does not reach back is an obstacle, too; one
+        that does tells nothing.
     """
 
     limit: float
@@ -97,12 +97,12 @@ class LIMITS:
     # through time, by the rows of studies/through_time: what part of the first layer's gradient reaches the steps that
     # tell classes apart, by what a net remembers by (`Signal.memory`); of windows nothing, where none goes back so far
     memory = {  # noqa: RUF012
-        "states": Remembers(0.04, 1, 4),
-        "windows": Remembers(0.0, 0, 1),
-        "feedback": Remembers(3e-7, 0, 0, 3),
+        "states": Remembers(0.03, 4, 41),
+        "windows": Remembers(0.0, 0, 10),
+        "feedback": Remembers(3e-7, 3, 13, 3),
     }
     # the largest share of a layer at any step, without a limit on the gradient's norm, by the optimizer
-    burst = {"sgd": Remembers(1e15, 0, 1), "adamw": Remembers(1e20, 0, 0)}  # noqa: RUF012
+    burst = {"sgd": Remembers(1e15, 4, 25), "adamw": Remembers(1e20, 2, 24)}  # noqa: RUF012
     window, longest = 8, 200  # steps of which these were tried, and of one step no other limit
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
@@ -502,9 +502,7 @@ def _through(
     )
 
 
-def _arriving(
-    shares: np.ndarray, whole: np.ndarray, apart: Sequence[float]
-) -> tuple[float, int]:
+def _arriving(shares: np.ndarray, whole: np.ndarray, apart: Sequence[float]) -> tuple[float, int]:
     """Of a layer: what part of its whole gradient reaches the steps that tell classes apart, or the first, and steps
     back to FAINT.
     """

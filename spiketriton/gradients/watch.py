@@ -26,6 +26,11 @@ class Watch:
         self._begun = False
         self._told: set[Word] = set()
 
+    @property
+    def obstacles(self) -> tuple[Word, ...]:
+        """What stood in the way when it last looked."""
+        return () if self.verdict is None else self.verdict.obstacles
+
     def look(self, step: int, measured: Measurement, signal: Signal) -> None:
         """Judges what was measured after `step` of the training."""
         self._measured, self._begun = (measured, signal), step > 0

@@ -9,6 +9,7 @@ from spiketriton.plugins.tasks import Score
 from spiketriton.training.testing import Results
 
 SELDOM = 20  # measurements, of which one tells the ways through time apart, in two passes more
+APART = 300  # steps between measurements of a net that is judged, each of which costs up to four steps of 32 images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,10 @@ class Plan:
     def tests(self, step: int) -> bool:
         """After every epoch, and at the end."""
         return step > 0 and (step % self.test_every == 0 or step == self.steps)
+
+    def judges(self, step: int) -> bool:
+        """Whether a net without an obstacle is measured at this test: the last one, or the first of `APART` steps."""
+        return step == self.steps or step // APART > (step - self.test_every) // APART
 
     def saves(self, step: int) -> bool:
         """Every `checkpoint.every` steps, after each epoch, and at the end."""

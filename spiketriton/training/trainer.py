@@ -299,7 +299,8 @@ class Trainer:
             results = self.tester.results(self.data, self.update.ema)
         if results is None:
             return
-        self.judge()
+        if self.plan.judges(self.step) or self.recorder.watch.obstacles:
+            self.judge()
         best = self.progress.tested(results)
         self.saved_at = None  # of this step, but without the result, if a signal broke it off
         self.record("eval", **results.row(self.data))

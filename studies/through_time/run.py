@@ -357,7 +357,7 @@ def measure(root: str) -> None:
         write(MEASURED, found)
 
 
-LIMITS = {"states": 0.04, "windows": 0.0, "feedback": 3e-7}
+LIMITS = {"states": 0.03, "windows": 0.0, "feedback": 3e-7}
 """Chosen on `fitted`: the highest recall with at most 4 % false alarms, by a grid of 0.0025."""
 BURST = {"sgd": 1e15, "adamw": 1e20}
 """Chosen by eye on the first draw, in which few nets grew so: above every share with which one learnt."""
@@ -388,15 +388,14 @@ def for_time(known: Row) -> bool:
 def nets_of(families: tuple[str, ...], which: str = "all") -> list[tuple[Row, Row]]:
     """Register and rows of trained and measured nets. which: "all", "fitted", by which limits were chosen, or "new".
 
-    New are the second half of the second draw, and of the later ones all but those by which the limit of recurrent nets
-    was chosen.
+    New are the second halves of the first two draws, the nets that were drawn to explode, and the last recurrent ones.
     """
     register = {row["id"]: row for row in read(REGISTER)}
     said, found = {row["id"]: row for row in read(MEASURED)}, []
     for known in read(ROWS):
         row = register[known["id"]]
-        later = row["draw"] > 2 and (row["family"], row["draw"]) != ("recurrent", 3)
-        new = later or (row["draw"] == 2 and row["half"] == 2)
+        new = row["draw"] <= 2 and row["half"] == 2
+        new |= row["family"] == "burst" or row["draw"] == 5
         wanted = which == "all" or (which == "new") == new
         if row["family"] in families and known["id"] in said and wanted:
             found.append((row, known | said[known["id"]]))
@@ -473,10 +472,8 @@ def counted(pairs: Iterable[tuple[Row, Row]], limits: dict[str, float] | None = 
 
 
 def crossed() -> list[int]:
-    """`counted` of the first draw, each half by the limit that the other half chooses."""
-    halves = [
-        [p for p in nets_of(PULSES) if (p[0]["draw"], p[0]["half"]) == (1, n)] for n in (1, 2)
-    ]
+    """`counted` of both halves, each by the limit that the other half chooses."""
+    halves = nets_of(PULSES, "fitted"), nets_of(PULSES, "new")
     pairs = zip(halves, reversed(halves), strict=True)
     both = [counted(mine, LIMITS | {"states": chosen(other)}) for mine, other in pairs]
     return [sum(numbers) for numbers in zip(*both, strict=True)]
@@ -488,7 +485,7 @@ def in_words(counts: list[int]) -> str:
 
 def judge() -> Iterator[str]:
     """The tables of README.md."""
-    yield "Told so before training, of the nets that fail for time, and of those that learn:"
+    yield "Told a word before training, of the nets that fail for time, and of those that learn:"
     yield ""
     yield "| nets | fail | learn: false alarms |"
     yield "| --- | ---: | ---: |"
@@ -496,16 +493,65 @@ def judge() -> Iterator[str]:
     attached = [(r, k) for r, k in new if remembers_by(r) == "states" and not r["detach"]]
     first = [(r, k) for r, k in nets_of(("digits",)) if r["draw"] == 1]
     for name, counts in (
-        ("**pulses that chose nothing**", counted(new)),
+        ("**second half of the pulses, which chose nothing**", counted(new)),
         ("of these, with the reset in the gradient", counted(attached)),
-        ("first draw, each half by the limit that the other chooses", crossed()),
-        ("pulses that chose the limits", counted(nets_of(PULSES, "fitted"))),
+        ("first half, which chose the limit", counted(nets_of(PULSES, "fitted"))),
+        ("each half by the limit that the other chooses", crossed()),
         ("spoken digits, second draw", counted(again_digits())),
         ("spoken digits, first draw", counted(first)),
+        ("**recurrent nets that chose nothing**", counted(nets_of(("recurrent",), "new"))),
+        ("recurrent nets that chose their limit", counted(nets_of(("recurrent",), "fitted"))),
     ):
         yield f"| {name} | {in_words(counts)} |"
     yield ""
+    yield from bursts()
+    yield ""
     yield from cured()
+    yield ""
+    yield from calmed()
+
+
+def bursts() -> Iterator[str]:
+    """Nets drawn to explode, which chose nothing."""
+    yield "| drawn to explode through time; told so | fail for that | learn |"
+    yield "| --- | ---: | ---: |"
+    for name, memory in (("without recurrence", "states"), ("recurrent", "feedback")):
+        mine = [(r, k) for r, k in nets_of(("burst",)) if remembers_by(r) == memory]
+        cells = []
+        for fails in (True, False):
+            these = [told(r, k) for r, k in mine if (for_time(k) if fails else not k["fails"])]
+            cells.append(share(these.count("exploding"), len(these)))
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def cures_for(word: str) -> list[Row]:
+    """Of cures.csv those of nets that are told a word."""
+    nets = nets_of((*PULSES, *MORE))
+    mine = {row["id"] for row, known in nets if known["fails"] and told(row, known) == word}
+    return [row for row in read(CURES) if row["id"] in mine]
+
+
+def calmed() -> Iterator[str]:
+    """What each change does to nets that are told that they explode, and fail."""
+    known = {name for row in read(REGISTER) for name in calming(row)}
+    found = [row for row in cures_for("exploding") if row["change"] in known]
+    before = {row["id"]: row["before"] for row in found}
+    yield "| change of a net that was told that it explodes, and fails | above chance | median accuracy, % |"
+    yield "| --- | ---: | ---: |"
+    yield from changes(found)
+    helped = {row["id"] for row in found if row["accuracy"] >= FAILS["pulse"]}
+    yield f"| any | {share(len(helped), len(before))} |  |"
+
+
+def changes(found: list[Row]) -> Iterator[str]:
+    before = {row["id"]: row["before"] for row in found}
+    if not found:
+        return
+    yield f"| as it is | 0 of {len(before)} | {100 * statistics.median(before.values()):.0f} |"
+    for name in dict.fromkeys(row["change"] for row in found):
+        after = [row["accuracy"] for row in found if row["change"] == name]
+        above = share(sum(a >= FAILS["pulse"] for a in after), len(after))
+        yield f"| {name} | {above} | {100 * statistics.median(after):.0f} |"
 
 
 def again_digits() -> list[tuple[Row, Row]]:
@@ -514,17 +560,11 @@ def again_digits() -> list[tuple[Row, Row]]:
 
 def cured() -> Iterator[str]:
     """What each change does to pulses that are told so, and fail."""
-    mine = {r["id"] for r, k in nets_of(PULSES) if k["fails"] and told(r, k) == "vanishing"}
-    found = [row for row in read(CURES) if row["id"] in mine]
+    found = cures_for("vanishing")
     before = {row["id"]: row["before"] for row in found}
-    yield "| change of a pulse that was told so, and fails | above chance | median accuracy, % |"
+    yield "| change of a net that was told that it forgets, and fails | above chance | median accuracy, % |"
     yield "| --- | ---: | ---: |"
-    median = 100 * statistics.median(before.values())
-    yield f"| as it is | 0 of {len(before)} | {median:.0f} |"
-    for name in dict.fromkeys(row["change"] for row in found):
-        after = [row["accuracy"] for row in found if row["change"] == name]
-        above = share(sum(a >= FAILS["pulse"] for a in after), len(after))
-        yield f"| {name} | {above} | {100 * statistics.median(after):.0f} |"
+    yield from changes(found)
     helped = {r["id"] for r in found if r["change"] != "mean" and r["accuracy"] >= FAILS["pulse"]}
     yield f"| any but the mean | {share(len(helped), len(before))} |  |"
 
@@ -537,13 +577,51 @@ def gradient_flow(text: str) -> str:
     """The tables of docs/gradient_flow.md."""
     lines = ["| told so, of the nets that | fail for time | learn |", "| --- | ---: | ---: |"]
     for name, counts in (
-        ("chose nothing", counted(nets_of(PULSES, "new"))),
-        ("are the first draw, each half by the limit that the other chooses", crossed()),
+        ("are of the second half, which chose nothing", counted(nets_of(PULSES, "new"))),
+        ("are of either half, by the limit that the other chooses", crossed()),
         ("tell spoken digits apart", counted(nets_of(("digits",)))),
+        ("are recurrent, and chose nothing", counted(nets_of(("recurrent",), "new"))),
     ):
         lines.append(f"| {name} | {in_words(counts)} |")
-    text = filled(filled(text, f"{MADE}, credit", lines), f"{MADE}, cures", cured())
-    return filled(filled(text, f"{MADE}, both", both()), f"{MADE}, growth", growth())
+    tables = {"five": five(), "credit": lines, "cures": cured(), "both": both()}
+    for name, table in (tables | {"growth": growth(), "calmed": calmed()}).items():
+        text = filled(text, f"{MADE}, {name}", table)
+    return text
+
+
+def five() -> Iterator[str]:
+    """What a reader needs who has five minutes: word, cure, and how often each is right."""
+    yield "| through time | word | what to change | told so, of those that fail | told so, of those that learn |"
+    yield "| --- | --- | --- | ---: | ---: |"
+    forgets = "`neuron.tau` = T, `neuron.kind=if`, `alif` or `psn`; read the mean"
+    fed, calm = (
+        "`neuron.tau` = T, `neuron.kind=if`",
+        "`neuron.detach_reset=true`, a surrogate of height 1",
+    )
+    burst = nets_of(("burst",))
+    exploding = [[told(r, k) == "exploding" for r, k in burst if for_time(k)]]
+    exploding.append([told(r, k) == "exploding" for r, k in burst if not k["fails"]])
+    for name, word, change, cells in (
+        (
+            "too little",
+            "vanishing through time",
+            forgets,
+            in_words(counted(nets_of(PULSES, "new"))),
+        ),
+        (
+            "the same, recurrent nets",
+            "vanishing through time",
+            fed,
+            in_words(counted(nets_of(("recurrent",), "new"))),
+        ),
+        (
+            "too much",
+            "exploding through time",
+            calm,
+            " | ".join(share(sum(these), len(these)) for these in exploding),
+        ),
+    ):
+        yield f"| {name} | {word} | {change} | {cells} |"
 
 
 def failing(pairs: Iterable[tuple[Row, Row]]) -> str:
@@ -566,13 +644,14 @@ def both() -> Iterator[str]:
 
 
 def growth() -> Iterator[str]:
-    """Nets with states whose reset is in the gradient, and that do not vanish, by their largest share."""
+    """Nets in whose gradient resets are, or spikes that come back, and that do not vanish, by their largest share."""
     yield "| a step's gradient by the last one's, at most; of these fail | AdamW | SGD without a limit |"
     yield "| --- | ---: | ---: |"
     nets = [
         (r, k)
-        for r, k in nets_of((*PULSES, "digits"))
-        if remembers_by(r) == "states" and not r["detach"] and told(r, k) != "vanishing"
+        for r, k in nets_of((*PULSES, *MORE, "digits"))
+        if (r["feedback"] or (remembers_by(r) == "states" and not r["detach"]))
+        and told(r, k) != "vanishing"
     ]
     for name, low, high in (
         ("1000", 0, 1e3),
@@ -599,9 +678,11 @@ def beyond(word: str, memory: str = "", optimizer: str = "") -> tuple[int, int]:
     return sum(not known["fails"] for known in mine), len(mine)
 
 
-def chosen_of_recurrent(pairs: list[tuple[Row, Row]]) -> float:
-    """The limit of recurrent nets: the highest recall with at most 5 % false alarms, the highest such half decade."""
-    best = (0, 0.0)
+def chosen_of_recurrent() -> float:
+    """The limit of recurrent nets: on the third draw the highest recall with at most 5 % false alarms, the highest such
+    half decade.
+    """
+    best, pairs = (0, 0.0), [p for p in nets_of(("recurrent",)) if p[0]["draw"] == 3]
     for limit in (float(f"{digit}e-{power}") for power in range(9, 1, -1) for digit in (1, 3)):
         told_so, _, alarms, learn = counted(pairs, LIMITS | {"feedback": limit})
         if alarms <= 0.05 * learn:

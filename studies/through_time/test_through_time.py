@@ -24,14 +24,22 @@ def test_the_page_is_that_of_the_rows(monkeypatch):
     text, docs = run.PAGE.read_text("utf-8"), run.DOCS.read_text("utf-8")
     assert run.page(text) == text
     assert run.gradient_flow(docs) == docs
-    monkeypatch.setattr(run, "LIMITS", {"states": 0.5, "windows": 0.0})
+    monkeypatch.setattr(run, "LIMITS", {"states": 0.5, "windows": 0.0, "feedback": 0.0})
     assert run.page(text) != text
+
+
+def test_the_front_page_has_the_counts_of_both_halves():
+    told, fail, alarms, learn = run.crossed()
+    text = " ".join((run.DOCS.parents[1] / "README.md").read_text("utf-8").split())
+    assert f"{told} of the {fail} nets]" in text
+    assert f"{alarms} false alarms among the {learn}" in text
 
 
 def test_the_limits_are_those_of_the_rows_and_their_counts_of_those_that_chose_nothing():
     assert {kind: found.limit for kind, found in LIMITS.memory.items()} == run.LIMITS
     fitted = run.nets_of(run.PULSES, "fitted")
     assert run.chosen(fitted) == pytest.approx(LIMITS.memory["states"].limit)
+    assert run.chosen_of_recurrent() == LIMITS.memory["feedback"].limit
     for kind, found in LIMITS.memory.items():
         assert (found.learnt, found.trainings) == run.beyond("vanishing", memory=kind), kind
     assert {name: found.limit for name, found in LIMITS.burst.items()} == run.BURST

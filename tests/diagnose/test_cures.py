@@ -25,7 +25,6 @@ from spiketriton_kernels.nn import LIF
 from tests.show.support import measurement
 from tests.small_runs import small_recipe
 
-
 RECURRENT = ["model.name=sequence", "data.sequence=rows", "time_steps=8", "model.recurrent=true"]
 
 

@@ -169,6 +169,8 @@ def test_spikes_that_come_back_are_a_way_through_time(norm, read):
     delayed.second = kernels.Delays(N, N, 3)
     assert Prober(delayed, longer, F.cross_entropy, images=1).memory() == "other"
     assert Prober(alone, [(x, y)], F.cross_entropy, images=1).memory() == "other"  # a short window
+    still = [(x[:1].expand(9, -1, -1), y)]
+    assert Prober(alone, still, F.cross_entropy, images=1).memory() == ""
     if read == "last":
         assert (found.credit[:, 0] > 2 * without.credit[:, 0]).all()
         assert not found.direct[:, :-1].any()
