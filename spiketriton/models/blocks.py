@@ -14,6 +14,7 @@ from spiketriton.models.layers import (
     fire,
     first_layer,
     folded,
+    folded_beside,
     gives_current,
     norm_neuron,
     over_time,
@@ -21,6 +22,7 @@ from spiketriton.models.layers import (
 from spiketriton.models.memory import PackedSpikes, mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.neurons import Norm, SpikingNeuron
+from spiketriton_kernels.backends import words
 
 
 class Block(nn.Module):
@@ -88,12 +90,14 @@ class Block(nn.Module):
         numbers = range(1, self.depth + 1)
         return [[getattr(self, f"{kind}{i}") for kind in ("conv", "bn", "neuron")] for i in numbers]
 
-    def last_current(self, spikes: Tensor) -> Tensor:
-        """Spikes [T, B, C, H, W] -> output of the last convolution, before its norm."""
-        *inner, (last_conv, _, _) = self.stages()
-        for conv, norm, neuron in inner:
-            spikes = norm_neuron(norm, neuron, folded(conv, spikes))
-        return folded(last_conv, spikes)
+    def last_current(self, spikes: Tensor) -> tuple[Tensor, Tensor]:
+        """Spikes [T, B, C, H, W] -> output of the last convolution, before its norm; and they, for the shortcut."""
+        (first, norm, neuron), *rest = self.stages()
+        current, shortcut = folded_beside(first, spikes)
+        for conv, next_norm, next_neuron in rest:
+            current = folded(conv, norm_neuron(norm, neuron, current))
+            norm, neuron = next_norm, next_neuron
+        return current, shortcut
 
     def describe(self, build: Builder, name: str, x: Value) -> Value:
         """Adds its nodes, whose names begin with `name`, to a graph in which it reads `x`."""
@@ -124,7 +128,8 @@ class PlainBlock(Block):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        current, shortcut = self.last_current(x), x
+        current, x = self.last_current(x)
+        shortcut = x
         around = self.straight_through and torch.is_grad_enabled()
         if self.downsample is not None:  # a current, not spikes: it has no value behind the neuron
             conv, norm = self.downsample
@@ -132,7 +137,9 @@ class PlainBlock(Block):
         _, norm, neuron = self.stages()[-1]
         shortcut = shortcut.detach() if around else shortcut
         spikes = norm_neuron(norm, neuron, current, shortcut)
-        return mark_spikes(_StraightThrough.apply(spikes, x)) if around else spikes
+        if around:
+            return mark_spikes(words.hand_on(spikes, _StraightThrough.apply(spikes, x)))
+        return spikes
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -161,10 +168,10 @@ class SEWBlock(Block):
         return layers.append(parts.neuron(self.channels_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        current, shortcut = self.last_current(x), x
+        current, shortcut = self.last_current(x)
         if self.downsample is not None:
             conv, norm, neuron = self.downsample
-            shortcut = norm_neuron(norm, neuron, folded(conv, x))
+            shortcut = norm_neuron(norm, neuron, folded(conv, shortcut))
         _, norm, neuron = self.stages()[-1]
         return norm_neuron(norm, neuron, current, spike_add=shortcut)
 
@@ -224,8 +231,8 @@ class PreActBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         (conv, norm, neuron), *rest = self.stages()
         spikes = norm_neuron(norm, neuron, x)
+        current, spikes = folded_beside(conv, spikes)
         shortcut = spikes if self.downsample is None else folded(self.downsample, spikes)
-        current = folded(conv, spikes)
         for conv, norm, neuron in rest:
             current = folded(conv, norm_neuron(norm, neuron, current))
         return current + shortcut

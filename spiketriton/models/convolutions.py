@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from spiketriton.models.memory import mark_alike
 from spiketriton.system import machine
+from spiketriton_kernels.backends import words
 from spiketriton_kernels.convolutions import sparse, tiles
 from spiketriton_kernels.window.fire import traced
 
@@ -37,6 +38,9 @@ class Sizes(NamedTuple):
     by_weights: Sequence[tuple[int, ...]]
     rows: bool
 
+
+FLOATS = 64 * 64
+"""Up to so many pairs of channels read and written the matrix unit has the gradient by a float32 input."""
 
 # by dtype, and by the first instructions that a processor has: medians of one thread of AMD EPYCs
 SIZES = {
@@ -134,6 +138,22 @@ class FasterConv2d(nn.Conv2d):
     Output and both gradients are chosen by themselves. Where torch traces, it sees a plain convolution.
     """
 
+    _shares = False  # whether `beside` calls
+    _shared: Tensor | None = None  # x, for it
+
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The output, and x for others that read it, too: this convolution adds its gradient by x to theirs.
+
+        So the sum takes no time of its own, and is rounded once.
+        """
+        self._shares = True
+        try:
+            y: Tensor = self(x)
+            shared, self._shared = self._shared, None
+        finally:
+            self._shares = False
+        return y, x if shared is None else shared
+
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or x.ndim != 4 or traced((x, self.weight)):
             return super().forward(x)
@@ -143,17 +163,19 @@ class FasterConv2d(nn.Conv2d):
             return super().forward(x)
         stride, kernel = self.stride[0], self.kernel_size[0]
         served = tiles.serves(dtype, self.in_channels, self.out_channels, kernel, stride)
+        served = served and (dtype == torch.bfloat16 or self.weight.dtype == torch.float32)
+        sizes = sizes_here(dtype)
+        if served and (spikes := _spikes(x := x.to(dtype))) is not None:
+            by_input: Any = tiles
+            if dtype == torch.float32 and self.in_channels * self.out_channels > FLOATS:
+                by_input = None if sizes is None else self._by_products(x, sizes)[1]
+            given = x, spikes, self.weight.float(), stride, by_input, self._shares
+            y, self._shared = _OfSpikes.apply(*given)
+            return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
         if served and dtype == torch.bfloat16:
-            return self._by(_BY_TILES, x.to(dtype), self.weight.float())
+            return self._by(_BY_TILES, x, self.weight.float())
         if is_unsound(self, x):
             return super().forward(x)
-        sizes = sizes_here(dtype)
-        served = served and self.weight.dtype == torch.float32
-        if served and (halves := tiles.narrowed(_last(x.detach()))) is not None:
-            mark_alike(halves, x)
-            by_input = None if sizes is None else self._by_products(x, sizes)[1]
-            y: Tensor = _OfSpikes.apply(x, halves, self.weight, stride, by_input)
-            return y if self.bias is None else y + self.bias[:, None, None]
         if sizes is None:
             return super().forward(x)
         ways = output, by_input, by_weight = self._by_products(x, sizes)
@@ -168,7 +190,8 @@ class FasterConv2d(nn.Conv2d):
         return soundly(self, x, weight, bias)
 
     def _by(self, ways: Ways, x: Tensor, weight: Tensor) -> Tensor:
-        y: Tensor = _Convolution.apply(x, weight, self.stride[0], self.padding[0], ways)
+        given = self.stride[0], self.padding[0], ways, self._shares
+        y, self._shared = _Convolution.apply(x, weight, *given)
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
 
     def _is_plain(self) -> bool:
@@ -195,21 +218,26 @@ class FasterConv2d(nn.Conv2d):
 
 
 class _Convolution(torch.autograd.Function):
-    """x [N, C, H, W] by weights [O, C, k, k], padded by (k - 1) / 2, without bias."""
+    """x [N, C, H, W] by weights [O, C, k, k], padded by (k - 1) / 2, without bias; and x, if it `shares`, else None."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, ways: Ways
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, ways: Ways, shares: bool
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(x, weight)
+        ctx.set_materialize_grads(False)
         ctx.stride, ctx.padding, ctx.ways = stride, padding, ways
         if ways[0] is None:
-            return conv2d(x, weight, None, stride, padding)
-        return _channels_first(ways[0].output(_last(x), _last(weight), stride))
+            y = conv2d(x, weight, None, stride, padding)
+        else:
+            y = _channels_first(ways[0].output(_last(x), _last(weight), stride))
+        return y, x.view_as(x) if shares else None
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, more: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return more, *[None] * 5
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         ways = [way if want else None for way, want in zip(ctx.ways[1:], wanted, strict=True)]
@@ -218,39 +246,86 @@ class _Convolution(torch.autograd.Function):
         if any(by_library):
             dx, dweight = _by_library(dy, x, weight, ctx.stride, by_library)
         seen = _last(dy)
-        if ways[0] is not None:
+        if ways[0] is tiles:
+            found = tiles.by_input(seen, _last(weight), ctx.stride, x.shape, _added(more))
+            dx, more = _channels_first(found), None
+        elif ways[0] is not None:
             dx = _channels_first(ways[0].by_input(seen, _last(weight), ctx.stride, x.shape))
         if ways[1] is not None:
             dweight = _channels_first(ways[1].by_weight(seen, _last(x), ctx.stride, weight.shape))
-        return dx, dweight, None, None, None
+        return _sum(dx, more), dweight, *[None] * 4
 
 
 class _OfSpikes(torch.autograd.Function):
-    """Float32 x [N, C, H, W], which is `halves` [N, H, W, C], by weights [O, C, k, k]; keeps the halves."""
+    """x [N, C, H, W] by float32 weights [O, C, k, k]; and x, if it `shares`, else None.
+
+    spikes: x as `tiles.bits`, or float32 x `narrowed`, which is kept.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, halves: Tensor, weight: Tensor, stride: int, by_input: Any
-    ) -> Tensor:
-        ctx.save_for_backward(halves, weight)
-        ctx.stride, ctx.by_input, ctx.size = stride, by_input, x.shape
-        return _channels_first(tiles.output_of_spikes(halves, _last(weight), stride))
+        ctx: Any,
+        x: Tensor,
+        spikes: Tensor,
+        weight: Tensor,
+        stride: int,
+        by_input: Any,
+        shares: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(spikes, weight)
+        ctx.set_materialize_grads(False)
+        ctx.stride, ctx.size, ctx.by_input = stride, x.shape, by_input
+        y = _channels_first(tiles.output(spikes, _last(weight), stride, x.dtype))
+        return y, x.view_as(x) if shares else None
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        halves, weight = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor | None, more: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return more, *[None] * 5
+        spikes, weight = ctx.saved_tensors
         dx = dweight = None
         seen = _last(dy)
-        if ctx.needs_input_grad[0] and ctx.by_input is not None:
-            dx = _channels_first(ctx.by_input.by_input(seen, _last(weight), ctx.stride, ctx.size))
-        elif ctx.needs_input_grad[0]:
-            unread = torch.empty(ctx.size, dtype=dy.dtype, memory_format=torch.channels_last)
-            dx, _ = _by_library(dy, unread, weight, ctx.stride, [True, False])
+        if ctx.needs_input_grad[0]:
+            dx = _OfSpikes._by_input(ctx, dy, weight, more)
         if ctx.needs_input_grad[2]:
-            found = tiles.by_weight_of_spikes(seen, halves, ctx.stride, weight.shape)
+            found = tiles.by_weight(seen, spikes, ctx.stride, weight.shape)
             dweight = _channels_first(found)
-        return dx, None, dweight, None, None
+        return dx, None, dweight, *[None] * 3
+
+    @staticmethod
+    def _by_input(ctx: Any, dy: Tensor, weight: Tensor, more: Tensor | None) -> Tensor | None:
+        given = _last(dy), _last(weight), ctx.stride, ctx.size
+        if ctx.by_input is tiles:
+            floats = dy.dtype == torch.float32
+            way = tiles.by_input_of_floats if floats else tiles.by_input
+            found = way(*given, _added(more))
+            if found is not None:
+                return _channels_first(found)
+        elif ctx.by_input is not None:
+            return _sum(_channels_first(ctx.by_input.by_input(*given)), more)
+        unread = torch.empty(ctx.size, dtype=dy.dtype, memory_format=torch.channels_last)
+        return _sum(_by_library(dy, unread, weight, ctx.stride, [True, False])[0], more)
+
+
+def _spikes(x: Tensor) -> Tensor | None:
+    """What a convolution by tiles keeps of x [N, C, H, W], instead of it; None: nothing less than x."""
+    last = _last(x.detach())
+    spikes = words.of(last)
+    if spikes is None:
+        spikes = tiles.bits(last)
+    if spikes is None and x.dtype == torch.float32 and (spikes := tiles.narrowed(last)) is not None:
+        mark_alike(spikes, x)
+    return spikes
+
+
+def _added(more: Tensor | None) -> Tensor | None:
+    return None if more is None else _last(more)
+
+
+def _sum(dx: Tensor | None, more: Tensor | None) -> Tensor | None:
+    """dx, which nobody else has, and another's."""
+    return more if dx is None else dx if more is None else dx.add_(more)
 
 
 def _by_library(

@@ -26,6 +26,17 @@ def folded(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return mark_currents(layer(given), layer, given).unflatten(0, x.shape[:2])
 
 
+def folded_beside(layer: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """`folded`, and x for others that read it, too: see `FasterConv2d.beside`."""
+    if not isinstance(layer, FasterConv2d):
+        return folded(layer, x), x
+    given = x.flatten(0, 1)
+    y, shared = layer.beside(given)
+    return tuple(
+        each.unflatten(0, x.shape[:2]) for each in (mark_currents(y, layer, given), shared)
+    )
+
+
 class EachStep(nn.Module):
     """A layer that knows no time, on every time step: [T, B, ...] -> [T, B, ...]."""
 

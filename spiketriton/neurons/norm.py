@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from spiketriton.system.errors import UserError
 from spiketriton_kernels.neuron import Norm as NormRecord
+from spiketriton_kernels.normalise import normalised, serves
 
 
 class Norm(nn.modules.batchnorm._BatchNorm):
@@ -67,25 +68,31 @@ class Norm(nn.modules.batchnorm._BatchNorm):
     def constant(self, y: Tensor, steps: int) -> Tensor:
         """A current [B, C, ...] that is the same at each of `steps` steps, normalised once.
 
-        Returns [1, B, C, ...] when all steps are equal, else [steps, B, C, ...]. Only the running variance differs
+        Returns [steps, B, C, ...], or [1, B, C, ...] where all steps are equal. Only the running variance differs
         from that of `steps` copies, by its unbiased factor n / (n - 1).
         """
         momentum = self.momentum
         if self.each_step:
             momentum = 1 - (1 - momentum) ** steps  # of as many equal batches
-        return self._apply_gains(self._normalise(y.unsqueeze(0), momentum), steps)
+        return self._apply_gains(self._normalise(y.unsqueeze(0), momentum, steps), steps)
 
     @property
     def masked(self) -> bool:
         """Whether statistics are those of the valid steps alone."""
         return self.valid is not None and self.training
 
-    def _normalise(self, y: Tensor, momentum: float) -> Tensor:
+    def _normalise(self, y: Tensor, momentum: float, steps: int = 1) -> Tensor:
+        """`steps`: where y is one step, at how many of them it may be returned."""
         self.count_batch(y)
         if self.masked:
             return self._over_valid(y, momentum)
         weight = self.weight if self.scale == 1 else self.weight * self.scale
-        tensors = (y.flatten(0, 1), *self.statistics(), weight, self.bias)
+        folded = y.flatten(0, 1)
+        if self.training and self.process_group is None and serves(folded, weight, self.bias):
+            running = (*self.statistics(), momentum)
+            out = normalised(folded, weight, self.bias, running, self.eps, steps)
+            return out if len(y) == 1 else out.unflatten(1, y.shape[:2]).squeeze(0)
+        tensors = (folded, *self.statistics(), weight, self.bias)
         group, rest = self.process_group, (self.training, momentum, self.eps)
         if group is None:
             return F.batch_norm(*tensors, *rest).unflatten(0, y.shape[:2])

@@ -1,13 +1,15 @@
 """Convolutions by oneDNN and in our ways, ms on one thread.
 
     python studies/convolutions/run.py [fp32|bf16]      # on small maps, as matrix products: rows-fp32.md, rows-bf16.md
-    python studies/convolutions/run.py spikes           # of spikes alone: the second table of log.md, and the third
+    python studies/convolutions/run.py spikes           # of spikes alone: the third, and the fourth
+    python studies/convolutions/run.py unit             # of spikes in float32 by a matrix unit: log.md's second table
     python studies/convolutions/run.py reach [RUN]      # by the input where a surrogate is not 0; shares of a run
 
 Both take turns; medians of processor time.
 """
 
 import ctypes
+import functools
 import json
 import statistics
 import subprocess
@@ -23,7 +25,7 @@ from torch import Tensor
 from spiketriton.models.convolutions import SIZES, Columns, Rows, sizes_here
 from spiketriton.system import machine
 from spiketriton.training.environment import PRECISIONS, keep_freed_memory
-from spiketriton_kernels.convolutions import sparse
+from spiketriton_kernels.convolutions import sparse, tiles
 
 LAST = torch.channels_last
 
@@ -134,6 +136,40 @@ def of_spikes() -> None:
         print(f"| {images} | {name} | {' | '.join(cells)} |", flush=True)
 
 
+class Unit:
+    """A matrix unit's ways with float32: spikes are kept as bits."""
+
+    @staticmethod
+    def output(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        return tiles.output(tiles.bits(x), weight, stride, x.dtype)  # type: ignore[arg-type]
+
+    by_input = staticmethod(tiles.by_input_of_floats)
+
+    @staticmethod
+    def by_weight(dy: Tensor, x: Tensor, stride: int, size: torch.Size) -> Tensor:
+        return tiles.by_weight(dy, Unit.kept(x), stride, size)
+
+    @staticmethod
+    @functools.lru_cache(1)
+    def kept(x: Tensor) -> Tensor:
+        """Made on the way forward."""
+        return tiles.bits(x)  # type: ignore[return-value]
+
+
+def by_unit() -> None:
+    assert tiles.available(), "needs AMX and a compiler"
+    print("| images | convolution | forward | by weights | by input |")
+    print("| ---: | --- | ---: | ---: | ---: |")
+    for images, read, written, side in SPIKES:
+        x, weight = tensors(images, read, written, side, 3)
+        fires = (torch.rand_like(x) < 0.15).float()
+        passes = ("output", "by_weight", "by_input")
+        found = measure(fires, weight, 1, Unit, *passes)
+        cells = " | ".join(f"{theirs:.2f} / {ours:.2f}" for theirs, ours in found)
+        name = f"3x3, {read} to {written}, {side}x{side} pixels"
+        print(f"| {images} | {name} | {cells} |", flush=True)
+
+
 def in_reach() -> None:
     """oneDNN's gradient by the input, and that of some elements alone; every one of these in float64, too."""
     with tempfile.TemporaryDirectory() as folder:
@@ -205,7 +241,8 @@ def main() -> None:
     if asked == "reach":
         shares_of(Path(sys.argv[2])) if len(sys.argv) > 2 else in_reach()
         return
-    of_spikes() if asked == "spikes" else on_small_maps(PRECISIONS[asked])
+    named = {"spikes": of_spikes, "unit": by_unit}
+    named[asked]() if asked in named else on_small_maps(PRECISIONS[asked])
 
 
 if __name__ == "__main__":

@@ -234,19 +234,66 @@ def test_a_matrix_unit_computes_of_spikes_in_fp32(kernel, stride, layout):
     assert ours(spikes.requires_grad_()).grad_fn is not None
 
 
-def test_spikes_of_a_matrix_unit_are_kept_as_bits():
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 2)])
+@pytest.mark.parametrize("floats", [0, convolutions.FLOATS])
+def test_the_gradient_of_others_is_added_where_it_is_written(
+    monkeypatch, floats, dtype, kernel, stride
+):
+    """Once, as float64 says; also of what only the others read, and of numbers that are not finite."""
+    monkeypatch.setattr(convolutions, "FLOATS", floats)
+    conv = FasterConv2d(16, 32, kernel, stride, kernel // 2, bias=False)
+    x = (torch.rand(6, 16, 9, 7) < 0.3).to(dtype).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    for number in (1.0, torch.inf):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == BF16):
+            y, shared = conv.beside(x)
+        assert torch.equal(shared, x)
+        by_y, by_shared = torch.randn_like(y), torch.randn_like(x)
+        by_y[1, 2, 3, 3] = number
+        assert torch.equal(
+            torch.autograd.grad(shared, x, by_shared, retain_graph=True)[0], by_shared
+        )
+        (found,) = torch.autograd.grad([y, shared], x, [by_y, by_shared])
+        exact = nn.Conv2d(16, 32, kernel, stride, kernel // 2, bias=False)
+        exact.load_state_dict({"weight": conv.weight.to(dtype)})
+        wide = x.detach().double().requires_grad_()
+        (true,) = torch.autograd.grad(exact.double()(wide), wide, by_y.double())
+        near = {"rtol": 2**-8, "atol": 1e-2} if dtype == BF16 else {"rtol": 1e-5, "atol": 1e-5}
+        torch.testing.assert_close(found.double(), true + by_shared, equal_nan=True, **near)
+
+
+def test_what_nobody_adds_to():
+    """Without a gradient, in float64 and where torch traces: x itself."""
+    conv = FasterConv2d(16, 16, 3, padding=1)
+    x = torch.rand(2, 16, 4, 4)
+    with torch.no_grad():
+        y, shared = conv.beside(x)
+    assert torch.equal(y, conv(x))
+    assert torch.equal(shared, x)
+    assert conv.double().beside(x.double())[1].dtype == torch.float64
+    assert conv._shared is None
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_spikes_of_a_matrix_unit_are_kept_as_bits(dtype):
+    """Whether they are packed or not; whole numbers that they are not in float32 in half of their room."""
     if not tiles.available():
         pytest.skip("needs AMX and a compiler")
     conv = FasterConv2d(16, 16, 3, padding=1, bias=False)
-    spikes = (torch.rand(4, 16, 6, 6) < 0.5).float().contiguous(memory_format=torch.channels_last)
-    plain = there_and_back(conv, spikes)
-    kept: list[Tensor] = []
-    with memory.PackedSpikes(kept.append):
-        out = conv(memory.mark_spikes(spikes.clone(memory_format=torch.preserve_format)))
-        weights = torch.linspace(-1, 1, out.numel()).view_as(out)
-    (by_weight,) = torch.autograd.grad((out * weights).sum(), [conv.weight])
-    assert kept[0].dtype == torch.uint8
-    assert torch.equal(by_weight, plain[2])
+    spikes = (torch.rand(4, 16, 6, 6) < 0.5).to(dtype).contiguous(memory_format=torch.channels_last)
+    for packs in (False, True):
+        for factor, expected in ((1, torch.int16), (3, BF16)):
+            kept: list[Tensor] = []
+            half = torch.autocast("cpu", torch.bfloat16, enabled=dtype == BF16)
+            given = memory.mark_spikes(spikes) if factor == 1 else factor * spikes
+            with memory.PackedSpikes(kept.append) if packs else _seen_by(kept), half:
+                conv(given)
+            assert [tensor.dtype for tensor in kept] == [expected, F32]
+
+
+def _seen_by(kept: list[Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
 
 
 def test_spikes_are_kept_as_bits(always):

@@ -48,7 +48,7 @@ log = logging.getLogger("spiketriton_kernels")
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _SHAPES = {shape: number for number, shape in enumerate(SHAPES)}
-_FORWARD, _BACKWARD, _STATISTICS, _PACK, _UNPACK = range(5)
+_FORWARD, _BACKWARD, _STATISTICS, _PACK, _UNPACK, _NORMALISE, _NORMALISE_BACK = range(7)
 _SOURCE = Path(__file__).with_name("cpp") / "native.cpp"
 _SOURCES = (_SOURCE, *sorted(_SOURCE.parent.glob("*.h")))
 _PACKAGE = Path(__file__).parents[1]
@@ -394,17 +394,31 @@ def _of_whole(kind: str) -> tuple[str, ...]:
 
 
 def forward(
-    inputs: Inputs, neuron: Neuron, out: Outputs, measures: bool, running: Running | None
+    inputs: Inputs,
+    neuron: Neuron,
+    out: Outputs,
+    measures: bool,
+    running: Running | None,
+    bits: torch.Tensor | None = None,
 ) -> None:
-    """``saved`` stays as it is: a block of neurons replays its window from cache."""
+    """``saved`` stays as it is: a block of neurons replays its window from cache.
+
+    bits: where ``gives_bits``, memory for the spikes, of 16 neurons in a word of int16.
+    """
     x = inputs.x
     spikes, last, trace, _, current = out
     served, called = _called(neuron, x.dtype)
     running_mean, running_var, momentum = running or _NOT_RUNNING
-    more = spikes, last, trace, current, running_mean, running_var
+    more = spikes, last, trace, current, running_mean, running_var, bits
     places = _places(*neuron.norm, *inputs, *more)
     forth = FORTH.pack(neuron.eps, neuron.bn_scale, 0.0, momentum, *places)
     served.spiketriton_run(_input(x, measures) + forth + _NOTHING_BACK + called, _FORWARD)
+
+
+@functools.cache
+def gives_bits(step: Step, dtype: torch.dtype) -> bool:
+    """Whether ``forward`` gives spikes as bits, too."""
+    return step.is_binary and bool(library(dtype, step).spiketriton_gives_bits())
 
 
 def backward(
@@ -420,7 +434,7 @@ def backward(
     x = inputs.x
     served, called = _called(neuron, x.dtype)
     read = _places(*neuron.norm, *inputs)
-    forth = FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *read, 0, 0, 0, 0, 0, 0)
+    forth = FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *read, 0, 0, 0, 0, 0, 0, 0)
     back = BACK.pack(*_places(*upstream, sums, *out))
     served.spiketriton_run(_input(x) + forth + back + called, _BACKWARD)
 
@@ -433,6 +447,33 @@ def channel_statistics(
     names = "mean", "var", "x", "running_mean", "running_var"
     places = zip(names, _places(mean, var, y, running_mean, running_var), strict=True)
     _run_simple(_STATISTICS, y, FORTH.of(momentum=momentum, **dict(places)))
+
+
+def normalise(
+    y: torch.Tensor, norm: Sequence[torch.Tensor | None], eps: float, out: torch.Tensor
+) -> None:
+    """Fill each step of out [T, B, C, ...] with the normalised y [1, B, C, ...]. norm: mean, var, weight and bias."""
+    mean, var, weight, bias = _places(*norm)
+    given = {"mean": mean, "var": var, "weight": weight, "bias": bias}
+    places = {"x": y.data_ptr(), "spikes": out.data_ptr()}
+    forth = FORTH.of(eps=eps, bn_scale=1.0, count=len(out), **given, **places)
+    library(y.dtype).spiketriton_run(_input(y) + forth + _NOTHING_BACK + _NO_NEURON, _NORMALISE)
+
+
+def normalise_back(
+    grad: torch.Tensor,
+    y: torch.Tensor,
+    norm: Sequence[torch.Tensor | None],
+    eps: float,
+    sums: torch.Tensor,
+    dy: torch.Tensor,
+) -> None:
+    """Fill dy, like y, and sums [2, C], the gradients by bias and weight, of ``normalise``."""
+    mean, var, weight, bias = _places(*norm)
+    given = {"mean": mean, "var": var, "weight": weight, "bias": bias, "x": y.data_ptr()}
+    forth = FORTH.of(eps=eps, bn_scale=1.0, count=len(grad), **given)
+    back = BACK.of(grad_spikes=grad.data_ptr(), out_sums=sums.data_ptr(), out_dy=dy.data_ptr())
+    library(y.dtype).spiketriton_run(_input(y) + forth + back + _NO_NEURON, _NORMALISE_BACK)
 
 
 def pack(spikes: torch.Tensor, bits: torch.Tensor) -> None:

@@ -5,8 +5,9 @@ Tensors are dense [N, H, W, C], weights float32 [O, k, k, C], which are rounded 
 float32, and so is the gradient by the weights. What is not finite reaches what sees it and nothing else, but in the
 gradient by the weights all of its channels. The same bits by any number of threads.
 
-In float32, convolutions of spikes: whole numbers that bfloat16 has (`narrowed`). A float32 is the sum of three values
-of bfloat16, so their products with spikes are exact, and the sums as good as any of float32.
+In float32, convolutions of spikes: of 0 and 1 (`bits`), or other whole numbers that bfloat16 has (`narrowed`). A
+float32 is the sum of three values of bfloat16, so their products with spikes are exact, and the sums as good as any of
+float32. So are gradients by the input, of six products.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..backends import native
 from .library import load, loaded
 
 LANES = 16
-_SIZES = struct.Struct("@8q")
+_SIZES = struct.Struct("@10q")
 
 
 @functools.cache
@@ -40,29 +41,63 @@ def serves(dtype: torch.dtype, read: int, written: int, kernel: int, stride: int
     return fits and dtype in (torch.bfloat16, torch.float32) and available()
 
 
-def output(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """[N, H', W', O]."""
+def output(x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype | None = None) -> Tensor:
+    """[N, H', W', O] of bfloat16 x, or of spikes as `bits`; in float32 of these, and of `narrowed` x."""
     sides = (-(-side // stride) for side in x.shape[1:3])
-    y = x.new_empty(len(x), *sides, len(weight))
-    _call("spiketriton_tiles_output", x.shape, weight.shape, stride, x, weight, y)
+    y = x.new_empty(len(x), *sides, len(weight), dtype=dtype or torch.bfloat16)
+    size = torch.Size([*x.shape[:3], weight.shape[3]])
+    floats = y.dtype == torch.float32
+    _call("spiketriton_tiles_output", size, weight.shape, stride, x, weight, y, floats=floats)
     return y
 
 
-def by_input(dy: Tensor, weight: Tensor, stride: int, size: torch.Size) -> Tensor:
-    """The gradient [N, H, W, C] by an input of size [N, C, H, W]."""
-    images, read, height, width = size
-    made = dy.new_zeros if weight.shape[1] < stride else dy.new_empty
-    dx = made(images, height, width, read)
-    _call("spiketriton_tiles_by_input", dx.shape, weight.shape, stride, dy, weight, dx)
+def by_input(
+    dy: Tensor, weight: Tensor, stride: int, size: torch.Size, more: Tensor | None = None
+) -> Tensor:
+    """The gradient [N, H, W, C] by an input of size [N, C, H, W], and `more`, as it, summed up before it is rounded."""
+    dx = _like_input(dy, weight, stride, size, more)
+    _call("spiketriton_tiles_by_input", dx.shape, weight.shape, stride, dy, weight, more, dx)
     return dx
 
 
+def by_input_of_floats(
+    dy: Tensor, weight: Tensor, stride: int, size: torch.Size, more: Tensor | None = None
+) -> Tensor | None:
+    """The same in float32: dy and weights are sums of three values of bfloat16. None: one of them is not finite."""
+    dx = _like_input(dy, weight, stride, size, more)
+    made = _call(
+        "spiketriton_floats_by_input", dx.shape, weight.shape, stride, dy, weight, more, dx
+    )
+    return dx if made else None
+
+
+def _like_input(
+    dy: Tensor, weight: Tensor, stride: int, size: torch.Size, more: Tensor | None
+) -> Tensor:
+    """Where a kernel leaves pixels out, what stays there."""
+    images, read, height, width = size
+    if weight.shape[1] >= stride:
+        return dy.new_empty(images, height, width, read)
+    return dy.new_zeros(images, height, width, read) if more is None else more.clone()
+
+
 def by_weight(dy: Tensor, x: Tensor, stride: int, size: torch.Size) -> Tensor:
-    """The gradient float32 [O, k, k, C] by weights of size [O, C, k, k]."""
+    """The gradient float32 [O, k, k, C] by weights of size [O, C, k, k]; x and dy as x and the answer of `output`."""
     written, read, kernel, _ = size
     dw = x.new_empty(written, kernel, kernel, read, dtype=torch.float32)
-    _call("spiketriton_tiles_by_weight", x.shape, dw.shape, stride, x, dy, dw)
+    sizes = torch.Size([*x.shape[:3], read])
+    floats = dy.dtype == torch.float32
+    _call("spiketriton_tiles_by_weight", sizes, dw.shape, stride, x, dy, dw, floats=floats)
     return dw
+
+
+def bits(x: Tensor) -> Tensor | None:
+    """A dense x [N, H, W, C], C a multiple of 16, of nothing but 0 and 1 as int16 [N, H, W, C / 16]; else None."""
+    words = x.new_empty(*x.shape[:3], x.shape[3] // LANES, dtype=torch.int16)
+    sizes = ctypes.c_int64(x.numel()), ctypes.c_int64(torch.get_num_threads())
+    places = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(words.data_ptr())
+    floats = ctypes.c_int(x.dtype == torch.float32)
+    return words if loaded("tiles").spiketriton_bits(*sizes, floats, *places) else None
 
 
 def narrowed(x: Tensor) -> Tensor | None:
@@ -73,27 +108,22 @@ def narrowed(x: Tensor) -> Tensor | None:
     return halves if loaded("tiles").spiketriton_spikes(*sizes, *places) else None
 
 
-def output_of_spikes(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Float32 [N, H', W', O] of `narrowed` x."""
-    sides = (-(-side // stride) for side in x.shape[1:3])
-    y = x.new_empty(len(x), *sides, len(weight), dtype=torch.float32)
-    _call("spiketriton_spikes_output", x.shape, weight.shape, stride, x, weight, y)
-    return y
-
-
-def by_weight_of_spikes(dy: Tensor, x: Tensor, stride: int, size: torch.Size) -> Tensor:
-    """The gradient [O, k, k, C] by weights of size [O, C, k, k], of float32 dy and `narrowed` x."""
-    written, read, kernel, _ = size
-    dw = dy.new_empty(written, kernel, kernel, read)
-    _call("spiketriton_spikes_by_weight", x.shape, dw.shape, stride, x, dy, dw)
-    return dw
-
-
-def _call(function: str, x: torch.Size, weight: torch.Size, stride: int, *tensors: Tensor) -> None:
+def _call(
+    function: str,
+    x: torch.Size,
+    weight: torch.Size,
+    stride: int,
+    *tensors: Tensor | None,
+    floats: bool = False,
+) -> int:
     if not x.numel():
-        tensors[-1].zero_()
-        return
+        made = tensors[-1]
+        assert made is not None
+        made.zero_()
+        return 1
     written, kernel = weight[:2]
-    sizes = _SIZES.pack(*x, written, kernel, stride, torch.get_num_threads())
-    places = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    getattr(loaded("tiles"), function)(sizes, *places)
+    of_bits = tensors[0] is not None and tensors[0].dtype == torch.int16
+    given = written, kernel, stride, torch.get_num_threads(), of_bits, floats
+    sizes = _SIZES.pack(*x, *given)
+    places = [ctypes.c_void_p(0 if tensor is None else tensor.data_ptr()) for tensor in tensors]
+    return int(getattr(loaded("tiles"), function)(sizes, *places))

@@ -79,14 +79,54 @@ def test_of_spikes_in_float32(size):
     assert torch.equal(halves.float(), x)
     of_weight = torch.Size([weight.shape[i] for i in (0, 3, 1, 2)])
     found = [
-        tiles.output_of_spikes(halves, weight, stride),
-        tiles.by_weight_of_spikes(dy, halves, stride, of_weight),
+        tiles.output(halves, weight, stride, torch.float32),
+        tiles.by_weight(dy, halves, stride, of_weight),
     ]
     truth = defined(x, weight, dy, stride)[::2]
     theirs = defined(x, weight, dy, stride, torch.float32)[::2]
     for mine, true, other in zip(found, truth, theirs, strict=True):
         assert mine.dtype == torch.float32
         assert (mine - true).norm() <= 2 * (other - true).norm() + 1e-7 * true.norm()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_by_an_input_in_float32_and_what_others_add(size):
+    """No further from float64 than twice torch's own float32; in bfloat16 the sum is rounded once."""
+    stride, draws = size[-1], torch.Generator().manual_seed(0)
+    x, weight, dy = (t.float() for t in case(*size))
+    weight, dy = (torch.randn(t.shape, generator=draws) for t in (weight, dy))
+    shape = torch.Size([x.shape[i] for i in (0, 3, 1, 2)])
+    truth = defined(x, weight, dy, stride)[1]
+    theirs = defined(x, weight, dy, stride, torch.float32)[1]
+    for more in (None, torch.randn(x.shape, generator=draws)):
+        mine = tiles.by_input_of_floats(dy, weight, stride, shape, more)
+        true, other = (t if more is None else t + more for t in (truth, theirs))
+        assert (mine - true).norm() <= 2 * (other - true).norm() + 1e-7 * true.norm()
+    weight, dy, more = weight.bfloat16().float(), dy.bfloat16(), more.bfloat16()
+    true = defined(x, weight, dy, stride)[1] + more.double()
+    found = tiles.by_input(dy, weight, stride, shape, more)
+    torch.testing.assert_close(found.double(), true, rtol=2**-8, atol=1e-4)
+
+
+def test_by_an_input_in_float32_of_numbers_of_all_sizes():
+    """The largest that there are, and some that bfloat16 rounds to infinity."""
+    weight, dy = torch.randn(16, 3, 3, 16), torch.randn(2, 5, 4, 16)
+    dy.view(-1)[::7] = 3.4028234e38
+    dy.view(-1)[1::7] = -1e-30
+    weight *= 1e-6
+    size = torch.Size([2, 16, 5, 4])
+    found = tiles.by_input_of_floats(dy, weight, 1, size)
+    truth = defined(torch.zeros(2, 5, 4, 16), weight, dy, 1)[1]
+    assert (found - truth).norm() <= 1e-6 * truth.norm()
+
+
+def test_by_an_input_in_float32_what_is_not_finite_is_left_to_others():
+    size = torch.Size([2, 16, 5, 4])
+    for place in (torch.nan, torch.inf, -torch.inf):
+        for given in ("weight", "dy"):
+            weight, dy = torch.randn(16, 3, 3, 16), torch.randn(2, 5, 4, 16)
+            {"weight": weight, "dy": dy}[given].view(-1)[639] = place
+            assert tiles.by_input_of_floats(dy, weight, 1, size) is None
 
 
 def test_what_is_not_finite_in_float32():
@@ -96,16 +136,45 @@ def test_what_is_not_finite_in_float32():
         for given in ("weight", "dy"):
             weight, dy = torch.randn(16, 3, 3, 16), torch.randn(2, 5, 4, 16)
             {"weight": weight, "dy": dy}[given].view(-1)[1603 % 640] = place
-            found = tiles.output_of_spikes(tiles.narrowed(x), weight, 1)
+            found = tiles.output(tiles.narrowed(x), weight, 1, torch.float32)
             truth = defined(x, weight, dy, 1)
             assert torch.equal(found.isnan(), truth[0].isnan())
             assert torch.equal(found.isinf(), truth[0].isinf())
-            by_weight = tiles.by_weight_of_spikes(
-                dy, tiles.narrowed(x), 1, torch.Size([16, 16, 3, 3])
-            )
+            by_weight = tiles.by_weight(dy, tiles.narrowed(x), 1, torch.Size([16, 16, 3, 3]))
             assert torch.equal(
                 by_weight.isfinite().all(1).all(1), truth[2].isfinite().all(1).all(1)
             )
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_spikes_as_bits_give_what_they_give_themselves(size):
+    """To the bit, in both dtypes."""
+    stride, draws = size[-1], torch.Generator().manual_seed(0)
+    x, weight, dy = case(*size)
+    x = (x > 0.5).bfloat16()
+    of_weight = torch.Size([weight.shape[i] for i in (0, 3, 1, 2)])
+    bits = tiles.bits(x)
+    assert bits.dtype == torch.int16
+    assert torch.equal(tiles.bits(x.float()), bits)
+    weight = torch.randn(weight.shape, generator=draws)
+    for dtype, by in ((torch.bfloat16, dy), (torch.float32, dy.float())):
+        one, other = (tiles.output(t, weight, stride, dtype) for t in (bits, x))
+        assert one.dtype == dtype
+        assert torch.equal(one, other)
+        assert torch.equal(*[tiles.by_weight(by, t, stride, of_weight) for t in (bits, x)])
+
+
+def test_only_0_and_1_are_bits():
+    x = (drawn(3, 5, 7, 16) > 0).bfloat16()
+    expected = sum((x.view(-1, 16)[:, i] != 0).int() << i for i in range(16))
+    assert torch.equal(tiles.bits(x).view(-1), expected.short())
+    assert tiles.bits(x[:0]) is not None
+    for dtype in (torch.float32, torch.bfloat16):
+        for other in (torch.nan, torch.inf, 2.0, -1.0, 0.5, 1e-30):
+            for place in (0, 999, x.numel() - 1):
+                one = x.to(dtype)
+                one.view(-1)[place] = other
+                assert tiles.bits(one) is None
 
 
 def test_only_what_bfloat16_has_is_narrowed():
@@ -153,8 +222,10 @@ def test_the_same_bits_by_any_number_of_threads(size):
             found.append(computed(*given, size[-1]))
             x, weight, dy = given
             more = torch.Size([weight.shape[i] for i in (0, 3, 1, 2)]), dy.float()
-            found[-1].append(tiles.output_of_spikes(x, weight, size[-1]))
-            found[-1].append(tiles.by_weight_of_spikes(more[1], x, size[-1], more[0]))
+            found[-1].append(tiles.output(x, weight, size[-1], torch.float32))
+            found[-1].append(tiles.by_weight(more[1], x, size[-1], more[0]))
+            shape = torch.Size([x.shape[i] for i in (0, 3, 1, 2)])
+            found[-1].append(tiles.by_input_of_floats(more[1], weight, size[-1], shape))
     finally:
         torch.set_num_threads(before)
     for others in found[1:]:

@@ -11,6 +11,7 @@ namespace {
 struct Forth {
     const T *x, *residual, *spike_add;  // the last two may be null
     T *spikes, *current;                // the last may be null
+    uint16_t *bits;                     // the same spikes, 16 in a word; or null
     A *kept, *states, *trace;           // the first of a replay; the last, of the first state, may be null
     const A *step_gain;                 // or null
     int64_t steps, stride;
@@ -26,6 +27,14 @@ struct Forth {
 // Whether there is a norm, a residual: ASK at run time, which also writes what is rarer, the trace and the current without norm.
 enum Given { NO, YES, ASK };
 
+// Sixteen spikes in a word; of vectors of other sizes nobody asks.
+template <class Fired>
+inline void leave_bits(uint16_t *, const Fired &) {}
+#if defined(__AVX512DQ__) && SPIKETRITON_DTYPE != 1
+typedef int Lanes16 __attribute__((vector_size(64)));
+inline void leave_bits(uint16_t *to, const Mask &fired) { *to = uint16_t(__builtin_ia32_cvtd2mask512((Lanes16)fired)); }
+#endif
+
 // STEPS steps from t on, in which the states and the constants of a vector of neurons, or a group, stay in registers.
 template <int FORM, int NORM, int RESIDUAL, bool FIRE, bool ONE, int STEPS>
 __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64_t t) {
@@ -35,6 +44,7 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
     const int64_t row = t * s.stride, stride = s.stride, next = later(t, s.steps, stride, s.size);
     const T *x = s.x + row, *residual = joined ? s.residual + row : nullptr, *spike_add = FIRE && STEPS < 4 && s.spike_add ? s.spike_add + row : nullptr;
     T *spikes = FIRE ? s.spikes + row : nullptr, *currents = FIRE && NORM != NO && STEPS < 4 && s.current ? s.current + row : nullptr;
+    uint16_t *bits = FIRE && s.bits ? s.bits + row / 16 : nullptr;
     A *states = s.states, *kept_at = FIRE ? nullptr : s.kept + t * s.size,
       *trace = FIRE && NORM == ASK && s.trace ? s.trace + row : nullptr;
     const int size = s.size;
@@ -66,6 +76,7 @@ __attribute__((noinline)) void forth_steps(const Block &b, const Forth &s, int64
                 if (NORM != NO && currents) puts<PART>(currents + here, rounded(current), n, past);
                 if (__builtin_expect(spike_add != nullptr, false)) puts<PART>(spikes + here, rounded(counted(fired) + gets<Vs, PART>(spike_add + here, n)), n, past);
                 else puts<PART>(spikes + here, written(fired), n, past);
+                if (bits) leave_bits(bits + here / 16, fired);
                 if constexpr (NORM == ASK)
                     if (trace) std::memcpy(trace + i, &state[0], size_t(n) * sizeof(A));
             }
@@ -150,6 +161,7 @@ void forward(const Call &c) {
             s.spike_add = from<T>(c.spike_add, at.start);
             s.spikes = from<T>(c.spikes, at.start);
             s.current = from<T>(c.current, at.start);
+            s.bits = from<uint16_t>(c.bits, at.start / 16);
             s.trace = from<A>(c.trace, at.start);
             s.past = past && at.start % LANES == 0;
             s.wanted = c.last;

@@ -3,7 +3,7 @@
 // multiply-adds (-ffp-contract=off), so spikes agree bit for bit. Sums run over chunks fixed by size, not by threads,
 // and are joined in order: bit-equal from run to run and for any number of threads.
 
-#include "backward.h"
+#include "norm.h"
 #include "statistics.h"
 
 namespace {
@@ -31,7 +31,7 @@ void unpack(const Call &c) {
     }); });
 }
 
-enum Pass { FORWARD, BACKWARD, STATISTICS, PACK, UNPACK };
+enum Pass { FORWARD, BACKWARD, STATISTICS, PACK, UNPACK, NORMALISE, NORMALISE_BACK };
 
 void run(const Call &c, int pass) {
     switch (pass) {
@@ -41,7 +41,9 @@ void run(const Call &c, int pass) {
         case BACKWARD: return backward(c);
         case STATISTICS: return statistics(c);
         case PACK: return pack(c);
-        default: return unpack(c);
+        case UNPACK: return unpack(c);
+        case NORMALISE: return normalise(c);
+        default: return normalise_back(c);
     }
 }
 
@@ -55,6 +57,13 @@ extern "C" int spiketriton_call_size() { return int(sizeof(Call)); }
 
 // Neurons in a vector.
 extern "C" int spiketriton_lanes() { return LANES; }
+
+// Whether spikes are left as bits where they are asked for: by vectors of 16 (`leave_bits`).
+#if defined(__AVX512DQ__) && SPIKETRITON_DTYPE != 1
+extern "C" int spiketriton_gives_bits() { return WIDE == 16; }
+#else
+extern "C" int spiketriton_gives_bits() { return 0; }
+#endif
 
 // Where a function of PyTorch's is, one of arrays or of vectors; and it by itself, of n, a multiple of WIDE, for a comparison.
 extern "C" void spiketriton_find(int function, void *of_arrays, void *of_vectors) { found[function] = {(OfArrays)of_arrays, (OfVectors)of_vectors}; }

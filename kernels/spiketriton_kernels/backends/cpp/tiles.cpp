@@ -4,9 +4,10 @@
 
 #include <cstdint>
 
-struct Sizes { int64_t images, height, width, read, written, kernel, stride, threads; };
+// bits: whether x has one bit a spike, 16 channels in a word; floats: whether y and dy are float32, and x has spikes.
+struct Sizes { int64_t images, height, width, read, written, kernel, stride, threads, bits, floats; };
 
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__BMI2__) && defined(__linux__)
 
 #include <algorithm>
 #include <cstdlib>
@@ -14,6 +15,7 @@ struct Sizes { int64_t images, height, width, read, written, kernel, stride, thr
 #include <immintrin.h>
 #include <memory>
 #include <sys/syscall.h>
+#include <type_traits>
 #include <unistd.h>
 #include <vector>
 
@@ -23,6 +25,13 @@ constexpr int64_t TILE = 1024, LANES = 16, DEPTH = 32;  // bytes of a tile; its 
 constexpr int64_t KEPT = 384 << 10, WEIGHTS = 512 << 10;  // bytes of images and of weights that stay in a second-level cache
 constexpr int64_t AHEAD = 2048;  // bytes
 typedef uint16_t Half;
+struct Word { uint16_t bits; };  // of 16 spikes
+constexpr short ONE = 0x3f80;    // in bfloat16
+
+// Where value i of a tensor is; of spikes as bits a multiple of 16.
+template <class In>
+inline const In *value_at(const In *x, int64_t i) { return x + i; }
+inline const Word *value_at(const Word *x, int64_t i) { return x + i / 16; }
 
 // Memory that a thread keeps between calls.
 struct Kept {
@@ -107,15 +116,26 @@ inline __m512i paired(const Half *one, const Half *other) {
     return _mm512_permutexvar_epi16(_mm512_load_si512(TURNS), both);
 }
 
-// A float32 is the sum of three values of bfloat16, which have eight bits each: the words of one of them, in their upper half.
-inline __m512i piece(__m512 v, int64_t part) {
+// A float32 is the sum of three values of bfloat16, which have eight bits each, the nearest first: the words of one of them,
+// in their upper half. Of what is not finite the first is all.
+inline __m512i nearest(__m512 v) {
     const __m512i upper = _mm512_set1_epi32(int(0xffff0000u)), word = _mm512_castps_si512(v);
-    const __m512i high = _mm512_and_si512(_mm512_mask_or_epi32(word, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), word, _mm512_set1_epi32(0x400000)), upper);
-    if (part == 0) return high;
-    const __mmask16 finite = _mm512_cmp_ps_mask(_mm512_abs_ps(v), _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
-    const __m512 rest = _mm512_maskz_sub_ps(finite, v, _mm512_castsi512_ps(high));
-    const __m512i middle = _mm512_and_si512(_mm512_castps_si512(rest), upper);
+    const __m512i near = _mm512_and_si512(_mm512_add_epi32(word, _mm512_set1_epi32(0x8000)), upper);
+    // the largest numbers would become infinite
+    const __mmask16 small = _mm512_cmplt_epu32_mask(_mm512_slli_epi32(near, 1), _mm512_set1_epi32(int(0xff000000u)));
+    return _mm512_mask_blend_epi32(small, _mm512_and_si512(word, upper), near);
+}
+inline __mmask16 finite(__m512 v) { return _mm512_cmp_ps_mask(_mm512_abs_ps(v), _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ); }
+inline __m512i piece(__m512 v, int64_t part) {
+    const __m512i high = nearest(v);
+    if (part == 0) return _mm512_mask_or_epi32(high, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), high, _mm512_set1_epi32(0x7fc00000));
+    const __m512 rest = _mm512_maskz_sub_ps(finite(v), v, _mm512_castsi512_ps(high));
+    const __m512i middle = nearest(rest);
     return part == 1 ? middle : _mm512_castps_si512(_mm512_sub_ps(rest, _mm512_castsi512_ps(middle)));
+}
+
+inline __m512i paired(const Word *one, const Word *other) {
+    return _mm512_maskz_set1_epi16(_pdep_u32(one->bits, 0x55555555) | _pdep_u32(other->bits, 0xaaaaaaaa), ONE);
 }
 
 // Two rows of 16 float32 values, pair by pair: of each a part.
@@ -148,45 +168,79 @@ struct Plan {
     int64_t edge;
     std::vector<Class> classes;
     int64_t parts = 1;  // of each weight
+    int64_t from_parts = 1;  // of each input
 
     int64_t pitch() const { return width + edge; }
     int64_t area() const { return (height + edge) * pitch(); }
     int64_t lead() const { return edge * (pitch() + 1); }
     int64_t planes() const { return edge ? split * split : 1; }  // of a kernel of one pixel only that under it
-    int64_t full() const { return from / DEPTH; }
-    bool halves() const { return from % DEPTH != 0; }
+    // Parts of 16 channels lie side by side, so that tiles are full: the first and the second, and the third and the first.
+    bool joined() const { return from_parts > 1 && from == LANES; }
+    int64_t sets() const { return joined() ? 2 : from_parts; }   // of planes
+    int64_t depth() const { return joined() ? DEPTH : from; }    // values of a pixel in a plane
+    int64_t full() const { return depth() / DEPTH; }
+    bool halves() const { return depth() % DEPTH != 0; }
 };
 
-// Images in planes [plane, pixel, channel], from `first` on.
-void copy_planes(const Plan &p, const Half *x, int64_t images, int64_t length, Half *planes) {
-    const int64_t C = p.from, bytes = C * 2;
+// 16 values, into the first plane that has them and, of float32, their other parts into the planes `part` bytes behind.
+inline __mmask16 copy(const Half *from, char *to, int64_t, bool) {
+    _mm256_storeu_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)from));
+    return __mmask16(-1);
+}
+inline __mmask16 copy(const Word *from, char *to, int64_t, bool) {
+    _mm256_storeu_si256((__m256i *)to, _mm256_maskz_set1_epi16(from->bits, ONE));
+    return __mmask16(-1);
+}
+inline __mmask16 copy(const float *from, char *to, int64_t part, bool joined) {
+    const __m512 v = _mm512_loadu_ps(from);
+    const __m512i high = nearest(v);
+    const __m512 rest = _mm512_sub_ps(v, _mm512_castsi512_ps(high));
+    const __m512i middle = nearest(rest), low = _mm512_castps_si512(_mm512_sub_ps(rest, _mm512_castsi512_ps(middle)));
+    const auto upper = [](__m512i words) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16)); };
+    __m256i *const first = (__m256i *)to, *const second = (__m256i *)(to + part);
+    _mm256_storeu_si256(first, upper(high));
+    _mm256_storeu_si256(joined ? first + 1 : second, upper(middle));
+    _mm256_storeu_si256(joined ? second : (__m256i *)(to + 2 * part), upper(low));
+    if (joined) _mm256_storeu_si256(second + 1, upper(high));
+    return finite(v);
+}
+
+// Images in planes [part, plane, pixel, channel], from `first` on. Whether all values are finite; of bfloat16 nobody asks.
+template <class In>
+bool copy_planes(const Plan &p, const In *x, int64_t images, int64_t length, Half *planes) {
+    const int64_t C = p.from, bytes = p.depth() * 2, part = p.planes() * length * bytes, value = bytes / C;
+    const bool joined = p.joined();
+    __mmask16 good = __mmask16(-1);
     for (int64_t plane = 0; plane < p.planes(); plane++) {
         const int64_t down = plane / p.split, across = plane % p.split;
         const int64_t rows = (p.from_height - down + p.split - 1) / p.split;
         const int64_t columns = (p.from_width - across + p.split - 1) / p.split;
-        char *base = (char *)(planes + plane * length * C), *to = base;
-        std::memset(to, 0, p.lead() * bytes);
+        char *base = (char *)planes + plane * length * bytes, *to = base;
+        const auto zeros = [&](char *at, int64_t size) {
+            for (int64_t q = 0; q < p.sets(); q++) std::memset(at + q * part, 0, size);
+        };
+        zeros(to, p.lead() * bytes);
         to += p.lead() * bytes;
         for (int64_t n = 0; n < images; n++) {
-            const char *image = (const char *)(x + n * p.from_height * p.from_width * C);
+            const In *image = value_at(x, n * p.from_height * p.from_width * C);
             for (int64_t i = 0; i < p.height + p.edge; i++, to += p.pitch() * bytes) {
                 if (i >= rows) {
-                    std::memset(to, 0, p.pitch() * bytes);
+                    zeros(to, p.pitch() * bytes);
                     continue;
                 }
-                const char *row = image + ((i * p.split + down) * p.from_width + across) * bytes;
-                if (p.split == 1) std::memcpy(to, row, columns * bytes);
+                const In *row = value_at(image, ((i * p.split + down) * p.from_width + across) * C);
+                if (p.split == 1 && std::is_same<In, Half>()) std::memcpy(to, row, columns * bytes);
+                else if (p.split == 1)
+                    for (int64_t c = 0; c < columns * C; c += LANES) good &= copy(value_at(row, c), to + c * value, part, joined);
                 else
-                    for (int64_t j = 0; j < columns; j++) {
-                        const char *one = row + j * p.split * bytes;
-                        for (int64_t b = 0; b < bytes; b += 32)
-                            _mm256_storeu_si256((__m256i *)(to + j * bytes + b), _mm256_loadu_si256((const __m256i *)(one + b)));
-                    }
-                std::memset(to + columns * bytes, 0, (p.pitch() - columns) * bytes);
+                    for (int64_t j = 0; j < columns; j++)
+                        for (int64_t c = 0; c < C; c += LANES) good &= copy(value_at(row, j * p.split * C + c), to + j * bytes + c * value, part, joined);
+                zeros(to + columns * bytes, (p.pitch() - columns) * bytes);
             }
         }
-        std::memset(to, 0, base + length * bytes - to);
+        zeros(to, base + length * bytes - to);
     }
+    return good == __mmask16(-1);
 }
 
 // Two tiles of pixels by two of channels, two by one, and four by one; sums of 16 pixels by 16 channels in float32.
@@ -243,18 +297,22 @@ inline void four_by_one(
 struct Steps { std::vector<int64_t> offsets; int64_t full, all; };
 
 // In which order a class multiplies: pairs of 16 channels of a tap, whole tiles first.
-struct Order { int64_t tap, channel, pairs, part; };
+// part, from_part: of the weights, and of what is read the set; behind: of the weights in a tile's second half.
+struct Order { int64_t tap, channel, pairs, part, from_part = 0, behind = 0; };
 std::vector<Order> order_of_parts(const Plan &p, const Class &c);
 std::vector<Order> order_of(const Plan &p, const Class &c) {
     std::vector<Order> found;
     for (Order step : order_of_parts(p, c))
-        for (step.part = 0; step.part < p.parts; step.part++) found.push_back(step);
+        if (p.joined()) found.insert(found.end(), {{step.tap, 0, 2, 0, 0, 0}, {step.tap, 0, 2, 1, 0, 1}, {step.tap, 0, 2, 0, 1, 2}});
+        else
+            for (step.from_part = 0; step.from_part < p.from_parts; step.from_part++)  // products below a float32's last bit are left out
+                for (step.part = 0; step.part < p.parts - step.from_part; step.part++) step.behind = step.part, found.push_back(step);
     return found;
 }
 std::vector<Order> order_of_parts(const Plan &p, const Class &c) {
     std::vector<Order> found;
     const int64_t taps = int64_t(c.taps.size());
-    if (p.from == LANES) {  // two taps that are neighbours in a row lie together in memory
+    if (p.depth() == LANES) {  // two taps that are neighbours in a row lie together in memory
         std::vector<Order> halves;
         for (int64_t t = 0; t < taps; t++) {
             const Tap &one = c.taps[t];
@@ -273,30 +331,39 @@ std::vector<Order> order_of_parts(const Plan &p, const Class &c) {
     return found;
 }
 
-inline void write(Half *to, const float *row) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(row))); }
-inline void write(float *to, const float *row) { _mm512_storeu_ps(to, _mm512_load_ps(row)); }
-inline void write_two(Half *to, const float *row) { _mm512_storeu_si512(to, rounded(_mm512_load_ps(row), _mm512_load_ps(row + 256))); }
-inline void write_two(float *to, const float *row) { write(to, row); write(to + 16, row + 256); }
-
-// Sums of tiles of pixels by `side` tiles of channels, of those pixels that have a place.
+inline __m512 values(const Half *of) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)of)), 16)); }
+inline __m512 values(const float *of) { return _mm512_loadu_ps(of); }
+// 16 sums, and what is added to them, if anything is.
 template <class Out>
-void write_sums(const float *sums, int64_t tiles, int64_t side, const int32_t *places, Out *y, int64_t channels) {
+inline __m512 summed(const float *row, const Out *more) { return more ? _mm512_add_ps(_mm512_load_ps(row), values(more)) : _mm512_load_ps(row); }
+inline void write(Half *to, const float *row, const Half *more) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(summed(row, more))); }
+inline void write(float *to, const float *row, const float *more) { _mm512_storeu_ps(to, summed(row, more)); }
+inline void write_two(Half *to, const float *row, const Half *more) {
+    _mm512_storeu_si512(to, rounded(summed(row, more), summed(row + 256, more ? more + LANES : nullptr)));
+}
+inline void write_two(float *to, const float *row, const float *more) { write(to, row, more), write(to + LANES, row + 256, more ? more + LANES : nullptr); }
+
+// Sums of tiles of pixels by `side` tiles of channels, of those pixels that have a place, and `more` of the same shape.
+template <class Out>
+void write_sums(const float *sums, int64_t tiles, int64_t side, const int32_t *places, Out *y, const Out *more, int64_t channels) {
     for (int64_t m = 0; m < tiles; m++)
         for (int64_t i = 0; i < 16; i++) {
             const int32_t place = places[m * 16 + i];
             if (place < 0) continue;
             const float *row = sums + m * side * 256 + i * 16;
-            if (side == 2) write_two(y + place * channels, row);
-            else write(y + place * channels, row);
+            const Out *added = more ? more + place * channels : nullptr;
+            if (side == 2) write_two(y + place * channels, row, added);
+            else write(y + place * channels, row, added);
         }
 }
 
-// b: weights by class, 16 channels written, step: tiles of pairs of channels read.
-template <class Out>
-void multiply(const Plan &p, const Half *x, const std::vector<const char *> &b, Out *y) {
-    const bool copied = p.edge || p.split > 1;
-    const int64_t bytes = p.from * 2, blocks = p.to / LANES;
-    const int64_t each = p.area() * p.planes() * bytes;
+// b: weights by class, 16 channels written, step: tiles of pairs of channels read. more: is added to y; or null.
+// Whether all x are finite, if they are float32; else what is written is of no use.
+template <class In, class Out>
+bool multiply(const Plan &p, const In *x, const std::vector<const char *> &b, Out *y, const Out *more = nullptr) {
+    const bool copied = p.edge || p.split > 1 || !std::is_same<In, Half>();
+    const int64_t bytes = p.depth() * 2, blocks = p.to / LANES;
+    const int64_t each = p.area() * p.planes() * p.sets() * bytes;
     const int64_t most = std::max<int64_t>(1, KEPT / each), chunks = std::max<int64_t>(1, (p.images + most - 1) / most);
     const int64_t chunk = (p.images + chunks - 1) / chunks;
     const int64_t length = p.lead() + chunk * p.area() + p.lead() + 66;
@@ -307,7 +374,7 @@ void multiply(const Plan &p, const Half *x, const std::vector<const char *> &b, 
         std::vector<int64_t> found;
         for (const Order &o : orders.back()) {
             const Tap &t = c.taps[o.tap];
-            found.push_back(((t.plane * length + p.lead() + t.down * p.pitch() + t.across) * p.from + o.channel) * 2);
+            found.push_back((((o.from_part * p.planes() + t.plane) * length + p.lead() + t.down * p.pitch() + t.across) * p.depth() + o.channel) * 2);
         }
         offsets.push_back(found);
     }
@@ -323,7 +390,8 @@ void multiply(const Plan &p, const Half *x, const std::vector<const char *> &b, 
                         places[k][n * p.area() + i * p.pitch() + j] = int32_t((n * p.to_height + down) * p.to_width + across);
                 }
     const bool halves = p.halves();
-#pragma omp parallel num_threads(p.threads)
+    int bad = 0;
+#pragma omp parallel num_threads(p.threads) reduction(| : bad)
     {
         static thread_local Kept kept;
         alignas(64) float sums[1024];
@@ -332,11 +400,12 @@ void multiply(const Plan &p, const Half *x, const std::vector<const char *> &b, 
         for (int64_t at = 0; at < chunks; at++) {
             const int64_t first = at * chunk, images = std::min(chunk, p.images - first);
             if (images <= 0) continue;
-            const Half *from = x + first * p.from_height * p.from_width * p.from;
+            const In *from = value_at(x, first * p.from_height * p.from_width * p.from);
             Out *to = y + first * p.to_height * p.to_width * p.to;
+            const Out *added = more ? more + first * p.to_height * p.to_width * p.to : nullptr;
             const int64_t end = images * p.area();
-            Half *planes = (Half *)kept.of(size_t(length * p.planes() * bytes));
-            if (copied) copy_planes(p, from, images, length, planes);
+            Half *planes = (Half *)kept.of(size_t(length * p.planes() * p.sets() * bytes));
+            if (copied) bad |= !copy_planes(p, from, images, length, planes);
             const char *base = copied ? (const char *)planes : (const char *)from;
             for (size_t k = 0; k < p.classes.size(); k++) {
                 const std::vector<int64_t> &off = offsets[k];
@@ -361,11 +430,11 @@ void multiply(const Plan &p, const Half *x, const std::vector<const char *> &b, 
                         const char *one = b[k] + o * steps * TILE;
                         if (group == 2 && o + 1 < blocks) {
                             two_by_two(a, bytes, off.data(), steps, one, one + steps * TILE, sums);
-                            write_sums(sums, 2, 2, where, to + o * LANES, p.to);
+                            write_sums(sums, 2, 2, where, to + o * LANES, added ? added + o * LANES : nullptr, p.to);
                         } else {
                             if (wide == 64) four_by_one(a, bytes, off.data(), full, steps, one, sums);
                             else two_by_one(a, bytes, off.data(), steps, one, sums);
-                            write_sums(sums, wide / 16, 1, where, to + o * LANES, p.to);
+                            write_sums(sums, wide / 16, 1, where, to + o * LANES, added ? added + o * LANES : nullptr, p.to);
                         }
                     }
                 };
@@ -378,6 +447,7 @@ void multiply(const Plan &p, const Half *x, const std::vector<const char *> &b, 
             }
         }
     }
+    return !bad;
 }
 
 // A tile of 16 channels that a product writes, from `o * 16` on, by `pairs * 16` that it reads, of weights [written, kernel,
@@ -393,7 +463,7 @@ void pack_tile(
         for (int64_t i = 0; i < 8 * pairs; i++) {
             const bool second = next >= 0 && i >= 8;
             const float *one = w + ((channel + 2 * (second ? i - 8 : i)) * taps + (second ? next : place)) * s.read + o * LANES;
-            const __m512i both = weights_of(_mm512_loadu_ps(one), _mm512_loadu_ps(one + taps * s.read), parts, step.part);
+            const __m512i both = weights_of(_mm512_loadu_ps(one), _mm512_loadu_ps(one + taps * s.read), parts, second ? step.behind : step.part);
             _mm512_store_si512(at + i * 64, _mm512_permutexvar_epi16(_mm512_load_si512(TURNS), both));
         }
         return;
@@ -424,8 +494,9 @@ std::vector<const char *> pack(const Plan &p, const Sizes &s, const float *w, bo
         for (int64_t o = 0; o < blocks; o++)
             for (const Order &step : orders[k]) {
                 const Tap *tap = &p.classes[k].taps[step.tap];
-                const bool two_taps = p.from == LANES && step.pairs == 2;
-                pack_tile(s, w, turned, o, tap->place, two_taps ? tap[1].place : -1, step, p.parts, at);
+                const bool two_taps = p.depth() == LANES && step.pairs == 2;
+                const int64_t next = two_taps ? tap[1].place : p.joined() ? tap->place : -1;
+                pack_tile(s, w, turned, o, tap->place, next, step, p.parts, at);
                 at += TILE;
             }
     }
@@ -438,8 +509,8 @@ bool by_images_pays(const Plan &p) {
     return p.edge && !p.halves() && p.images >= 16 && pixels <= 16 && p.from_height * p.from_width <= 64;
 }
 
-template <class Out>
-void by_images(const Plan &p, const Sizes &s, const Half *x, const float *w, bool turned, Out *y) {
+template <class In, class Out>
+void by_images(const Plan &p, const Sizes &s, const In *x, const float *w, bool turned, Out *y, const Out *more = nullptr) {
     const int64_t size = p.from_height * p.from_width * p.from * 2, step = size + 64;  // bytes; not a multiple of a page
     const int64_t blocks = p.to / LANES, taps = s.kernel * s.kernel, full = p.full(), pixels = p.to_height * p.to_width;
     const int64_t groups = (p.images + 31) / 32, pairs = (blocks + 1) / 2;
@@ -470,8 +541,9 @@ void by_images(const Plan &p, const Sizes &s, const Half *x, const float *w, boo
         alignas(64) float sums[1024];
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < groups * 32; n++) {
-            if (n < p.images) std::memcpy(images + n * step, (const char *)x + n * size, size);
-            else std::memset(images + n * step, 0, size);
+            if (n >= p.images) std::memset(images + n * step, 0, size);
+            else
+                for (int64_t i = 0; i < size / 2; i += LANES) copy(value_at(x, n * size / 2 + i), images + n * step + i * 2, 0, false);
         }
         Tiles tiles(false);
 #pragma omp for schedule(static)
@@ -506,9 +578,10 @@ void by_images(const Plan &p, const Sizes &s, const Half *x, const float *w, boo
                     STORE(0, sums, 64); STORE(1, sums + 256, 64); STORE(2, sums + 512, 64); STORE(3, sums + 768, 64);
                     for (int64_t i = 0; i < std::min<int64_t>(32, p.images - g * 32); i++) {
                         const float *row = sums + i / 16 * 512 + i % 16 * 16;
-                        Out *to = y + ((g * 32 + i) * pixels + pixel.at) * p.to + o * LANES;
-                        if (two) write_two(to, row);
-                        else write(to, row);
+                        const int64_t place = ((g * 32 + i) * pixels + pixel.at) * p.to + o * LANES;
+                        const Out *added = more ? more + place : nullptr;
+                        if (two) write_two(y + place, row, added);
+                        else write(y + place, row, added);
                     }
                 }
             }
@@ -606,17 +679,48 @@ struct Walk {  // pixels one after another, from a position on; nullptr: of none
     const In *base;
     int64_t area, image, images, n, r;
     Walk(const int64_t *table, const In *base, int64_t area, int64_t image, int64_t images, int64_t begin)
-        : table(table), base(base + begin / area * image), area(area), image(image), images(images), n(begin / area), r(begin % area) {}
+        : table(table), base(value_at(base, begin / area * image)), area(area), image(image), images(images), n(begin / area), r(begin % area) {}
     const In *next() {
         const int64_t place = n < images ? table[r] : -1;
-        const In *found = place < 0 ? nullptr : base + place;
-        if (++r == area) r = 0, n++, base += image;
+        const In *found = place < 0 ? nullptr : value_at(base, place);
+        if (++r == area) r = 0, n++, base = value_at(base, image);
         return found;
     }
 };
 
-template <class In>
-void by_weight(const Sizes &s, const Half *x, const In *dy, float *dw) {
+// Of 16 channels written, by up to six lists at a time.
+template <class OfList, class SumOf>
+void by_six(
+    int64_t used, const int64_t *starts, bool begins, const char *a, int64_t lists, OfList of_list, SumOf sum_of, int64_t step
+) {
+    constexpr int64_t GROUP = 6;
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < (lists + GROUP - 1) / GROUP; task++) {
+        const int64_t l = task * GROUP, there = std::min(GROUP, lists - l);
+        const char *b[GROUP];
+        char *sums[GROUP];
+        for (int64_t i = 0; i < there; i++) b[i] = of_list(l + i), sums[i] = sum_of(l + i);
+#define EACH(go) go(0) if (there > 1) { go(1) } if (there > 2) { go(2) } if (there > 3) { go(3) } if (there > 4) { go(4) } if (there > 5) { go(5) }
+#define CLEAR(i) ZERO(i);
+#define FETCH(i) LOAD(i, sums[i], step);
+#define ADD(i) LOAD(7, b[i] + starts[q], 64); MULTIPLY(i, 6, 7);
+#define LEAVE(i) STORE(i, sums[i], step);
+        if (begins) { EACH(CLEAR) } else { EACH(FETCH) }
+        for (int64_t q = 0; q < used; q++) {
+            LOAD(6, a + q * TILE, 64);
+            EACH(ADD)
+        }
+        EACH(LEAVE)
+#undef EACH
+#undef CLEAR
+#undef FETCH
+#undef ADD
+#undef LEAVE
+    }
+}
+
+template <class Read, class In>
+void by_weight(const Sizes &s, const Read *x, const In *dy, float *dw) {
     constexpr int64_t PARTS = sizeof(In) == 4 ? 3 : 1;
     const Weights p(s);
     const int64_t C = s.read, O = s.written, inputs = s.height * s.width, outputs = p.height * p.width;
@@ -642,12 +746,12 @@ void by_weight(const Sizes &s, const Half *x, const In *dy, float *dw) {
     static thread_local Kept kept_pairs, kept_turned;
     char *const pairs = kept_pairs.of(size_t(copies * p.in * span * 64));
     char *const turned = kept_turned.of(size_t(PARTS * tiles * p.out * TILE));
-    alignas(64) static const Half zeros[64] = {};
+    alignas(64) static const Read zeros[64] = {};
     alignas(64) static const In none[64] = {};
     const int64_t step = p.taps * C * 4;  // bytes from a row of sums to the next
     for (int64_t first = 0; first < s.images; first += chunk) {
         const int64_t images = std::min(chunk, s.images - first), used = p.tiles(images);
-        const Half *from = x + first * inputs * C;
+        const Read *from = value_at(x, first * inputs * C);
         const In *gradients = dy + first * outputs * O;
         const int64_t all = images * p.below, half = p.joined ? used * DEPTH / 2 : all / 2;
 #pragma omp parallel num_threads(s.threads)
@@ -655,13 +759,13 @@ void by_weight(const Sizes &s, const Half *x, const In *dy, float *dw) {
 #pragma omp for schedule(static) nowait
             for (int64_t task = 0; task < copies * ((half + 63) / 64); task++) {
                 const int64_t k = task % copies, begin = task / copies * 64, end = std::min(half, begin + 64);
-                Walk<Half> walk(read.data() + k * p.below, from, p.below, inputs * C, images, 2 * begin);
+                Walk<Read> walk(read.data() + k * p.below, from, p.below, inputs * C, images, 2 * begin);
                 for (int64_t q = begin; q < end; q++) {
-                    const Half *one = walk.next(), *other = walk.next();
-                    if (k == 0 && one) ahead(one, 2 * C);
+                    const Read *one = walk.next(), *other = walk.next();
+                    if (k == 0 && one && std::is_same<Read, Half>()) ahead(one, 2 * C);
                     char *to = pairs + (k * p.in * span + q) * 64;
                     for (int64_t c = 0; c < p.in; c++, to += span * 64)
-                        _mm512_store_si512(to, paired(one ? one + c * LANES : zeros, other ? other + c * LANES : zeros));
+                        _mm512_store_si512(to, paired(one ? value_at(one, c * LANES) : zeros, other ? value_at(other, c * LANES) : zeros));
                 }
             }
 #pragma omp for schedule(static)
@@ -690,19 +794,21 @@ void by_weight(const Sizes &s, const Half *x, const In *dy, float *dw) {
             const auto sum_of = [&](int64_t o, int64_t l) {  // in dw [written, taps, read]
                 return (char *)(dw + (o * LANES * p.taps + l / p.in) * C + l % p.in * LANES);
             };
-            const bool wide = p.out > 1;
-            const int64_t group = wide ? 2 : 4, groups = (lists + group - 1) / group;
+            const bool narrow = p.out == 1;
+            if (narrow) by_six(used * PARTS, starts.data(), first == 0, turned, lists, of_list, [&](int64_t l) { return sum_of(0, l); }, step);
+            constexpr int64_t group = 2;
+            const int64_t groups = narrow ? 0 : (lists + group - 1) / group;
 #pragma omp for schedule(static)
             for (int64_t task = 0; task < groups; task++) {
                 const int64_t l = task * group, there = std::min(group, lists - l);
-                const char *b[4];
-                for (int64_t i = 0; i < 4; i++) b[i] = of_list(std::min(l + i, lists - 1));
+                const char *b[2];
+                for (int64_t i = 0; i < 2; i++) b[i] = of_list(std::min(l + i, lists - 1));
                 for (int64_t o = 0; o < p.out; o += 2) {
                     const bool two = o + 1 < p.out;
                     const char *a = turned + o * tiles * PARTS * TILE, *a2 = a + (two ? tiles * PARTS * TILE : 0);
                     char *sums[4];
-                    for (int64_t i = 0; i < 4; i++) sums[i] = wide ? sum_of(o + i / 2, l + i % 2) : sum_of(o, l + i);
-                    const bool have[4] = {true, there > 1, wide ? two : there > 2, wide ? two && there > 1 : there > 3};
+                    for (int64_t i = 0; i < 4; i++) sums[i] = sum_of(o + i / 2, l + i % 2);
+                    const bool have[4] = {true, there > 1, two, two && there > 1};
                     if (first == 0) { ZERO(0); ZERO(1); ZERO(2); ZERO(3); }
                     else {
                         LOAD(0, sums[0], step);
@@ -710,29 +816,16 @@ void by_weight(const Sizes &s, const Half *x, const In *dy, float *dw) {
                         if (have[2]) LOAD(2, sums[2], step);
                         if (have[3]) LOAD(3, sums[3], step);
                     }
-                    if (wide)
-                        for (int64_t q = 0; q < used * PARTS; q++) {
-                            LOAD(4, a + q * TILE, 64);
-                            LOAD(6, b[0] + starts[q], 64);
-                            LOAD(7, b[1] + starts[q], 64);
-                            LOAD(5, a2 + q * TILE, 64);
-                            MULTIPLY(0, 4, 6);
-                            MULTIPLY(1, 4, 7);
-                            MULTIPLY(2, 5, 6);
-                            MULTIPLY(3, 5, 7);
-                        }
-                    else
-                        for (int64_t q = 0; q < used * PARTS; q++) {
-                            LOAD(4, a + q * TILE, 64);
-                            LOAD(5, b[0] + starts[q], 64);
-                            MULTIPLY(0, 4, 5);
-                            LOAD(6, b[1] + starts[q], 64);
-                            MULTIPLY(1, 4, 6);
-                            LOAD(7, b[2] + starts[q], 64);
-                            MULTIPLY(2, 4, 7);
-                            LOAD(5, b[3] + starts[q], 64);
-                            MULTIPLY(3, 4, 5);
-                        }
+                    for (int64_t q = 0; q < used * PARTS; q++) {
+                        LOAD(4, a + q * TILE, 64);
+                        LOAD(6, b[0] + starts[q], 64);
+                        LOAD(7, b[1] + starts[q], 64);
+                        LOAD(5, a2 + q * TILE, 64);
+                        MULTIPLY(0, 4, 6);
+                        MULTIPLY(1, 4, 7);
+                        MULTIPLY(2, 5, 6);
+                        MULTIPLY(3, 5, 7);
+                    }
                     STORE(0, sums[0], step);
                     if (have[1]) STORE(1, sums[1], step);
                     if (have[2]) STORE(2, sums[2], step);
@@ -751,32 +844,47 @@ extern "C" int spiketriton_tiles() {
     return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 }
 
-// x [images, height, width, read], w [written, kernel, kernel, read] -> y [images, height', width', written]
-extern "C" void spiketriton_tiles_output(const Sizes *s, const Half *x, const float *w, Half *y) {
+// x [images, height, width, read], w [written, kernel, kernel, read] -> y [images, height', width', written]. In float32 of
+// an x of spikes, whose values bfloat16 has: weights and dy are sums of three values of bfloat16.
+template <class In, class Out>
+void output(const Sizes &s, const In *x, const float *w, Out *y) {
     static thread_local Kept kept;
-    const Plan p = forwards(*s);
-    if (by_images_pays(p)) return by_images(p, *s, x, w, false, y);
-    multiply(p, x, pack(p, *s, w, false, kept), y);
+    Plan p = forwards(s);
+    p.parts = s.floats ? 3 : 1;
+    if (by_images_pays(p)) return by_images(p, s, x, w, false, y);
+    multiply(p, x, pack(p, s, w, false, kept), y);
+}
+template <class In>
+void output_of(const Sizes &s, const In *x, const float *w, void *y) { s.floats ? output(s, x, w, (float *)y) : output(s, x, w, (Half *)y); }
+extern "C" void spiketriton_tiles_output(const Sizes *s, const void *x, const float *w, void *y) {
+    s->bits ? output_of(*s, (const Word *)x, w, y) : output_of(*s, (const Half *)x, w, y);
 }
 
-// dy, w -> dx, as x. Where a 1x1 kernel leaves pixels out, dx is 0 before.
-extern "C" void spiketriton_tiles_by_input(const Sizes *s, const Half *dy, const float *w, Half *dx) {
+// x, dy -> dw, as w
+template <class In>
+void by_weight_of(const Sizes &s, const In *x, const void *dy, float *dw) { s.floats ? by_weight(s, x, (const float *)dy, dw) : by_weight(s, x, (const Half *)dy, dw); }
+extern "C" void spiketriton_tiles_by_weight(const Sizes *s, const void *x, const void *dy, float *dw) {
+    s->bits ? by_weight_of(*s, (const Word *)x, dy, dw) : by_weight_of(*s, (const Half *)x, dy, dw);
+}
+
+// dy, w -> dx, as x, to which `more` is added if it is not null. Where a 1x1 kernel leaves pixels out, dx is that before, or 0.
+extern "C" void spiketriton_tiles_by_input(const Sizes *s, const Half *dy, const float *w, const Half *more, Half *dx) {
     static thread_local Kept kept;
     const Plan p = backwards(*s);
-    if (by_images_pays(p)) return by_images(p, *s, dy, w, true, dx);
-    multiply(p, dy, pack(p, *s, w, true, kept), dx);
+    if (by_images_pays(p)) return by_images(p, *s, dy, w, true, dx, more);
+    multiply(p, dy, pack(p, *s, w, true, kept), dx, more);
 }
 
-// The same in float32 of an x of spikes, whose values bfloat16 has: weights and dy are sums of three values of bfloat16.
-extern "C" void spiketriton_spikes_output(const Sizes *s, const Half *x, const float *w, float *y) {
+// The same in float32, of three parts each. Whether dy and w are finite; else what is written is of no use.
+extern "C" int spiketriton_floats_by_input(const Sizes *s, const float *dy, const float *w, const float *more, float *dx) {
     static thread_local Kept kept;
-    Plan p = forwards(*s);
-    p.parts = 3;
-    if (by_images_pays(p)) return by_images(p, *s, x, w, false, y);
-    multiply(p, x, pack(p, *s, w, false, kept), y);
+    Plan p = backwards(*s);
+    p.parts = p.from_parts = 3;
+    const int64_t weights = s->written * s->kernel * s->kernel * s->read;
+    __mmask16 good = __mmask16(-1);
+    for (int64_t i = 0; i < weights; i += LANES) good &= finite(_mm512_loadu_ps(w + i));
+    return good == __mmask16(-1) && multiply(p, dy, pack(p, *s, w, true, kept), dx, more);
 }
-
-extern "C" void spiketriton_spikes_by_weight(const Sizes *s, const Half *x, const float *dy, float *dw) { by_weight(*s, x, dy, dw); }
 
 // n values of float32 -> bfloat16. Whether they are finite and the same; else what is written is of no use.
 extern "C" int spiketriton_spikes(int64_t n, int64_t threads, const float *x, Half *halves) {
@@ -800,17 +908,44 @@ extern "C" int spiketriton_spikes(int64_t n, int64_t threads, const float *x, Ha
     return !differs;
 }
 
-// x, dy -> dw, as w
-extern "C" void spiketriton_tiles_by_weight(const Sizes *s, const Half *x, const Half *dy, float *dw) { by_weight(*s, x, dy, dw); }
+// n values, a multiple of 16, of 0 and 1 -> bits. Whether they are that; else what is written is of no use.
+template <class In>
+int bits_of(int64_t n, int64_t threads, const In *x, Word *bits) {
+    constexpr int64_t RUN = 16384;
+    int differs = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : differs)
+    for (int64_t start = 0; start < n; start += RUN) {
+        if (differs) continue;
+        const int64_t end = std::min(n, start + RUN);
+        unsigned all = 0xffff;
+        for (int64_t i = start; i < end; i += 16) {
+            __mmask16 fired, none;
+            if constexpr (sizeof(In) == 4) {
+                const __m512i v = _mm512_loadu_si512(x + i);
+                fired = _mm512_cmpeq_epi32_mask(v, _mm512_set1_epi32(0x3f800000)), none = _mm512_testn_epi32_mask(v, v);
+            } else {
+                const __m256i v = _mm256_loadu_si256((const __m256i *)(x + i));
+                fired = _mm256_cmpeq_epi16_mask(v, _mm256_set1_epi16(ONE)), none = _mm256_testn_epi16_mask(v, v);
+            }
+            bits[i / 16].bits = fired;
+            all &= fired | none;
+        }
+        differs |= all != 0xffff;
+    }
+    return !differs;
+}
+extern "C" int spiketriton_bits(int64_t n, int64_t threads, int floats, const void *x, Word *bits) {
+    return floats ? bits_of(n, threads, (const float *)x, bits) : bits_of(n, threads, (const Half *)x, bits);
+}
 
 #else
 
 extern "C" int spiketriton_tiles() { return 0; }
 extern "C" void spiketriton_tiles_output(const Sizes *, const void *, const void *, void *) {}
-extern "C" void spiketriton_tiles_by_input(const Sizes *, const void *, const void *, void *) {}
+extern "C" void spiketriton_tiles_by_input(const Sizes *, const void *, const void *, const void *, void *) {}
+extern "C" int spiketriton_floats_by_input(const Sizes *, const void *, const void *, const void *, void *) { return 0; }
 extern "C" void spiketriton_tiles_by_weight(const Sizes *, const void *, const void *, void *) {}
-extern "C" void spiketriton_spikes_output(const Sizes *, const void *, const void *, void *) {}
-extern "C" void spiketriton_spikes_by_weight(const Sizes *, const void *, const void *, void *) {}
+extern "C" int spiketriton_bits(int64_t, int64_t, int, const void *, void *) { return 0; }
 extern "C" int spiketriton_spikes(int64_t, int64_t, const void *, void *) { return 0; }
 
 #endif
