@@ -41,6 +41,8 @@ def keep(spikes: Tensor, bits: Tensor) -> None:
 
 def hand_on(spikes: Tensor, view: Tensor) -> Tensor:
     """The view, which has the bits of the spikes for as long as it lives."""
+    if torch.compiler.is_compiling():  # a graph has no addresses
+        return view
     known = _kept.get(spikes.untyped_storage().data_ptr())
     if known is not None and known[0]() is spikes:
         keep(view, known[2])
