@@ -44,6 +44,15 @@ def test_blocks_compute_their_equations(kind, fused):
 # ---- shortcuts that gradients go around
 
 
+def test_a_straight_through_block_is_compiled_as_one_graph():
+    torch._dynamo.reset()
+    block = BLOCK_TYPES["plain"](parts_of(), 4, 4, 1, False)
+    block.straight_through = True
+    x = (torch.rand(T, B, 4, 8, 8) < 0.5).float().requires_grad_()
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), block(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_straight_through_shortcut_hands_its_gradient_on_as_it_is(dtype):
     """The same spikes; of the gradient, what comes through the branch and all of what goes around."""
