@@ -58,9 +58,10 @@ def reads_refused() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def as_on_a_gpu():
-    """Without what only CPUs have: convolutions by tiles, and a Muon that looks at what it is told."""
+    """Without what only CPUs have: tiles, batch norm by itself, and a Muon that looks at what it is told."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("spiketriton_kernels.convolutions.tiles.available", lambda: False)
+        patch.setattr("spiketriton.neurons.norm.serves", lambda *_: False)
         patch.setattr("spiketriton.training.muon.LOOKS", ())
         yield
 
