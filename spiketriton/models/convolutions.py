@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv1d, conv2d, conv3d, pad
 from torch.overrides import TorchFunctionMode
 
 from spiketriton.models.memory import mark_alike
@@ -90,7 +90,7 @@ def soundly(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 
 class Sound(TorchFunctionMode):
-    """Within it `torch.nn.functional.conv2d` computes `soundly`, which somebody's forward may call without a module.
+    """Within it convolutions compute `soundly` that are called without a module, or have one or three dimensions.
 
     Attributes:
         met: whether a map was narrower than the stride, in any dtype.
@@ -101,10 +101,13 @@ class Sound(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        return (self._convolved if func is conv2d else func)(*args, **(kwargs or {}))
+        if func in (conv1d, conv2d, conv3d):
+            return self._convolved(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
     def _convolved(
         self,
+        convolve: Any,
         input: Tensor,  # as PyTorch names it
         weight: Tensor,
         bias: Tensor | None = None,
@@ -116,12 +119,19 @@ class Sound(TorchFunctionMode):
         edge = 0 if isinstance(padding, str) else padding  # "same" has a stride of 1
         across, edge, apart = (v if isinstance(v, int) else v[-1] for v in (stride, edge, dilation))
         missing, kernel = across - input.shape[-1], weight.shape[2:]
-        if missing > 0 and kernel != (1, 1) and input.ndim == 4 and input.device.type == "cpu":
+        if (
+            missing > 0
+            and max(kernel) > 1
+            and input.ndim == weight.ndim
+            and input.device.type == "cpu"
+        ):
             self.met = True
-            width = (input.shape[-1] + 2 * edge - apart * (kernel[1] - 1) - 1) // across + 1
+            width = (input.shape[-1] + 2 * edge - apart * (kernel[-1] - 1) - 1) // across + 1
             padded = pad(input, (0, missing))
-            return conv2d(padded, weight, bias, stride, padding, dilation, groups)[..., :width]
-        return conv2d(input, weight, bias, stride, padding, dilation, groups)
+            found: Tensor = convolve(padded, weight, bias, stride, padding, dilation, groups)
+            return found[..., :width]
+        found = convolve(input, weight, bias, stride, padding, dilation, groups)
+        return found
 
 
 def keep_sound(net: nn.Module) -> None:

@@ -512,6 +512,26 @@ def test_functions_on_narrow_maps_have_whole_gradients_within_a_mode(
     assert not sound.met
 
 
+@pytest.mark.parametrize("size", [(1,), (2,), (1, 1, 1), (2, 2, 2), (3, 1, 2), (1, 2, 3)])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_convolutions_of_one_and_three_dimensions_have_whole_gradients_within_a_mode(size, stride):
+    make = nn.Conv1d if len(size) == 1 else nn.Conv3d
+    net = make(20, 24, 3, stride, 1)
+    exact = make(20, 24, 3, stride, 1).double()
+    exact.load_state_dict(net.state_dict())
+    x = torch.randn(4, 20, *size)
+    truth = there_and_back(exact, x.double())
+    for _ in range(4):
+        with torch.autocast("cpu", BF16), convolutions.Sound() as sound:
+            out = net(x)
+        not_a_number_in_freed_memory()
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        assert sound.met == (size[-1] < stride)
+        for mine, true in zip([out, net.weight.grad], [truth[0], truth[2]], strict=True):
+            assert (mine - true).norm() <= 0.02 * true.norm()
+        net.zero_grad()
+
+
 class Narrowing(nn.Module):
     """Images of 8x8 -> maps of 2x2 and of 1x1, by functions."""
 
