@@ -50,7 +50,9 @@ def brief(verdict: Verdict) -> str:
     if back.nonfinite or back.places == 1:
         return line(verdict)
     if back.places == 0:
-        return f"{line(verdict)} (residual branches still zero)"
+        tested = verdict.learned is not None and verdict.learned.known
+        moved = tested and verdict.word != Word.EARLY  # since they were measured
+        return line(verdict) if moved else f"{line(verdict)} (residual branches still zero)"
     if back.ratio is None:
         return f"{line(verdict)} (no gradient at the last layer)"
     limit = f", limit {times(back.judged.limit)}" if back.judged else ""

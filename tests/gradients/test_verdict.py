@@ -770,6 +770,8 @@ def test_blocks_that_start_closed_are_judged_by_their_last_layers(gain, arrives,
         assert found.word == Word.FREE
         assert "still zero" in sentences(verdict)[1]
         assert "residual branches still zero" in brief(verdict)
+        tested = judge(measured, recipe, learned=known(test=row_of_test(0.9, 100)), begun=True)
+        assert brief(tested) == "healthy: it learns, and no obstacle was found"  # they moved since
     else:
         assert found.extreme[0] in (0, 3, 5)  # of all layers, not of those compared
     nonfinite[1] = 3.0  # inside a block
