@@ -12,8 +12,8 @@ fires), dt and the number of steps; these are in the graph's metadata.
 
 The synapses of `model.delays` that wait equally long are a linear layer of their own behind a Delay.
 
-What NIR cannot express is refused: ReLU, steps that no `Membrane` describes, max-pool, TEBN's gains. So are spikes that come back
-to their own layer, of which NIR does not say how much later.
+What NIR cannot express is refused: ReLU, steps that no `Membrane` describes, max-pool, TEBN's gains. So are spikes that
+come back to their own layer, of which NIR does not say how much later.
 """
 
 from collections.abc import Iterator
