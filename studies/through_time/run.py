@@ -222,26 +222,25 @@ def recurrent(dice: Dice, seed: int, forgets: bool = False) -> Row:
     return row | {"tau": dice.spread(1.3, 8 if forgets else 2 * T)}
 
 
-def draw_last() -> list[Row]:
-    """60 recurrent nets, every other one of a small tau: drawn when the limit was chosen on the 80 before."""
-    dice, made = Dice(6206), list[Row]()
-    for index in range(60):
-        row = recurrent(dice, 6000 + index, forgets=index % 2 > 0)
-        row |= {"batch": 40, "channels": CHANNELS, "classes": CLASSES, "draw": 4, "half": 2}
+def draw_recurrent(name: str, draw: int, dice: Dice, count: int) -> list[Row]:
+    """Recurrent nets that choose nothing, every other one of a small tau."""
+    made = list[Row]()
+    for index in range(count):
+        row = recurrent(dice, 1000 * (draw + 2) + index, forgets=index % 2 > 0)
+        row |= {"batch": 40, "channels": CHANNELS, "classes": CLASSES, "draw": draw, "half": 2}
         row["tau"] = round(row["tau"], 2) if row["kind"] in LEAKY else 0.0
-        made.append(row | {"id": f"last-{index}"})
+        made.append(row | {"id": f"{name}-{index}"})
     return made
+
+
+def draw_last() -> list[Row]:
+    """60, when the limit was chosen on the 80 before."""
+    return draw_recurrent("last", 4, Dice(6206), 60)
 
 
 def draw_held_out() -> list[Row]:
-    """40 recurrent nets, when the verdict of those whose membranes remember was added."""
-    dice, made = Dice(6207), list[Row]()
-    for index in range(40):
-        row = recurrent(dice, 7000 + index, forgets=index % 2 > 0)
-        row |= {"batch": 40, "channels": CHANNELS, "classes": CLASSES, "draw": 5, "half": 2}
-        row["tau"] = round(row["tau"], 2) if row["kind"] in LEAKY else 0.0
-        made.append(row | {"id": f"held-{index}"})
-    return made
+    """40, when the verdict of those whose membranes remember was added."""
+    return draw_recurrent("held", 5, Dice(6207), 40)
 
 
 def registered() -> list[Row]:
