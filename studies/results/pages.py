@@ -147,6 +147,9 @@ def net_of(row: Row) -> str:
         more = ", recurrent" * model.recurrent
         more += f", delays of up to {model.delays}" if model.delays else ""
         return f"{model.depth} layers of {model.width}{more}"
+    if ":" in model.name:  # one of rivals.py
+        given = model.arguments
+        return f"{given.get('depth', 2)} layers of {given['width']}"
     net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
     return {"sew": "SEW ", "plain": "plain "}.get(model.block, "") + net
 
@@ -348,9 +351,17 @@ def by_seeds(rows: Sequence[Row]) -> list[tuple[float, list[Row]]]:
     """The mean accuracy of rows that differ by the seed alone, and these rows."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        words = [word for word in shlex.split(row["command"]) if not word.startswith("seed=")]
-        groups.setdefault((row["data"], row["machine"], shlex.join(words)), []).append(row)
+        groups.setdefault((row["data"], row["machine"], seedless(row["command"])), []).append(row)
     return [(statistics.mean(float(r["accuracy"]) for r in g), g) for g in groups.values()]
+
+
+def seedless(command: str) -> str:
+    """A command without its seed; one of peers.py also without the rate, which its first seed has searched."""
+    words = [word for word in shlex.split(command) if not word.startswith("seed=")]
+    joined = shlex.join(words)
+    if "peers.py" not in joined:
+        return joined
+    return re.sub(r" --(seed|lr|validation)(?= )(?: (?!-)\S+)+", "", joined)
 
 
 def recipe_of(row: Row) -> Recipe | None:

@@ -32,6 +32,7 @@ from spiketriton.evaluate.baselines import baselines_of
 from spiketriton.export.weights import export_safetensors
 from spiketriton.models import count_parameters
 from spiketriton.runs.rows import Rows, read_json, replace_file
+from spiketriton.system import consent
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import TrainedRun, load_run
 from studies.results import pages
@@ -83,7 +84,8 @@ def row_of(run: TrainedRun, name: str, weights: str) -> Row:
         raise UserError(f"{run.folder.path} has not been tested after its last epoch; a row has")
     sessions = run.folder.sessions()
     refuse_changed_code(run.folder.path, sessions)
-    data, neuron, last = run.recipe.data, run.recipe.neuron.kind, tests[-1]
+    data, neuron, last = run.recipe.data, neuron_of(run.recipe), tests[-1]
+    spikes = steps[-1].get("firing_rate") if levels_of(run.recipe) != "-" else None
     first = sessions[0]
     place, threads = first["cuda"], ""
     if first["device"] == "cpu":
@@ -93,9 +95,9 @@ def row_of(run: TrainedRun, name: str, weights: str) -> Row:
         "data": f"{data.label} {data.sequence}".removesuffix(" none")
         + (" (JPEG)" if "JPEG" in run.data.note else ""),
         "command": command(first["command"]),
-        "neuron": "relu (ANN)" if neuron == "relu" else neuron,
+        "neuron": neuron,
         "levels": levels_of(run.recipe),
-        "T": "-" if neuron == "relu" else str(run.recipe.time_steps),
+        "T": "-" if neuron.endswith("(ANN)") else str(run.recipe.time_steps),
         "read": run.recipe.loss.read,
         "parameters": str(count_parameters(run.model)),
         "epochs": f"{run.recipe.train.epochs:g}",
@@ -105,17 +107,25 @@ def row_of(run: TrainedRun, name: str, weights: str) -> Row:
         "minutes": f"{last['seconds'] / 60:.1f}",
         "images_per_s": f"{statistics.median(row['images_per_s'] for row in steps):.0f}",
         "memory_mb": f"{max(row['peak_memory_mib'] for row in steps) * 1.048576:.0f}",
-        "spikes": "-" if neuron == "relu" else f"{steps[-1]['firing_rate']:.3f}",
+        "spikes": "-" if spikes is None else f"{spikes:.3f}",
         "machine": f"{place}, {first['precision']}{threads}",
         "commit": str(first["commit"])[:9],
         "weights": weights,
     }
 
 
+def neuron_of(recipe: Recipe) -> str:
+    """Its kind; "relu (ANN)" or "gru (ANN)" of a net without spikes, the latter one of rivals.py."""
+    _, _, rival = recipe.model.name.partition(":")
+    kind = rival or recipe.neuron.kind
+    return f"{kind} (ANN)" if rival or kind == "relu" else kind
+
+
 def levels_of(recipe: Recipe) -> str:
     """D, the most spikes of a neuron in a step, which are D steps of binary ones; "-" of an ANN."""
-    kind = recipe.neuron.kind
-    return "-" if kind == "relu" else str(recipe.neuron.levels if kind == "ilif" else 1)
+    if neuron_of(recipe).endswith("(ANN)"):
+        return "-"
+    return str(recipe.neuron.levels if recipe.neuron.kind == "ilif" else 1)
 
 
 def row_of_peer(folder: Path, name: str) -> Row:
@@ -206,7 +216,8 @@ def add(path: str, name: str, processor: str = "", with_weights: bool = False) -
         folder = Path(path)
         row = row_of_peer(folder, name)
     else:
-        run, file = load_run(path), WEIGHTS / f"{name}.safetensors"
+        with consent.decided(True):  # to rivals.py
+            run, file = load_run(path), WEIGHTS / f"{name}.safetensors"
         folder = run.folder.path
         row = row_of(run, name, file.name if with_weights else "")
         if with_weights:

@@ -11,13 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 import spiketriton
-from spiketriton.config import load_recipe
+from spiketriton.config import load_recipe, to_toml
 from spiketriton.runs.rows import Rows
+from spiketriton.system import consent
 from spiketriton.system.errors import UserError
+from spiketriton.train import main as train
 from spiketriton.training.trained import load_run
 from studies.results import pages
 from studies.results import run as script
 from tests.small_runs import QUICK, small_trainer
+from tests.small_sequences import CHANNELS, CLASSES, sequence_recipe
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -94,6 +97,38 @@ def test_rows_that_differ_by_the_seed_alone_have_one_mean():
         (pytest.approx(81.0), [rows[1]]),
         (pytest.approx(90.0), [rows[3]]),
     ]
+
+
+def test_seeds_of_another_library_take_the_rate_that_the_first_one_searched():
+    start = "python studies/results/peers.py --library snntorch --recipe spoken_digits"
+    end = " --epochs 6 --lr 1e-3 2e-3 --seed 0 --threads 1 --validation 10"
+    same = (f"{start}{end}", f"{start} --epochs 6 --lr 2e-3 --seed 1 --threads 1")
+    assert {pages.seedless(one) for one in same} == {f"{start} --epochs 6 --threads 1"}
+    for other in (f"{start} loss.read=last{end}", f"{start}{end}".replace("epochs 6", "epochs 7")):
+        assert pages.seedless(other) != pages.seedless(same[0])
+    for _, rows in pages.by_seeds(ROWS):
+        assert len({row["seed"] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_a_rival_without_spikes_becomes_a_row(tmp_path, cell, monkeypatch):
+    """Another's network, trained on sequences as users train theirs."""
+    recipe = tmp_path / "tones.toml"
+    text = to_toml(sequence_recipe("train.epochs=1", "train.batch_size=32"))
+    recipe.write_text(text.replace("width = 8\n", "").replace("depth = 2\n", ""), "utf-8")
+    words = [f"model.name=studies.results.rivals:{cell}", "model.arguments.width=5"]
+    path = tmp_path / "run"
+    assert train([str(recipe), *words, "--run-dir", str(path), "--quiet"]) == 0
+    monkeypatch.setattr(script, "refuse_changed_code", lambda *given: None)
+    with consent.decided(True):
+        row = script.row_of(load_run(path), "a", "")
+    assert (row["neuron"], row["levels"]) == (f"{cell} (ANN)", "-")
+    assert (row["T"], row["spikes"]) == ("-", "-")
+    gates = {"gru": 3, "lstm": 4}[cell]
+    of_layers = [gates * 5 * (before + 5 + 2) for before in (CHANNELS, 5)]
+    assert row["parameters"] == str(sum(of_layers) + 6 * CLASSES)
+    row["command"] = f"spiketriton train recipes/spoken_digits.toml {' '.join(words)}"
+    assert pages.net_of(row) == "2 layers of 5"
 
 
 def test_a_page_shows_the_mean_of_the_seeds_beside_the_twin(tmp_path):
