@@ -1,7 +1,6 @@
 """Neurons of recipes: their constants, mistakes, what is watched; equations are held by tests/kernels."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -46,18 +45,6 @@ def test_build_neuron_of_the_twin_and_of_a_soft_reset():
     neuron = build_neuron(NeuronConfig(reset="soft"))
     assert isinstance(neuron, SpikingNeuron)
     assert (neuron.reset_mode, neuron.v_reset) == ("soft", None)
-
-
-class Louder(LIF):
-    """A subclass, which has a name in its module."""
-
-
-@pytest.mark.parametrize("kind", [LIF, PLIF, Louder])
-def test_copies_and_pickles_are_of_the_same_class(kind):
-    neuron = kind(v_threshold=0.5)
-    for again in (copy.deepcopy(neuron), pickle.loads(pickle.dumps(neuron))):
-        assert type(again) is kind
-        assert torch.equal(again(currents(2, B, C)), neuron(currents(2, B, C)))
 
 
 def after_a_chunk(of: int) -> None:

@@ -14,7 +14,7 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn as torch_nn
 
 import spiketriton_kernels
-from spiketriton_kernels import Surrogate, nn, register_surrogate, use_backend
+from spiketriton_kernels import nn, use_backend
 from spiketriton_kernels.nn import swap
 from tests.kernels.backends.test_lowering import BUDGET
 from tests.kernels.support import dyadic, normal
@@ -163,81 +163,3 @@ def test_the_kernel_and_its_bytes(row):
     assert name == ("multistep_bn_lif" if behind_norm else f"multistep_{module.kind}")
     assert hasattr(spiketriton_kernels, name)
     assert row[4] == f"{BUDGET[name][0]}e"
-
-
-# ---- what goes with what
-
-NEURONS = (
-    "IF()",
-    "LIF()",
-    "PLIF()",
-    "Leaky(0.75)",
-    "Leaky(0.75, reset_delay=True)",
-    "Leaky(0.75, return_mem=True)",
-    "ILIF()",
-    "CLIF()",
-    "ALIF()",
-)
-REFUSED = {  # the exceptions that the page names
-    ("ILIF()", "learnt width"),
-    ("ILIF()", "custom surrogate"),
-    ("Leaky(0.75, return_mem=True)", "batch norm"),
-}
-
-
-def own_surrogate():
-    register_surrogate(
-        "of_the_page", lambda z: 1 / (1 + 4 * z * z), lambda z: torch.atan(2 * z) / 2
-    )
-    return dict(surrogate=Surrogate("of_the_page", 1.0, 1.0))
-
-
-def probed(module):
-    module.probe = torch.zeros(T, 8, requires_grad=True)
-    return module
-
-
-as_it_is = lambda module: module  # noqa: E731
-FEATURES = {  # of each: options, what is done to the module, what is used then, what a refusal names
-    "learnt constants": (
-        lambda: dict(v_threshold=torch_nn.Parameter(torch.ones(C))), as_it_is, lambda m, x: m.v_threshold.grad, "",
-    ),
-    "learnt width": (
-        lambda: dict(surrogate=Surrogate("atan", 1.0, torch.ones((), requires_grad=True))),
-        as_it_is, lambda m, x: m.surrogate.width.grad, "width|surrogate",
-    ),
-    "custom surrogate": (own_surrogate, as_it_is, lambda m, x: x.grad, "surrogate"),
-    "probe": (dict, probed, lambda m, x: m.probe.grad, "probe"),
-    "batch norm": (dict, lambda module: nn.BatchNormLIF(C, module), lambda m, x: x.grad, "neuron is a"),
-    "store_v_seq": (lambda: dict(store_v_seq=True), as_it_is, lambda m, x: m.v_seq, "store_v_seq"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("made_by", NEURONS)
-def test_what_goes_with_what(made_by, feature):
-    options, change, result, named = FEATURES[feature]
-    x = normal((T, B, C), mean=1.0, std=3.0).requires_grad_()
-
-    def used():
-        text = made_by.removesuffix(")")
-        more = f"{text}{', ' * (text[-1] != '(')}**options)"
-        module = change(eval(more, vars(nn) | {"options": options()}))
-        spikes = module(x)
-        (spikes[0] if isinstance(spikes, tuple) else spikes).sum().backward()
-        return result(module, x)
-
-    if (made_by, feature) in REFUSED:
-        with pytest.raises((TypeError, ValueError), match=named):
-            used()
-    else:
-        assert used().abs().sum() > 0
-
-
-def test_a_cell_with_a_synapse_is_refused_by_name():
-    with pytest.raises(
-        ValueError, match=r"LIFCell filters its current by a synapse.*IAFCell, IAF$"
-    ):
-        nn.Leaky.from_norse(norse.LIFCell())
-    with pytest.raises(ValueError, match="LIF filters its current by a synapse"):
-        nn.Leaky.from_norse(norse.LIF())

@@ -13,11 +13,12 @@ from spiketriton_kernels import (
     register_surrogate,
     use_backend,
 )
+from spiketriton_kernels.steps.fire import count, fire, relaxed
 from spiketriton_kernels.surrogate import phi, primitive
 from spiketriton_kernels.triton_import import tl, triton
 from tests.covering import each
 from tests.kernels.cases import PLAIN, answered, by_kernels, define, drawn
-from tests.kernels.support import PHI
+from tests.kernels.support import PHI, normal
 
 U = torch.linspace(-4, 4, 1601, dtype=torch.float64)
 every_shape = pytest.mark.parametrize(
@@ -69,6 +70,33 @@ def test_slopes_keep_their_digits_far_away(shape, reach, backend, device):
     if shape == "sigmoid":  # 1 - sigmoid has lost its own
         right = 4 * torch.sigmoid(x.detach().double()) * torch.sigmoid(-x.detach().double())
     torch.testing.assert_close(x.grad.double(), right, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("widths", [(), (5, 1)], ids=["one width", "a width of each channel"])
+def test_a_spikes_gradients_are_those_of_the_relaxed_one(shape, widths):
+    """By the distance and by the width, of which ``test_equations.py`` knows the relaxed one's to be right."""
+    given = normal((4, 5, 6), torch.float64), 0.5 + normal(widths, torch.float64, seed=1).abs()
+    upstream = normal((4, 5, 6), torch.float64, seed=2)
+    found = []
+    for function in (fire, relaxed):
+        u, width = (value.clone().requires_grad_() for value in given)
+        out = function(u, shape, 0.7, width)
+        found.append(torch.autograd.grad(out, (u, width), upstream))
+    for ours, right in zip(*found, strict=True):
+        assert right.abs().max() > 0.01
+        torch.testing.assert_close(ours, right, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_a_count_are_those_without_rounding():
+    """Both ends of its range belong to it."""
+    h = torch.tensor([[-0.5, 0.0, 0.7, 1.5, 2.0], [2.1, 1.0, -1.0, 0.3, 5.0]]).double()
+    upstream, found = normal(h.shape, torch.float64), []
+    for function in (lambda h, unit: count(h, unit, 4), lambda h, unit: (h / unit).clamp(0, 4)):
+        leaves = h.clone().requires_grad_(), torch.tensor(0.5).double().requires_grad_()
+        found.append(torch.autograd.grad(function(*leaves), leaves, upstream))
+    for ours, right in zip(*found, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-12, atol=1e-12)
 
 
 # ---- other libraries' words

@@ -8,6 +8,7 @@ import torch
 
 from spiketriton_kernels import nn
 from spiketriton_kernels.neuron import Norm
+from tests.kernels.steps.neurons import Adaptive
 from tests.kernels.support import normal
 
 T, LONG, B, C, PIXELS = 4, 37, 2, 3, 5
@@ -35,6 +36,7 @@ KINDS = {
     "PSN": (partial(nn.PSN, T), ""),
     "MaskedPSN": (partial(nn.MaskedPSN, 2, T, 0.5), ""),
     "SlidingPSN": (partial(nn.SlidingPSN, 2), ""),
+    "a step of one's own": (partial(Adaptive, C), ""),
 }
 """What makes each, and which of its constants, besides the threshold, can be given for each channel."""
 

@@ -224,6 +224,7 @@ def leaky(**options):
         (lambda: box(v_th=torch.ones((), requires_grad=True)), "v_th is a tensor"),
         (lambda: box(v_th=tensor(-1.0)), "v_th -1.0; accepted: above 0.0"),
         (lambda: box(tau_mem_inv=tensor(1000.0)), "dt * tau_mem_inv = 4.0"),
+        (norse.LIFCell, "filters its current by a synapse"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Inhibition")
