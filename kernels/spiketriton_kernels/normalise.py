@@ -5,12 +5,13 @@ Where a neuron of ours stands behind it the two are one operation, ``multistep_b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
+from torch.nn.functional import batch_norm
 
 from .backends import native
 from .backends.choice import backend_for
@@ -40,7 +41,7 @@ def normalised(
     """y [B, C, ...], normalised by the statistics of its channels, at each of ``steps`` steps: [steps, B, C, ...].
 
     Running statistics move towards the batch's (the unbiased variance). Parameters are of any dtype, and get their
-    gradients in it; all is computed in float32. RuntimeError: on double backward.
+    gradients in it; all is computed in float32. With ``create_graph`` gradients are PyTorch's, which have others.
     """
     found: Tensor = _Normalised.apply(y, weight, bias, running, eps, steps)
     return found
@@ -60,9 +61,15 @@ class _Normalised(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, bias, mean, var = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (
+                *_with_graph(grad, (y, weight, bias), ctx.eps, ctx.needs_input_grad),
+                None,
+                None,
+                None,
+            )
         if grad.stride() != ctx.stride:
             grad = torch.empty_strided(ctx.size, ctx.stride, dtype=grad.dtype).copy_(grad)
         dy = torch.empty_like(y)
@@ -70,3 +77,14 @@ class _Normalised(torch.autograd.Function):
         norm = mean, var, as_small(weight, y), as_small(bias, y)
         native.normalise_back(grad, y.unsqueeze(0), norm, ctx.eps, sums, dy)
         return dy, sums[1].to(weight.dtype), sums[0].to(bias.dtype), None, None, None
+
+
+def _with_graph(
+    grad: Tensor, given: tuple[Tensor, Tensor, Tensor], eps: float, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients by y, weight and bias, which can be differentiated again."""
+    y, weight, bias = given
+    out = batch_norm(y, None, None, weight, bias, True, 0.0, eps).expand(grad.shape)
+    wanted = [tensor for tensor, needed in zip(given, needs, strict=False) if needed]
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    return [next(found) if needed else None for needed in needs[: len(given)]]

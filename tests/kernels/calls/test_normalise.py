@@ -56,6 +56,30 @@ def test_it_is_torchs_batch_norm_at_every_step(size, steps, dtype, layout):
         torch.testing.assert_close(mine.double(), true, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("learnt", [True, False])
+def test_a_gradient_of_a_gradient_is_torchs(steps, learnt):
+    """As of a penalty on the gradient by the images, with which weights learn."""
+    need_native()
+    y, weight, bias = given((6, 3, 4, 4), torch.float32, torch.channels_last)
+    leaves = (y, weight, bias.requires_grad_(learnt))
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    by = torch.randn(steps, *y.shape, generator=torch.Generator().manual_seed(1))
+    found = []
+    for name in ("ours", "torch's"):
+        running = torch.zeros(3), torch.ones(3)
+        if name == "ours":
+            out = normalised(y, weight, bias, (*running, 0.1), 1e-5, steps)
+        else:
+            out = batch_norm(y, *running, weight, bias, True, 0.1, 1e-5).expand(steps, *y.shape)
+        first = torch.autograd.grad(out.sigmoid(), wanted, by, create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum(), wanted, materialize_grads=True)
+        found.append([*first, *second])
+    for ours, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-5)
+    assert found[0][-2 if learnt else -1].any()
+
+
 def test_a_mean_far_from_zero_and_what_is_not_finite():
     need_native()
     y, weight, bias = given((6, 4, 8, 8), torch.float32, torch.channels_last)
