@@ -94,18 +94,19 @@ def by_weight(dy: Tensor, x: Tensor, stride: int, size: torch.Size) -> Tensor:
 def bits(x: Tensor) -> Tensor | None:
     """A dense x [N, H, W, C], C a multiple of 16, of nothing but 0 and 1 as int16 [N, H, W, C / 16]; else None."""
     words = x.new_empty(*x.shape[:3], x.shape[3] // LANES, dtype=torch.int16)
-    sizes = ctypes.c_int64(x.numel()), ctypes.c_int64(torch.get_num_threads())
-    places = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(words.data_ptr())
-    floats = ctypes.c_int(x.dtype == torch.float32)
-    return words if loaded("tiles").spiketriton_bits(*sizes, floats, *places) else None
+    return _if_all("spiketriton_bits", x, words, ctypes.c_int(x.dtype == torch.float32))
 
 
 def narrowed(x: Tensor) -> Tensor | None:
     """A dense float32 x in bfloat16, if every value is finite and the same there; else None."""
-    halves = torch.empty_like(x, dtype=torch.bfloat16)
-    sizes = ctypes.c_int64(x.numel()), ctypes.c_int64(torch.get_num_threads())
-    places = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(halves.data_ptr())
-    return halves if loaded("tiles").spiketriton_spikes(*sizes, *places) else None
+    return _if_all("spiketriton_spikes", x, torch.empty_like(x, dtype=torch.bfloat16))
+
+
+def _if_all(function: str, x: Tensor, made: Tensor, *more: ctypes.c_int) -> Tensor | None:
+    """What a function makes of x, where it can say it of each value."""
+    sizes = ctypes.c_int64(x.numel()), ctypes.c_int64(torch.get_num_threads()), *more
+    places = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(made.data_ptr())
+    return made if getattr(loaded("tiles"), function)(*sizes, *places) else None
 
 
 def _call(

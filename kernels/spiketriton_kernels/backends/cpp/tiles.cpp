@@ -886,14 +886,19 @@ extern "C" int spiketriton_floats_by_input(const Sizes *s, const float *dy, cons
     return good == __mmask16(-1) && multiply(p, dy, pack(p, *s, w, true, kept), dx, more);
 }
 
-// n values of float32 -> bfloat16. Whether they are finite and the same; else what is written is of no use.
-extern "C" int spiketriton_spikes(int64_t n, int64_t threads, const float *x, Half *halves) {
-    constexpr int64_t RUN = 4096;
+// Whether `run(start, end)` says so of all runs of n values. None begins on a thread that has met another.
+template <int64_t RUN, class Run>
+int all_runs(int64_t n, int64_t threads, Run run) {
     int differs = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : differs)
-    for (int64_t start = 0; start < n; start += RUN) {
-        if (differs) continue;
-        const int64_t end = std::min(n, start + RUN);
+    for (int64_t start = 0; start < n; start += RUN)
+        if (!differs) differs = !run(start, std::min(n, start + RUN));
+    return !differs;
+}
+
+// n values of float32 -> bfloat16. Whether they are finite and the same; else what is written is of no use.
+extern "C" int spiketriton_spikes(int64_t n, int64_t threads, const float *x, Half *halves) {
+    return all_runs<4096>(n, threads, [=](int64_t start, int64_t end) {
         __m512i lost = _mm512_setzero_si512();
         __mmask16 infinite = 0;
         for (int64_t i = start; i < end; i += 16) {
@@ -903,20 +908,14 @@ extern "C" int spiketriton_spikes(int64_t n, int64_t threads, const float *x, Ha
             infinite |= _mm512_cmpge_epu32_mask(_mm512_slli_epi32(word, 1), _mm512_set1_epi32(int(0xff000000u)));
             _mm512_mask_cvtepi32_storeu_epi16(halves + i, there, _mm512_srli_epi32(word, 16));
         }
-        differs |= infinite || _mm512_test_epi32_mask(lost, _mm512_set1_epi32(0xffff));
-    }
-    return !differs;
+        return !infinite && !_mm512_test_epi32_mask(lost, _mm512_set1_epi32(0xffff));
+    });
 }
 
 // n values, a multiple of 16, of 0 and 1 -> bits. Whether they are that; else what is written is of no use.
 template <class In>
 int bits_of(int64_t n, int64_t threads, const In *x, Word *bits) {
-    constexpr int64_t RUN = 16384;
-    int differs = 0;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : differs)
-    for (int64_t start = 0; start < n; start += RUN) {
-        if (differs) continue;
-        const int64_t end = std::min(n, start + RUN);
+    return all_runs<16384>(n, threads, [=](int64_t start, int64_t end) {
         unsigned all = 0xffff;
         for (int64_t i = start; i < end; i += 16) {
             __mmask16 fired, none;
@@ -930,9 +929,8 @@ int bits_of(int64_t n, int64_t threads, const In *x, Word *bits) {
             bits[i / 16].bits = fired;
             all &= fired | none;
         }
-        differs |= all != 0xffff;
-    }
-    return !differs;
+        return all == 0xffff;
+    });
 }
 extern "C" int spiketriton_bits(int64_t n, int64_t threads, int floats, const void *x, Word *bits) {
     return floats ? bits_of(n, threads, (const float *)x, bits) : bits_of(n, threads, (const Half *)x, bits);
