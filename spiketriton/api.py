@@ -393,7 +393,8 @@ class Run:
         Of another task what its `predict` makes of the currents [T, B, ...].
 
         Images are prepared as the recipe prepares its test images: resized, cropped, normalised; sequences are
-        normalised and padded, recordings of event cameras binned.
+        normalised and padded, recordings of event cameras binned. The answer to a file of a recording that is longer
+        than `data.cut_ms` is the mean of those to its parts, which are as long as in training.
 
         Args:
             images: float [B, C, H, W] in 0..1 or uint8 [B, C, H, W]; or a list of PIL images and
@@ -408,7 +409,7 @@ class Run:
         if batch_size < 0:
             raise UserError(f"batch_size = {batch_size}: accepted: 1 or more, 0: the recipe's")
         size = batch_size or self.recipe.train.batch_size
-        test = given_images(images, self.facts, size, self.recipe.data)
+        test, parts = given_images(images, self.facts, size, self.recipe.data)
         found, task = [], task_of(self.recipe.loss)
         with self._one, in_eval_mode(self.model):
             for batch, _, *lengths in test:
@@ -416,7 +417,8 @@ class Run:
                 with self._run.autocast():
                     currents = answers(self.model, self._run.to_device(batch), known)
                 found.append(task.predict(currents.float(), *known).cpu())
-        return torch.cat(found)
+        every = torch.cat(found)
+        return torch.stack([one.mean(0) for one in every.split(parts)]) if parts else every
 
     def stream(self) -> Stream:
         """Answers while the input arrives: `step(frame)` gives the answer so far, `reset()` begins anew.

@@ -7,6 +7,7 @@ import argparse
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,25 +76,28 @@ def main(arguments: list[str]) -> None:
     classifies = task_of(run.recipe.loss).classifies
     paths = [path for given in args.images if given not in keys for path in _files(given, run)]
     broken = 0
-    for path, row in _answers(run, paths):
-        if isinstance(row, UserError):
-            if len(paths) == 1:
-                raise row
-            broken += 1
-            print(f"error: {row}", file=sys.stderr, flush=True)
-            continue
-        if not classifies:
-            print(_answer(path, row, run.classes, args.json))
-            continue
-        likeliest = zip(*(found.tolist() for found in row.topk(top)), strict=True)
-        said = {run.classes[place]: round(share, 6) for share, place in likeliest}
-        if args.json:
-            print(json.dumps({"image": path, "classes": said}, ensure_ascii=False))
-        else:
-            words = (f"{name} {100 * share:.1f} %" for name, share in said.items())
-            print(f"{path}: {', '.join(words)}")
+    with warnings.catch_warnings(record=True) as notes:
+        for path, row in _answers(run, paths):
+            if isinstance(row, UserError):
+                if len(paths) == 1:
+                    raise row
+                broken += 1
+                print(f"error: {row}", file=sys.stderr, flush=True)
+                continue
+            if not classifies:
+                print(_answer(path, row, run.classes, args.json))
+                continue
+            likeliest = zip(*(found.tolist() for found in row.topk(top)), strict=True)
+            said = {run.classes[place]: round(share, 6) for share, place in likeliest}
+            if args.json:
+                print(json.dumps({"image": path, "classes": said}, ensure_ascii=False))
+            else:
+                words = (f"{name} {100 * share:.1f} %" for name, share in said.items())
+                print(f"{path}: {', '.join(words)}")
+    for note in notes:
+        print(f"note: {note.message}", file=sys.stderr)
     if broken:
-        raise UserError(f"{broken} of {len(paths)} images have no answer; each is named above")
+        raise UserError(f"{broken} of {len(paths)} files have no answer; each is named above")
 
 
 def _answer(path: str, row: "Tensor", names: Sequence[str], as_json: bool) -> str:

@@ -69,12 +69,15 @@ def sequence_recipe(*overrides: str) -> Recipe:
     return replace(recipe_from_toml(RECIPE, "tones"), *overrides)
 
 
-def write_wav(path: Path, samples: np.ndarray, *, rate: int = 8000, channels: int = 1) -> Path:
-    """A wav file of 16 bits; `samples` from -1 to 1."""
+def write_wav(
+    path: Path, samples: np.ndarray, *, rate: int = 8000, channels: int = 1, width: int = 2
+) -> Path:
+    """A wav file, of 16 bits or with `width` 1 of 8; `samples` from -1 to 1."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with wave.open(str(path), "wb") as file:
         file.setnchannels(channels)
-        file.setsampwidth(2)
+        file.setsampwidth(width)
         file.setframerate(rate)
-        file.writeframes((32767 * samples).astype("<i2").tobytes())
+        levels = (32767 * samples).astype("<i2")
+        file.writeframes(levels.tobytes() if width == 2 else (levels // 256 + 128).astype("u1"))
     return path

@@ -139,14 +139,71 @@ def test_the_report_has_a_sequence(run):
 
 @pytest.mark.parametrize("to", ["onnx", "nir", "torch", "safetensors"])
 def test_it_is_exported(run, folder, capsys, to):
-    ending = {"torch": "pt2"}.get(to, to)
-    assert (
-        export(
-            [str(run.path), "--to", to, "--trust-plugins", "--out", str(folder / f"net.{ending}")]
-        )
-        == 0
+    path = folder / f"net.{ {'torch': 'pt2'}.get(to, to) }"
+    assert export([str(run.path), "--to", to, "--trust-plugins", "--out", str(path)]) == 0
+    assert path.exists()
+    said = {"mean": "", "classes": ""}  # what a program needs beside the network
+    if to == "torch":
+        torch.export.load(path, extra_files=said)
+    elif to == "nir":
+        said = pytest.importorskip("nir").read(path).metadata
+    if to in ("torch", "nir"):
+        assert tuple(json.loads(said["classes"])) == run.classes
+        assert tuple(json.loads(said["mean"])) == pytest.approx(run.facts.mean)
+
+
+def session_of(path):
+    """onnxruntime's, and what the file says."""
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path))
+    said = dict(session.get_modelmeta().custom_metadata_map)
+    return session, said
+
+
+def numbers(words):
+    return np.array(json.loads(words), np.float32)
+
+
+def test_a_file_says_how_its_input_is_made_and_how_its_output_is_read(run, folder, capsys):
+    """A program that has the file alone, and signals as they were recorded, answers as `predict`."""
+    path = folder / "said.onnx"
+    export([str(run.path), "--to", "onnx", "--trust-plugins", "--out", str(path)])
+    out = capsys.readouterr().out
+    assert "values less mean, divided by std, by channel (metadata), and 0 behind the end" in out
+    assert "its answer: the mean over time of its output, of a shorter sequence up to its" in out
+    session, said = session_of(path)
+    assert tuple(json.loads(said["classes"])) == run.classes
+    assert said["read"] == "mean"
+    sequences = tones(20, 1).read(np.arange(20))
+    given = np.zeros((STEPS, 20, CHANNELS), np.float32)
+    for place, one in enumerate(sequences):
+        given[: len(one), place] = (one.numpy() - numbers(said["mean"])) / numbers(said["std"])
+    (currents,) = session.run(None, {"images": given})
+    read = [currents[: len(one), place].mean(0) for place, one in enumerate(sequences)]
+    expected = run.predict(sequences)
+    torch.testing.assert_close(torch.tensor(np.stack(read)).softmax(1), expected)
+
+
+def test_a_file_says_in_which_order_pixels_are_permuted(folder):
+    keys = {
+        "data.sequence": "permuted",
+        "data.sequence_seed": 3,
+        "time_steps": 64,
+        "model.name": "sequence",
+    }
+    net = {"model.depth": 1, "model.width": 8, "data.image_size": 8}
+    run = spiketriton.train(
+        "quickstart", run_dir=folder / "permuted", quiet=True, max_steps=1, overrides=keys | net
     )
-    assert (folder / f"net.{ending}").exists()
+    session, said = session_of(run.export("onnx", folder / "permuted.onnx"))
+    assert said["sequence"] == "permuted"
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    pixels = images.flatten(2).numpy()[:, 0, json.loads(said["order"])].T[:, :, None] / 255
+    given = (pixels - numbers(said["mean"])) / numbers(said["std"])
+    (currents,) = session.run(None, {"images": given.astype(np.float32)})
+    expected = run.predict(images)
+    torch.testing.assert_close(
+        torch.tensor(currents.mean(0)).softmax(1), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_predictions_are_those_of_the_test(run, folder, capsys):
@@ -168,6 +225,24 @@ def test_predictions_are_those_of_the_test(run, folder, capsys):
     for wrong in (np.zeros((1, STEPS + 1, CHANNELS)), np.zeros((1, 2, 2)), "missing.npy", [3]):
         with pytest.raises(UserError):
             run.predict(wrong)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (np.full((3, CHANNELS), np.nan), "values that are not finite"),
+        (np.full((3, CHANNELS), "a"), "an array of <U1; accepted: numbers"),
+        (np.zeros((0, CHANNELS)), r"\[0, 3\]; accepted: .* one step or more"),
+        (np.zeros((3, CHANNELS + 1)), "of up to 3 steps and 4 channels"),
+        (np.zeros((STEPS + 1, CHANNELS)), "of up to 13 steps and 3 channels"),
+        (np.zeros(CHANNELS), r"an array \[3\]"),
+    ],
+)
+def test_a_file_that_holds_no_sequence_of_the_run_is_named(run, tmp_path, content, words):
+    path = tmp_path / "wrong.npy"
+    np.save(path, content)
+    with pytest.raises(UserError, match=rf"wrong\.npy.*{words}"):
+        run.predict(str(path))
 
 
 def test_the_twin_runs_and_conversion_is_refused_by_name(folder):

@@ -1,5 +1,6 @@
 """Images that somebody hands over, prepared as the test images of a run are."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,15 @@ from spiketriton.data.transforms import Augmentation
 from spiketriton.system.errors import UserError, one_line
 
 
-def given_images(images: Any, facts: Facts, batch_size: int, config: DataConfig) -> TestSet:
+def given_images(
+    images: Any, facts: Facts, batch_size: int, config: DataConfig
+) -> tuple[TestSet, list[int] | None]:
     """Images, sequences or recordings of one's own as batches, prepared as the test images of `facts` are.
 
-    Images: see `GivenSplit`. config: that of the run, by which recordings in files are binned.
+    With how many of them, in order, are parts of one file of a recording; None: each is whole. Images: see
+    `GivenSplit`. config: that of the run, by which recordings in files are cut and binned.
     """
+    parts: list[int] | None = None
     if facts.move == "sequence":
         if isinstance(images, str | Path):
             images = [images]
@@ -38,10 +43,10 @@ def given_images(images: Any, facts: Facts, batch_size: int, config: DataConfig)
         split: Any = given_sequences(images, facts.channels, facts.frames)
         facts = replace(facts, padded=facts.padded or bool((split.lengths < facts.frames).any()))
     elif facts.move == "events":
-        split = events_room().given_frames(images, facts, config)
+        split, parts = events_room().given_frames(images, facts, config)
     else:
         split = GivenSplit(images, facts)
-    return TestSet(
+    batches = TestSet(
         dataset=Batches(split, transform_of(facts, _unchanged(facts))),
         members=np.arange(len(split)),
         batch_size=batch_size,
@@ -49,6 +54,7 @@ def given_images(images: Any, facts: Facts, batch_size: int, config: DataConfig)
         world_size=1,
         loading=Loading(workers=0, pin_memory=False),
     )
+    return batches, parts
 
 
 class GivenSteps:
@@ -117,7 +123,11 @@ def _sequence(path: str | Path, facts: Facts) -> Tensor | np.ndarray:
     """The sequence [T, C] of a file. UserError: it cannot be read, or is no array."""
     ending = Path(path).suffix.lower()
     if ending == ".wav" and facts.name == "spoken_digits":
-        return log_mel(Path(path))[: facts.frames]
+        frames = log_mel(Path(path))
+        if len(frames) > facts.frames:
+            answered = f"the first {facts.frames} are answered, as in training"
+            warnings.warn(f"{path} has {len(frames)} frames of 10 ms: {answered}", stacklevel=2)
+        return frames[: facts.frames]
     if ending != ".npy":
         raise UserError(f"{path}: accepted of {facts.name}: {', '.join(endings(facts))}")
     try:
@@ -128,6 +138,10 @@ def _sequence(path: str | Path, facts: Facts) -> Tensor | np.ndarray:
         raise UserError(
             f"{path} holds an array {list(found.shape)}; accepted: a sequence [T, {facts.channels}]"
         )
+    try:
+        given_sequences([found], facts.channels, facts.frames)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return found
 
 

@@ -46,7 +46,7 @@ class SequenceSplit:
         UserError: another shape, another kind of number, values that are not finite, a length that is not from 1 to T.
         """
         if isinstance(values, Tensor | np.ndarray):
-            whole = _floats(values, 3, "[N, T, C]")
+            whole = _floats(values, 3)
             self.values: Tensor | list[Tensor] = whole
             longest = [whole.shape[1]] * len(whole)
             self.channels, self.steps = whole.shape[2], whole.shape[1]
@@ -55,7 +55,7 @@ class SequenceSplit:
                 raise UserError(
                     "sequences: a list of [T, C] has lengths of its own; accepted: no lengths"
                 )
-            self.values = [_floats(one, 2, "a list of [T, C]") for one in values]
+            self.values = [_floats(one, 2) for one in values]
             if len({one.shape[1] for one in self.values}) != 1:
                 found = sorted({one.shape[1] for one in self.values}) or "no"
                 raise UserError(
@@ -93,9 +93,9 @@ def statistics_of(steps: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(stds)
 
 
-def _floats(values: Tensor | np.ndarray, dimensions: int, accepted: str) -> Tensor:
+def _floats(values: Tensor | np.ndarray, dimensions: int) -> Tensor:
     found = as_tensor(values)
-    accepted = f"numbers {accepted} with a step or more, or a list of [T, C]"
+    accepted = "numbers [N, T, C], or a list of [T, C], of one step or more"
     if found.ndim != dimensions or 0 in found.shape:
         raise UserError(f"sequences of {found.dtype} {list(found.shape)}; accepted: {accepted}")
     return finite(found, "sequences", accepted)
@@ -252,8 +252,12 @@ def unrolled(x: Tensor, order: str, seed: int) -> Tensor:
     pixels = x.flatten(2).permute(2, 0, 1).contiguous()
     if order == "pixels":
         return pixels
-    drawn = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))
-    return pixels[drawn.to(x.device)]
+    return pixels[drawn_order(len(pixels), seed).to(x.device)]
+
+
+def drawn_order(pixels: int, seed: int) -> Tensor:
+    """The pixel of each step of "permuted", int64 [pixels], counted row by row."""
+    return torch.randperm(pixels, generator=torch.Generator().manual_seed(seed))
 
 
 def given_sequences(values: Any, channels: int, steps: int) -> SequenceSplit:

@@ -62,12 +62,20 @@ def drawn_of_each(labels: np.ndarray, draws: np.ndarray, count: Callable[[int], 
 
 
 def as_tensor(values: Any) -> torch.Tensor:
-    """`torch.as_tensor` without its warning of a read-only array, as a memory map is: nothing here writes to it."""
-    if not isinstance(values, np.ndarray) or values.flags.writeable:
-        return torch.as_tensor(values)
+    """`torch.as_tensor` without its warning of a read-only array, as a memory map is: nothing here writes to it.
+
+    UserError: they are no numbers, or lists of different lengths.
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.as_tensor(values)
+        if isinstance(values, np.ndarray) and not values.flags.writeable:
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        try:
+            return torch.as_tensor(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if isinstance(values, np.ndarray):
+                raise UserError(f"an array of {values.dtype}; accepted: numbers") from None
+            kind = type(values).__name__
+            raise UserError(f"a {kind} ({one_line(error)}); accepted: numbers") from None
 
 
 class ArraySplit:

@@ -133,19 +133,21 @@ def _samples(path: Path) -> Tensor:
     try:
         with wave.open(str(path)) as file:
             found = file.getnchannels(), 8 * file.getsampwidth(), file.getframerate()
-            raw = file.readframes(file.getnframes())
+            count = file.getnframes()
+            raw = file.readframes(count)
     except (OSError, wave.Error, EOFError) as error:
         raise UserError(
-            f"{path} cannot be read: {one_line(error) or type(error).__name__}"
+            f"{path} cannot be read: {one_line(error) or 'it ends before its first sample'}"
         ) from None
-    if found != (1, 16, RATE) or len(raw) < 2:
+    if found != (1, 16, RATE) or not count:
+        channels = f"{found[0]} channel{'s' * (found[0] != 1)}"
         raise UserError(
-            f"{path} has {found[0]} channels of {found[1]} bits at {found[2]:,} Hz and {len(raw)} bytes of sound; "
-            f"accepted: mono of 16 bits at {RATE:,} Hz"
+            f"{path} has {channels} of {found[1]} bits at {found[2]:,} Hz and {count:,} samples; accepted: mono of 16 "
+            f"bits at {RATE:,} Hz (ffmpeg -i {path.name} -ac 1 -ar {RATE} -c:a pcm_s16le NEW.wav)"
         )
-    return (
-        torch.from_numpy(np.frombuffer(raw[: len(raw) // 2 * 2], "<i2").astype(np.float32)) / 32768
-    )
+    if len(raw) < 2 * count:
+        raise UserError(f"{path} is cut off: it says {count:,} samples and has {len(raw) // 2:,}")
+    return torch.from_numpy(np.frombuffer(raw, "<i2").astype(np.float32)) / 32768
 
 
 @cache

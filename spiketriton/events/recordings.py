@@ -230,16 +230,26 @@ def cut(
     parts, long = [], 1000 * config.cut_ms
     for one in whole:
         events = read_events(one.path, format, sensor=sensor, backward="sort")
-        first, last = (int(events["t"][at]) for at in (0, -1)) if len(events) else (0, -1)
-        count = (last - first + 1) // long
-        if count < 1:
+        spans = spans_of(events, long)
+        if not spans:
             raise UserError(
-                f"{one.path} has {max(0, last - first + 1) / 1000:g} ms of events; accepted with data.cut_ms = "
+                f"{one.path} has {_duration(events) / 1000:g} ms of events; accepted with data.cut_ms = "
                 f"{config.cut_ms}: as long or longer"
             )
-        starts = range(first, first + count * long, long)
-        parts += [Recording(one.path, one.label, (start, start + long)) for start in starts]
+        parts += [Recording(one.path, one.label, span) for span in spans]
     return parts
+
+
+def spans_of(events: np.ndarray, long: int) -> list[tuple[int, int]]:
+    """The parts of so many microseconds, from the first event on; a rest that is shorter is left out."""
+    first = int(events["t"][0]) if len(events) else 0
+    starts = range(first, first + _duration(events) // long * long, long)
+    return [(start, start + long) for start in starts]
+
+
+def _duration(events: np.ndarray) -> int:
+    """Microseconds from the first event to just behind the last."""
+    return int(events["t"][-1]) - int(events["t"][0]) + 1 if len(events) else 0
 
 
 @plugins.data("eventfolder")

@@ -15,6 +15,7 @@ from spiketriton.system.commandline import Parser, number
 from spiketriton.system.errors import EXIT_DONE, EXIT_ERROR, importing, need, run_command
 
 if TYPE_CHECKING:
+    from spiketriton.data.facts import Facts
     from spiketriton.training.trained import TrainedRun
 
 
@@ -158,10 +159,23 @@ def exported(
         agrees, lines = found.agrees, replayed(found)
         what = f"{len(run.model.spiking_layers())} spiking layers, dt = {dt or 1.0:g}"
     if to != "safetensors":
-        lines.append(
-            f"the answer is the {Reading(run.recipe.loss.read).words} of its output (loss.read)"
-        )
+        of = ", of a shorter sequence up to its end" * run.facts.padded
+        lines.append(_input(run.facts))
+        lines.append(f"its answer: the {Reading(run.recipe.loss.read).words} of its output{of}")
     return path, agrees, [f"{path}: {what}" if agrees else what, *lines]
+
+
+def _input(facts: "Facts") -> str:
+    """What is to be given to a file, whose metadata have the numbers."""
+    from spiketriton.export.plain import COUNTS
+
+    if facts.move == "events":
+        return f"its input: {COUNTS[facts.count]} of the n events of each pixel, polarity and step"
+    what = "values" if facts.move == "sequence" else "pixels in 0..1"
+    behind = ", and 0 behind the end of a shorter sequence" * facts.padded
+    shown = {"": "", "given": "", "permuted": ", permuted by order"}
+    how = shown.get(facts.sequence, f", by {facts.sequence}")
+    return f"its input: {what} less mean, divided by std, by channel{how} (metadata){behind}"
 
 
 def _many(count: int | None, word: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from spiketriton.data import Data
 from spiketriton.export.nir_graph import to_nir
 from spiketriton.export.nir_replay import Stacked, replay
+from spiketriton.export.plain import about
 from spiketriton.models import Network
 from spiketriton.neurons import one_by_one, told_of_spikes
 from spiketriton.plugins.tasks import Reading, has_time, image_dim
@@ -66,6 +67,7 @@ def export_nir(
     graph = to_nir(
         run.model, run.facts.image_shape, dt, frames=bool(run.facts.frames), reading=reading
     )
+    graph.metadata |= about(run)
     content = io.BytesIO()
     nir.write(content, graph)
     with h5py.File(content, "a") as file:

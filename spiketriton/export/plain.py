@@ -8,6 +8,7 @@ window one step and a loop, which is torch's scan and ONNX's Scan.
 import copy
 import inspect
 import io
+import json
 import logging
 import os
 import sys
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
 
+from spiketriton.data.sequences import drawn_order
 from spiketriton.export.followed import Compared, Spikes, Told, by_name, compared
 from spiketriton.plugins.tasks import image_dim
 from spiketriton.runs.rows import replace_file
@@ -43,7 +45,7 @@ def export_torch(
     """
     model = on_cpu(run)
     images = example(run, batch_size)
-    marks = {"written_by": mark, "read": run.recipe.loss.read}
+    marks = {"written_by": mark, **about(run)}
 
     def written(net: nn.Module) -> tuple[bytes, Any]:
         content = io.BytesIO()  # torch aborts the process where it cannot write a file itself
@@ -65,6 +67,30 @@ def export_torch(
     if found.agrees:
         replace_file(path, content)
     return found
+
+
+def about(run: TrainedRun) -> dict[str, str]:
+    """What a program needs to know beside the network, in JSON: how to prepare its input and to read its output.
+
+    read: what is read of the output, "mean" or "last". classes: their names. mean, std: of each channel, of pixels in
+    0..1 or of the values of sequences; the network sees values less the mean, divided by std. counts: in their place
+    of recordings, what the network sees of n events. sequence: how images became sequences (`data.sequence`). order:
+    of "permuted" the pixel of each step, counted row by row.
+    """
+    facts = run.facts
+    words = {"read": run.recipe.loss.read, "classes": json.dumps(facts.classes)}
+    if facts.move == "events":
+        return words | {"counts": COUNTS[facts.count]}
+    words |= {name: json.dumps(getattr(facts, name)) for name in ("mean", "std")}
+    if facts.sequence not in ("", "given"):
+        words["sequence"] = facts.sequence
+    if facts.sequence == "permuted":
+        words["order"] = json.dumps(drawn_order(facts.frames, facts.sequence_seed).tolist())
+    return words
+
+
+COUNTS = {"log": "ln(1 + n)", "clip": "min(n, 1)", "raw": "n"}
+"""By `data.count`."""
 
 
 def _refuse_operators(run: TrainedRun, program: torch.export.ExportedProgram) -> None:
@@ -158,7 +184,7 @@ def write_onnx(
 
     with named(run, "ONNX"):
         written = traced.written()
-    for key, value in {**words, "read": run.recipe.loss.read}.items():
+    for key, value in {**words, **about(run)}.items():
         written.metadata_props.add(key=key, value=value)
     content = written.SerializeToString()
     sessions: list[Any] = []  # of both files, of which the other tells spikes

@@ -39,7 +39,7 @@ def test_folders_are_answered_and_a_broken_file_hides_no_answer(runs, tmp_path, 
     (tmp_path / "in" / "notes.txt").write_text("none of its business")
     good = [str(tmp_path / name) for name in names if "broken" not in name]
     expected = spiketriton.load_run(runs / "lif").predict(good)
-    with pytest.raises(UserError, match="1 of 4 images have no answer; each is named above"):
+    with pytest.raises(UserError, match="1 of 4 files have no answer; each is named above"):
         main([str(runs / "lif"), str(tmp_path / "in"), "--json"])
     said = capsys.readouterr()
     rows = [json.loads(line) for line in said.out.splitlines()]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from spiketriton.config import recipe_from_toml
 from spiketriton.data import build_data
+from spiketriton.data.given import given_images
 from spiketriton.data.spoken_digits import BANDS, FFT, HOP, RATE, bands, log_mel
 from spiketriton.system.errors import UserError
 from tests.small_data import all_of, make_fashion_mnist, mentions, mistake
@@ -70,6 +71,11 @@ def test_long_recordings_are_cut_and_said(tmp_path):
     data = build_data(recipe("spoken_digits", tmp_path, steps=12))
     assert "100 of 140 recordings are longer than 12 frames of 10 ms, and cut there" in data.note
     assert int(data.test.dataset.split.lengths.max()) == 12
+    path = tmp_path / "spoken_digits" / "recordings" / "0_ann_6.wav"
+    with pytest.warns(UserWarning, match=r"0_ann_6\.wav has 17 frames of 10 ms: the first 12"):
+        given, _ = given_images(str(path), data.facts, 2, recipe("spoken_digits", tmp_path).data)
+    (batch, *_), *_ = given
+    assert len(batch) == 12
 
 
 def test_missing_recordings_name_their_address(tmp_path):
@@ -80,15 +86,25 @@ def test_missing_recordings_name_their_address(tmp_path):
     )
 
 
-@pytest.mark.parametrize("how", ["stereo", "rate", "empty", "text"])
+WRONG = {
+    "stereo": ({"channels": 2}, "has 2 channels of 16 bits"),
+    "rate": ({"rate": 16_000}, r"1 channel of 16 bits at 16,000 Hz.*ffmpeg -i 0_ann_0\.wav"),
+    "8 bits": ({"width": 1}, "of 8 bits at 8,000 Hz"),
+    "empty": ({}, "and 0 samples"),
+    "text": ({}, "cannot be read"),
+    "cut": ({}, r"is cut off: it says 1,200 samples and has 100"),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
 def test_a_recording_of_another_kind_is_named(tmp_path, how):
-    path = tmp_path / "0_ann_0.wav"
+    path, (options, words) = tmp_path / "0_ann_0.wav", WRONG[how]
+    write_wav(path, tone(300) if how != "empty" else np.zeros(0), **options)
     if how == "text":
         path.write_text("no sound")
-    else:
-        options = {"stereo": {"channels": 2}, "rate": {"rate": 16_000}}.get(how, {})
-        write_wav(path, tone(300) if how != "empty" else np.zeros(0), **options)
-    with pytest.raises(UserError, match=r"0_ann_0\.wav"):
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[: 44 + 200])
+    with pytest.raises(UserError, match=rf"0_ann_0\.wav.*{words}"):
         log_mel(path)
 
 

@@ -24,10 +24,12 @@ from spiketriton.system.errors import EXIT_DONE, UserError
 from spiketriton.system.torchrun import ranks_of_torchrun
 from spiketriton.training.guard import Diverged
 from spiketriton.training.trained import load_run
+from tests.event_files import write_events
+from tests.events.test_recordings import make_biolab
 from tests.processes import said, start_ranks
 from tests.ranks.test_ranks import SYNC, assert_same_run
 from tests.runs.test_resume import assert_same_run as assert_same_bits
-from tests.small_events import make_events
+from tests.small_events import make_events, random_events
 from tests.small_runs import QUICK, small_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -192,6 +194,24 @@ def test_a_recording_is_predicted_by_its_file(root, run, capsys):
     )
     predict.main([str(run), str(path.parent)])
     assert len(capsys.readouterr().out.splitlines()) == len(recordings)
+
+
+def test_a_long_recording_is_answered_by_the_mean_of_its_parts(tmp_path):
+    """Which are as long as in training: bins of all of it would have many times the events."""
+    make_biolab(tmp_path)
+    small = (*QUICK, "data.cut_ms=200", "data.name=dvs_biolab", "train.max_steps=1")
+    small_trainer(tmp_path / "run", *keys(tmp_path, *small)).fit()
+    split = load_run(tmp_path / "run").data.test.dataset.split
+    ours = load_in_python(tmp_path / "run")
+    of_parts = ours.predict(split.read(np.arange(len(split))))
+    means = torch.stack([part.mean(0) for part in of_parts.split(4)])  # of the five objects
+    folder = tmp_path / "NeuromorphicObjectDataSet_100" / "aedatFiles"
+    names = ("Caixa", "Caneca", "Estilete", "Lapiseira", "Tesoura")
+    found = ours.predict([folder / f"{name}.aedat" for name in names])
+    torch.testing.assert_close(found, means)
+    short = random_events(np.random.default_rng(1), 300, (128, 128), end=90_000)
+    write_events(tmp_path / "short.aedat", short, "aedat2")
+    assert ours.predict(tmp_path / "short.aedat").shape == (1, 5)
 
 
 def test_conversion_is_refused(root, run, tmp_path):
