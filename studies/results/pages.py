@@ -17,7 +17,7 @@ import numpy as np
 
 from spiketriton.config import Recipe, load_recipe
 from spiketriton.runs.rows import Rows, replace_file
-from spiketriton.show.figures import BLUE, GREEN, ORANGE, STYLE, png
+from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE, png
 from spiketriton.system.errors import UserError
 from studies.pages import filled
 
@@ -43,7 +43,7 @@ NAMES = {
     "resnet50": "ResNet-50",
     "resnet56": "ResNet-56",
 }
-LOOKS = (("o-", BLUE), ("s--", GREEN), ("^-.", ORANGE))  # of a picture's curves
+LOOKS = (("o-", BLUE), ("s--", GREEN), ("^-.", ORANGE), ("d:", GREY))  # of a picture's curves
 PICTURES = {
     "imagenette.png": (
         "Imagenette at 64 pixels, one thread",
@@ -51,6 +51,7 @@ PICTURES = {
             "imagenette_vgg8w24_40": "VGG-8, 0 to 4 spikes (EPYC)",
             "imagenette_vgg8w24_ann_40": "its ANN twin (EPYC)",
             "r50im_t10": "ResNet-50, 0 or 1 (Xeon)",
+            "r50im_ann": "its ANN twin (Xeon)",
         },
     ),
 }
