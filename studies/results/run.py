@@ -227,7 +227,7 @@ def add(path: str, name: str, processor: str = "", with_weights: bool = False) -
         row["machine"] = f"{processor}, {row['machine'].partition(', ')[2]}"
     CURVES.mkdir(parents=True, exist_ok=True)
     replace_file(CURVES / f"{name}.jsonl", curve(folder))
-    write(ROWS, COLUMNS, [other for other in read() if other["name"] != name] + [row])
+    write(ROWS, COLUMNS, list(({other["name"]: other for other in read()} | {name: row}).values()))
 
 
 def add_without_time(run: TrainedRun, name: str) -> None:
