@@ -112,14 +112,13 @@ def so_far(run: Run, given: np.ndarray) -> list[Tensor]:
 
 
 SHOWN = {"images": IMAGES, "frames": FRAMES, "signals": SIGNALS, "rows": ROWS}
-MEMBRANES = ["if", "lif", "plif", "ilif", "clif", "alif", "cuba", "adapting"]
 
 
 @pytest.mark.parametrize(
     ("shown", "kind", "more"),
     [
-        *(("images", kind, ()) for kind in MEMBRANES),
-        *(("signals", kind, ("loss.read=last",)) for kind in MEMBRANES),
+        *(("images", kind, ()) for kind in ("lif", "ilif", "clif", "adapting")),
+        *(("signals", kind, ("loss.read=last",)) for kind in ("if", "plif", "alif", "cuba")),
         ("signals", "masked_psn", ("loss.read=last", "neuron.order=3", "model.norm_gain=4.0")),
         ("signals", "sliding_psn", ("loss.read=last", "neuron.order=3")),
         ("rows", "sliding_psn", ("model.norm=tebn", "neuron.order=9")),

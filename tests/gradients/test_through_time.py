@@ -17,6 +17,7 @@ from spiketriton.plugins.tasks import build_loss
 from spiketriton_kernels import Surrogate
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.backends import choice
+from tests.covering import each
 from tests.small_runs import small_recipe
 
 B, N, K = 4, 12, 3
@@ -239,8 +240,9 @@ def test_a_module_called_step_by_step_has_the_same_credit():
     assert np.allclose(found[0].credit, found[1].credit, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["lif", "alif", "cuba", "psn"])
-@pytest.mark.parametrize("norm", ["bn", "tebn", "none"])
+@pytest.mark.parametrize(
+    ("kind", "norm"), each(["lif", "alif", "psn", "cuba", "psn"], ["bn", "tebn", "none"])
+)
 def test_nets_of_ours_have_credit_of_every_layer(kind, norm):
     """Read at the last step nothing arrives at others on another way than time."""
     recipe = small_recipe(

@@ -18,6 +18,7 @@ from profiling.harness import lowering
 from profiling.sections.compiled import CARDS
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import SHAPES
+from tests import covering
 from tests.child import ROOT
 from tests.kernels.backends.in_flight import bytes_in_flight
 from tests.processes import Forked
@@ -182,11 +183,18 @@ OF_OTHER_KINDS = [
 RETURNED_SELDOM = [
     *cases(["recurrent backward"], **SEQUENCES, size=[64, 512, 1, 1]),
     *cases(["recurrent forward", "recurrent backward"], ["sm_90"], ["fp32"], **SEQUENCES, size=[64, 512, 1, 1]),
-    *cases(OF_OTHER_KINDS, ["sm_90"], ["bf16", "fp32"], **SEQUENCES, size=[64, 128, 1, 1]),
-    *cases(OF_OTHER_KINDS, ["sm_90"], ["bf16", "fp32"], **SEQUENCES, size=[64, 512, 1, 1]),
-    *cases(
-        ["recurrent forward", "recurrent backward", "recurrent own step forward", "recurrent own step backward"],
-        ["sm_80", "sm_90", "gfx942"], ["bf16", "fp32"], **SEQUENCES, size=[64, 256, 1, 1],
+    *(
+        one
+        for case, dtype, features in covering.pairwise(OF_OTHER_KINDS, ["bf16", "fp32"], [128, 512])
+        for one in cases([case], ["sm_90"], [dtype], **SEQUENCES, size=[64, features, 1, 1])
+    ),
+    *(
+        one
+        for case, target, dtype in covering.pairwise(
+            ["recurrent forward", "recurrent backward", "recurrent own step forward", "recurrent own step backward"],
+            ["sm_80", "sm_90", "gfx942"], ["bf16", "fp32"],
+        )
+        for one in cases([case], [target], [dtype], **SEQUENCES, size=[64, 256, 1, 1])
     ),
     *cases(
         ["recurrent forward", "recurrent backward"], ["sm_80", "gfx942"], ["bf16", "fp16", "fp32"], **SEQUENCES,

@@ -5,7 +5,7 @@ import torch
 from torch import nn as torch_nn
 
 from spiketriton_kernels import nn, use_backend
-from tests.covering import pairwise
+from tests.covering import each
 from tests.kernels.nn.test_neurons import NEURONS, B, C, T, made
 from tests.kernels.support import normal
 
@@ -15,10 +15,10 @@ NORMS = {3: torch_nn.BatchNorm1d, 4: torch_nn.BatchNorm1d, 5: torch_nn.BatchNorm
 
 @pytest.mark.parametrize(
     ("kind", "options", "shape"),
-    pairwise(
+    each(  # 13 kinds: all twelve pairs of options and shapes are among them
         [*NEURONS],
         [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}],
-        SHAPES.values(),
+        [*SHAPES.values()],
     ),
     ids=str,
 )
