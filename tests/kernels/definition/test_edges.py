@@ -54,6 +54,16 @@ def test_integer_spikes_round_ties_to_even(backend, device):
     assert multistep_ilif(x.view(1, -1), levels=4).flatten().tolist() == [0, 0, 2, 2, 4, 4, 0]
 
 
+def test_what_bfloat16_cannot_hold_is_rounded_to_even(backend, device):
+    """At the threshold a slope is 1, and dL/dx is dL/ds times the gain: of powers of two half way between numbers."""
+    gain = 1 + 2**-8
+    upstream = torch.cat([2.0 ** torch.arange(-4, 5), normal((300,))]).view(1, 1, -1)
+    upstream = upstream.to(device, torch.bfloat16)
+    x = torch.ones_like(upstream).requires_grad_()
+    multistep_lif(x, threshold=gain, gain=gain).backward(upstream)
+    assert torch.equal(x.grad, (upstream.float() * gain).bfloat16())
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [("rectangle", [0.0, 3.0, 3.0, 3.0, 0.0, 0.0]), ("triangle", [0.0, 1.5, 3.0, 1.5, 0.0, 0.0])],
