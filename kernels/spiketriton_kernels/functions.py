@@ -62,14 +62,14 @@ def _told(neuron: type[Stepping], surrogate: Any, chosen: Any, numbers: Any) -> 
     names = [name for name in neuron.options if name != "leaks_to_reset"]
     options: dict[str, Any] = dict(zip(names, chosen, strict=True))
     constants: dict[str, Any] = dict(zip(neuron.constants, numbers, strict=True))
-    reset, detach_reset = options.get("reset_mode", "soft"), options.get("detach_reset")
+    reset, detach_reset = options.get("reset_mode", "soft"), options.get("detach_reset", False)
     if reset not in RESETS:
         raise ValueError(f"reset {reset!r} is unknown; accepted: {', '.join(RESETS)}")
     if not isinstance(surrogate, Surrogate):
         raise TypeError(
             f"surrogate must be a spiketriton_kernels.Surrogate, got {type(surrogate).__name__}"
         )
-    if detach_reset is not None and not isinstance(detach_reset, bool):
+    if not isinstance(detach_reset, bool):
         raise TypeError(f"detach_reset must be True or False, got {detach_reset!r}")
     levels = constants.get("levels", 1)
     if not isinstance(levels, int) or isinstance(levels, bool) or not 1 <= levels <= MAX_LEVELS:

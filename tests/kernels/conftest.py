@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-PEERS = ("hypothesis", "norse", "snntorch", "spikingjelly")
+PEERS = ("norse", "snntorch", "spikingjelly")
 
 
 class Lacking(pytest.Module):

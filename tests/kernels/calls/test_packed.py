@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from spiketriton_kernels import pack_spikes, unpack_spikes
-from tests.kernels.support import dyadic
+from tests.covering import pairwise
+from tests.kernels.support import DTYPES, as_layout, dyadic
 
 
 def test_packed_bits_are_the_documented_ones(backend, device):
@@ -13,6 +14,38 @@ def test_packed_bits_are_the_documented_ones(backend, device):
     spikes[[0, 3, 7, 9]] = 1.0
     assert pack_spikes(spikes).tolist() == [1 + 8 + 128, 2]
     assert [pack_spikes(spikes[i : i + 1]).tolist() for i in (0, 1)] == [[1], [0]]
+
+
+SIZES = [(), (0,), (1,), (9,), (2, 9), (3, 0, 2), (3, 2, 9), (2, 3, 9, 2), (1, 2, 3, 1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "layout"),
+    pairwise(SIZES, DTYPES, ["contiguous", "permuted", "time_inside"]),
+    ids=str,
+)
+def test_what_goes_in_comes_out_as_0_and_1_in_its_layout(backend, device, size, dtype, layout):
+    x = dyadic(size, dtype, device)
+    if len(size) >= 3:
+        x = as_layout(x, layout)
+    bits = pack_spikes(x)
+    back = unpack_spikes(bits, x.shape, x.stride(), x.dtype)
+    assert torch.equal(back, (x != 0).to(x.dtype))
+    assert bits.numel() == (x.numel() + 7) // 8
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        *(torch.ones(9).to(dtype) for dtype in (torch.int32, torch.bool, torch.complex64)),
+        torch.ones(3).expand(2, 3),
+        torch.ones(3, 6)[:, ::2],
+    ],
+)
+def test_what_is_not_packed_is_refused(x):
+    with pytest.raises((TypeError, ValueError), match="spikes") as caught:
+        pack_spikes(x)
+    assert "\n" not in str(caught.value)
 
 
 def test_packing_compiles_whatever_the_sizes():

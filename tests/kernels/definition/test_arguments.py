@@ -2,11 +2,14 @@
 
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
 
 from spiketriton_kernels import (
+    PROBE_FIELDS,
+    Surrogate,
     multistep_alif,
     multistep_bn_lif,
     multistep_clif,
@@ -15,6 +18,7 @@ from spiketriton_kernels import (
     multistep_lif_reference,
 )
 from spiketriton_kernels.arguments import along_channels
+from tests.kernels.support import DTYPES
 
 X = torch.zeros(4, 2, 3, 5)
 VECTOR = torch.ones(3)
@@ -137,6 +141,85 @@ def test_wrong_calls(function, changes, error, words):
     with pytest.raises(error, match=re.escape(words)) as caught:
         function(**given)
     assert "\n" not in str(caught.value), "more than one line"
+
+
+def like(x: torch.Tensor) -> list[Any]:
+    """What is no tensor of the shape, dtype and device of x."""
+    grown = torch.zeros((*x.shape[:-1], x.shape[-1] + 1), dtype=x.dtype)
+    wide = torch.float32 if x.dtype == torch.float64 else torch.float64
+    return [0.5, "x", grown, x[None], x.long(), x.bool(), x.to(wide), x.cfloat(), x.to("meta")]
+
+
+def never(name: str, x: torch.Tensor) -> list[Any]:
+    """What an argument cannot be, beside x [T, B, C, ...]."""
+    T, C = x.shape[0], x.shape[2]
+    numbers = ["0.5", None, True, math.nan, math.inf, -math.inf, 1j, [0.5], 10**400]
+    sizes = [torch.ones(size) for size in ((3, 1), (7,), (9,))]
+    sizes += [torch.ones((), dtype=kind) for kind in (torch.int64, torch.bool, torch.complex64)]
+    inputs = [x.long(), x.bool(), x.cfloat(), x.to(torch.float8_e4m3fn), x.to_sparse(), x[:0]]
+    return {
+        "input": [None, 1.0, [1.0], torch.zeros(T), torch.tensor(1.0), *inputs],
+        "reset": ["Hard", "", None, 1, ["hard"], {"hard"}],
+        "detach_reset": [0, 1, None, "True", torch.tensor(True)],
+        "surrogate": [None, "atan", Surrogate, 1.0],
+        "decay": [*numbers, *sizes, torch.ones((), device="meta")],
+        "threshold": [*numbers, *sizes, torch.ones((), device="meta")],
+        "surrogate width": [torch.ones(7), torch.ones((), device="meta")],
+        "probe": like(torch.zeros(T, len(PROBE_FIELDS))),
+        "v_init": like(x[0]),
+        "residual": like(x),
+        "spike_add": like(x),
+        "bn_weight": like(torch.zeros(C, dtype=x.dtype)),
+        "running_mean": like(torch.zeros(C, dtype=x.dtype)),
+        "step_gain": like(torch.zeros(T, dtype=x.dtype)),
+    }.get(name, numbers)
+
+
+BOTH = (
+    "input",
+    "reset",
+    "detach_reset",
+    "surrogate",
+    "decay",
+    "threshold",
+    "surrogate width",
+    "probe",
+    "v_init",
+)
+BEHIND_NORM = (
+    "residual",
+    "spike_add",
+    "bn_weight",
+    "running_mean",
+    "step_gain",
+    "eps",
+    "momentum",
+    "bn_scale",
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        *((multistep_lif, name) for name in (*BOTH, "gain", "v_reset")),
+        *((multistep_bn_lif, name) for name in (*BOTH, "gain", "v_reset", *BEHIND_NORM)),
+    ],
+)
+def test_every_argument_is_refused_by_name_where_it_cannot_be(function, name, dtype):
+    own, x = "x" if function is multistep_lif else "y", torch.zeros(5, 2, 4, 3, dtype=dtype)
+    for value in never(name, x):
+        given = {own: x} | ({} if own == "x" else NORMLESS)
+        if name == "surrogate width":
+            given["surrogate"] = Surrogate("atan", width=value)
+        else:
+            given[own if name == "input" else name] = value
+        with pytest.raises((TypeError, ValueError)) as caught:
+            function(**given)
+        said = str(caught.value)
+        assert "\n" not in said
+        assert len(said) < 300
+        assert (own if name == "input" else name) in said, (value, said)
 
 
 def test_one_value_per_channel_is_enough_in_evaluation():
