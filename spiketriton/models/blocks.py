@@ -22,7 +22,7 @@ from spiketriton.models.layers import (
 from spiketriton.models.memory import PackedSpikes, mark_spikes
 from spiketriton.models.network import Network
 from spiketriton.neurons import Norm, SpikingNeuron
-from spiketriton_kernels.backends import words
+from spiketriton_kernels.backends import beside
 
 
 class Block(nn.Module):
@@ -59,7 +59,7 @@ class Block(nn.Module):
                 self.add_module(f"{kind}{i}", module)
             channels = channels_next
         if changes_shape and self.norms_first:
-            self.downsample = parts.conv(channels_in, self.channels_out, 1, stride)
+            self.downsample = parts.conv(channels_in, self.channels_out, 1, stride, normed=False)
 
     def _layer(
         self, parts: Parts, conv: tuple[int, int, int, int], last: bool
@@ -138,7 +138,7 @@ class PlainBlock(Block):
         shortcut = shortcut.detach() if around else shortcut
         spikes = norm_neuron(norm, neuron, current, shortcut)
         if around:
-            return mark_spikes(words.hand_on(spikes, _StraightThrough.apply(spikes, x)))
+            return mark_spikes(beside.hand_on(spikes, _StraightThrough.apply(spikes, x)))
         return spikes
 
 
@@ -223,7 +223,7 @@ class PreActBlock(Block):
         self, parts: Parts, conv: tuple[int, int, int, int], last: bool
     ) -> dict[str, nn.Module]:
         norm, neuron = parts.norm(conv[0]), parts.neuron(conv[0])
-        return {"bn": norm, "neuron": neuron, "conv": parts.conv(*conv)}
+        return {"bn": norm, "neuron": neuron, "conv": parts.conv(*conv, normed=not last)}
 
     def start(self, gain: float, bias: float) -> None:
         """Nothing: no norm ends its branch."""

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from spiketriton.models.memory import mark_alike
 from spiketriton.system import machine
-from spiketriton_kernels.backends import words
+from spiketriton_kernels.backends import beside, words
 from spiketriton_kernels.convolutions import sparse, tiles
 from spiketriton_kernels.window.fire import traced
 
@@ -148,6 +148,7 @@ class FasterConv2d(nn.Conv2d):
     Output and both gradients are chosen by themselves. Where torch traces, it sees a plain convolution.
     """
 
+    normed = False  # whether a batch norm reads the output: in training, tiles leave its moments
     _shares = False  # whether `beside` calls
     _shared: Tensor | None = None  # x, for it
 
@@ -179,7 +180,7 @@ class FasterConv2d(nn.Conv2d):
             by_input: Any = tiles
             if dtype == torch.float32 and self.in_channels * self.out_channels > FLOATS:
                 by_input = None if sizes is None else self._by_products(x, sizes)[1]
-            given = x, spikes, self.weight.float(), stride, by_input, self._shares
+            given = x, spikes, self.weight.float(), stride, by_input, self._shares, self._measures
             y, self._shared = _OfSpikes.apply(*given)
             return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
         if served and dtype == torch.bfloat16:
@@ -200,9 +201,13 @@ class FasterConv2d(nn.Conv2d):
         return soundly(self, x, weight, bias)
 
     def _by(self, ways: Ways, x: Tensor, weight: Tensor) -> Tensor:
-        given = self.stride[0], self.padding[0], ways, self._shares
+        given = self.stride[0], self.padding[0], ways, self._shares, self._measures
         y, self._shared = _Convolution.apply(x, weight, *given)
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
+
+    @property
+    def _measures(self) -> bool:
+        return self.normed and self.training and torch.is_grad_enabled()
 
     def _is_plain(self) -> bool:
         kernel, stride = self.kernel_size[0], self.stride[0]
@@ -232,13 +237,22 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, ways: Ways, shares: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        stride: int,
+        padding: int,
+        ways: Ways,
+        shares: bool,
+        measures: bool,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
         ctx.stride, ctx.padding, ctx.ways = stride, padding, ways
         if ways[0] is None:
             y = conv2d(x, weight, None, stride, padding)
+        elif ways[0] is tiles:
+            y = _measured(_last(x), weight, stride, x.dtype, measures)
         else:
             y = _channels_first(ways[0].output(_last(x), _last(weight), stride))
         return y, x.view_as(x) if shares else None
@@ -247,7 +261,7 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, more: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
-            return more, *[None] * 5
+            return more, *[None] * 6
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         ways = [way if want else None for way, want in zip(ctx.ways[1:], wanted, strict=True)]
@@ -263,7 +277,7 @@ class _Convolution(torch.autograd.Function):
             dx = _channels_first(ways[0].by_input(seen, _last(weight), ctx.stride, x.shape))
         if ways[1] is not None:
             dweight = _channels_first(ways[1].by_weight(seen, _last(x), ctx.stride, weight.shape))
-        return _sum(dx, more), dweight, *[None] * 4
+        return _sum(dx, more), dweight, *[None] * 5
 
 
 class _OfSpikes(torch.autograd.Function):
@@ -281,18 +295,19 @@ class _OfSpikes(torch.autograd.Function):
         stride: int,
         by_input: Any,
         shares: bool,
+        measures: bool,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(spikes, weight)
         ctx.set_materialize_grads(False)
         ctx.stride, ctx.size, ctx.by_input = stride, x.shape, by_input
-        y = _channels_first(tiles.output(spikes, _last(weight), stride, x.dtype))
+        y = _measured(spikes, weight, stride, x.dtype, measures)
         return y, x.view_as(x) if shares else None
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, more: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
-            return more, *[None] * 5
+            return more, *[None] * 6
         spikes, weight = ctx.saved_tensors
         dx = dweight = None
         seen = _last(dy)
@@ -301,7 +316,7 @@ class _OfSpikes(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             found = tiles.by_weight(seen, spikes, ctx.stride, weight.shape)
             dweight = _channels_first(found)
-        return dx, None, dweight, *[None] * 3
+        return dx, None, dweight, *[None] * 4
 
     @staticmethod
     def _by_input(ctx: Any, dy: Tensor, weight: Tensor, more: Tensor | None) -> Tensor | None:
@@ -316,6 +331,18 @@ class _OfSpikes(torch.autograd.Function):
             return _sum(_channels_first(ctx.by_input.by_input(*given)), more)
         unread = torch.empty(ctx.size, dtype=dy.dtype, memory_format=torch.channels_last)
         return _sum(_by_library(dy, unread, weight, ctx.stride, [True, False])[0], more)
+
+
+def _measured(
+    seen: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, measures: bool
+) -> Tensor:
+    """The output [N, O, H', W'] of tiles, beside which its moments are kept where it `measures`."""
+    if not (measures and seen.numel()):
+        return _channels_first(tiles.output(seen, _last(weight), stride, dtype))
+    moments = seen.new_empty(2, len(weight), dtype=torch.float64)
+    y = _channels_first(tiles.output(seen, _last(weight), stride, dtype, moments))
+    beside.keep(y, moments)
+    return y
 
 
 def _spikes(x: Tensor) -> Tensor | None:

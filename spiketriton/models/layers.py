@@ -12,6 +12,7 @@ from spiketriton.config import ModelConfig, NeuronConfig
 from spiketriton.models.convolutions import FasterConv2d
 from spiketriton.models.memory import mark_currents, mark_spikes
 from spiketriton.neurons import Norm, SpikingNeuron, build_neuron, spiking
+from spiketriton_kernels.backends.beside import hand_on
 from spiketriton_kernels.nn import PSN, Delays, SlidingPSN
 
 
@@ -23,7 +24,8 @@ def folded(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if isinstance(layer, Delays):
         return mark_currents(layer(x), layer, x)
     given = x.flatten(0, 1)
-    return mark_currents(layer(given), layer, given).unflatten(0, x.shape[:2])
+    y = mark_currents(layer(given), layer, given)
+    return hand_on(y, y.unflatten(0, x.shape[:2]))
 
 
 def folded_beside(layer: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,9 +34,8 @@ def folded_beside(layer: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor,
         return folded(layer, x), x
     given = x.flatten(0, 1)
     y, shared = layer.beside(given)
-    return tuple(
-        each.unflatten(0, x.shape[:2]) for each in (mark_currents(y, layer, given), shared)
-    )
+    y = mark_currents(y, layer, given)
+    return hand_on(y, y.unflatten(0, x.shape[:2])), shared.unflatten(0, x.shape[:2])
 
 
 class EachStep(nn.Module):
@@ -168,11 +169,18 @@ class Parts:
         nn.init.constant_(norm.weight, self.model.norm_gain)
         return norm
 
-    def conv(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-        """A convolution that keeps the size at stride 1; with a bias if no norm follows."""
+    def conv(
+        self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, normed: bool = True
+    ) -> nn.Conv2d:
+        """A convolution that keeps the size at stride 1; with a bias if the network has no norms.
+
+        normed: whether a norm, where there is one, reads its output and nothing else.
+        """
         kind = StridedPointwise if kernel == 1 and stride > 1 else FasterConv2d
         bias = self.norm_kind == "none"
-        return kind(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=bias)
+        conv = kind(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=bias)
+        conv.normed = normed and self.norm_kind in ("bn", "tdbn", "tebn")
+        return conv
 
     def linear(self, features_in: int, features_out: int) -> nn.Linear:
         return nn.Linear(features_in, features_out, bias=self.norm_kind == "none")

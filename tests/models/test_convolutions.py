@@ -12,12 +12,14 @@ from torch.nn import functional as F
 
 from spiketriton.models import convolutions, memory
 from spiketriton.models.convolutions import FasterConv2d, Sizes
-from spiketriton.models.layers import StridedPointwise
+from spiketriton.models.layers import StridedPointwise, folded, norm_neuron
+from spiketriton.neurons import Norm
+from spiketriton_kernels.backends import beside
 from spiketriton_kernels.convolutions import tiles
 from spiketriton_kernels.nn import LIF
 from tests.conftest import need_native
 from tests.evaluate.test_stream import IMAGES, made
-from tests.models.support import build
+from tests.models.support import build, parts_of
 
 F32, BF16 = torch.float32, torch.bfloat16
 
@@ -274,6 +276,40 @@ def test_what_nobody_adds_to():
     assert torch.equal(shared, x)
     assert conv.double().beside(x.double())[1].dtype == torch.float64
     assert conv._shared is None
+
+
+@pytest.mark.parametrize("neuron", [parts_of().neuron(), nn.Identity()])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_a_norm_takes_the_moments_that_its_convolution_has_left(monkeypatch, dtype, neuron):
+    """The statistics are float64's. None are left of what was changed, and where nothing is trained."""
+    if not tiles.available():
+        pytest.skip("needs AMX and a compiler")
+    conv, norm = FasterConv2d(16, 32, 3, padding=1, bias=False), Norm(32)
+    taken: list[bool] = []
+    of = beside.moments_of
+
+    def look(y: Tensor) -> Tensor | None:
+        taken.append(of(y) is not None)
+        return of(y)
+
+    monkeypatch.setattr(beside, "moments_of", look)
+    spikes = (torch.rand(2, 3, 16, 9, 7) < 0.4).to(dtype)
+    spikes = spikes.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 3))
+    for normed in (False, True):
+        conv.normed = normed
+        norm.reset_running_stats()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == BF16):
+            y = folded(conv, spikes)
+            norm_neuron(norm, neuron, y)
+        assert taken.pop() == normed
+        var, mean = torch.var_mean(y.detach().double(), (0, 1, 3, 4))
+        torch.testing.assert_close(norm.running_mean.double(), 0.1 * mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(norm.running_var.double(), 0.9 + 0.1 * var, rtol=1e-5, atol=0)
+    y.detach().mul_(3)
+    assert of(y) is None
+    with torch.no_grad():
+        assert of(folded(conv, spikes)) is None
+    assert of(folded(conv.eval(), spikes)) is None
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])

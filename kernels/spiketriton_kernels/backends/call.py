@@ -45,7 +45,7 @@ FORTH = Part(
     *_all("void *", NORM),
     *_all("void *", ("first" if name == "states" else name for name in Inputs._fields)),
     *_all("void *", ("last" if n == "states" else n for n in Outputs._fields if n != "saved")),
-    *_all("void *", ("running_mean", "running_var", "bits")),
+    *_all("void *", ("running_mean", "running_var", "bits", "moments")),
 )
 """The norm, what every pass reads, and what a forward pass writes. None is 0."""
 

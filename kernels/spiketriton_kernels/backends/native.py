@@ -36,7 +36,7 @@ from ..neuron import Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..steps import forms
 from ..steps.step import Step, constants_of, header, written
 from ..surrogate import SHAPES
-from . import call, functions
+from . import beside, call, functions
 from .call import BACK, FORTH, INPUT
 
 try:
@@ -409,7 +409,8 @@ def forward(
     spikes, last, trace, _, current = out
     served, called = _called(neuron, x.dtype)
     running_mean, running_var, momentum = running or _NOT_RUNNING
-    more = spikes, last, trace, current, running_mean, running_var, bits
+    known = beside.moments_of(x) if measures else None
+    more = spikes, last, trace, current, running_mean, running_var, bits, known
     places = _places(*neuron.norm, *inputs, *more)
     forth = FORTH.pack(neuron.eps, neuron.bn_scale, 0.0, momentum, *places)
     served.spiketriton_run(_input(x, measures) + forth + _NOTHING_BACK + called, _FORWARD)
@@ -434,7 +435,7 @@ def backward(
     x = inputs.x
     served, called = _called(neuron, x.dtype)
     read = _places(*neuron.norm, *inputs)
-    forth = FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *read, 0, 0, 0, 0, 0, 0, 0)
+    forth = FORTH.pack(neuron.eps, neuron.bn_scale, count, 0.0, *read, 0, 0, 0, 0, 0, 0, 0, 0)
     back = BACK.pack(*_places(*upstream, sums, *out))
     served.spiketriton_run(_input(x) + forth + back + called, _BACKWARD)
 
@@ -444,8 +445,9 @@ def channel_statistics(
 ) -> None:
     """Fill mean and biased variance of each channel, [C] each; running statistics move towards them."""
     running_mean, running_var, momentum = running or _NOT_RUNNING
-    names = "mean", "var", "x", "running_mean", "running_var"
-    places = zip(names, _places(mean, var, y, running_mean, running_var), strict=True)
+    names = "mean", "var", "x", "running_mean", "running_var", "moments"
+    given = mean, var, y, running_mean, running_var, beside.moments_of(y)
+    places = zip(names, _places(*given), strict=True)
     _run_simple(_STATISTICS, y, FORTH.of(momentum=momentum, **dict(places)))
 
 

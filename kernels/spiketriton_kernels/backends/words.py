@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-import weakref
 
 import torch
 from torch import Tensor
 
-from . import native
+from . import beside, native
 
 LANES = 16
 """Spikes in a word."""
-
-_kept: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
-"""Each living tensor of spikes, its version, and its bits, by the address of its memory."""
 
 
 def room(x: Tensor) -> Tensor | None:
@@ -31,35 +27,9 @@ def _read() -> bool:
     return "amx_bf16" in native._machine()
 
 
-def keep(spikes: Tensor, bits: Tensor) -> None:
-    """For as long as the spikes live, and are not changed."""
-    address = spikes.untyped_storage().data_ptr()
-    reference = weakref.ref(spikes, lambda gone: _forget(address, gone))
-    version = 0 if spikes.is_inference() else spikes._version
-    _kept[address] = reference, version, bits
-
-
-def hand_on(spikes: Tensor, view: Tensor) -> Tensor:
-    """The view, which has the bits of the spikes for as long as it lives."""
-    if torch.compiler.is_compiling():  # a graph has no addresses
-        return view
-    known = _kept.get(spikes.untyped_storage().data_ptr())
-    if known is not None and known[0]() is spikes:
-        keep(view, known[2])
-    return view
-
-
-def _forget(address: int, gone: weakref.ref[Tensor]) -> None:
-    if address in _kept and _kept[address][0] is gone:
-        del _kept[address]
-
-
 def of(x: Tensor) -> Tensor | None:
     """The bits [N, H, W, C / 16] of a view [N, H, W, C] of such spikes, all of them in their order; else None."""
-    reference, version, bits = _kept.get(x.untyped_storage().data_ptr(), (None, 0, None))
-    spikes = None if reference is None else reference()
-    if spikes is None or bits is None or spikes.dtype != x.dtype or not x.is_contiguous():
+    bits = beside.of(x) if x.is_contiguous() else None
+    if bits is None or bits.dtype != torch.int16:
         return None
-    now = 0 if spikes.is_inference() else spikes._version
-    size = (*bits.shape[:3], bits.shape[3] * LANES)
-    return bits if now == version and x.shape == size else None
+    return bits if x.shape == (*bits.shape[:3], bits.shape[3] * LANES) else None

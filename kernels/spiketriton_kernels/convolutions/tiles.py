@@ -41,13 +41,23 @@ def serves(dtype: torch.dtype, read: int, written: int, kernel: int, stride: int
     return fits and dtype in (torch.bfloat16, torch.float32) and available()
 
 
-def output(x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype | None = None) -> Tensor:
-    """[N, H', W', O] of bfloat16 x, or of spikes as `bits`; in float32 of these, and of `narrowed` x."""
+def output(
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    dtype: torch.dtype | None = None,
+    moments: Tensor | None = None,
+) -> Tensor:
+    """[N, H', W', O] of bfloat16 x, or of spikes as `bits`; in float32 of these, and of `narrowed` x.
+
+    moments: float64 [2, O], is filled with the mean and the biased variance of each channel of what is written.
+    """
     sides = (-(-side // stride) for side in x.shape[1:3])
     y = x.new_empty(len(x), *sides, len(weight), dtype=dtype or torch.bfloat16)
     size = torch.Size([*x.shape[:3], weight.shape[3]])
     floats = y.dtype == torch.float32
-    _call("spiketriton_tiles_output", size, weight.shape, stride, x, weight, y, floats=floats)
+    given = x, weight, moments, y
+    _call("spiketriton_tiles_output", size, weight.shape, stride, *given, floats=floats)
     return y
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..arguments import PROBE_FIELDS
-from ..backends import eager, native, triton_neuron, triton_norm, words
+from ..backends import beside, eager, native, triton_neuron, triton_norm, words
 from ..backends.choice import backend_for
 from ..backends.triton_tiles import CHUNK, chunk_length
 from ..layout import like
@@ -110,7 +110,7 @@ def neuron_forward(
     bits = words.room(x) if backend == "native" and call.save and inputs.spike_add is None else None
     if bits is not None and native.gives_bits(neuron.step, x.dtype):
         native.forward(inputs, neuron, out, measures, inside, bits)
-        words.keep(out.spikes, bits)
+        beside.keep(out.spikes, bits)
     else:
         _NEURON[backend].forward(inputs, neuron, out, measures, inside)
     if running is not None:

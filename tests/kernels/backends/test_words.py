@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spiketriton_kernels.backends import words
+from spiketriton_kernels.backends import beside, words
 from spiketriton_kernels.convolutions import tiles
 from spiketriton_kernels.nn import LIF, PLIF, BatchNormLIF
 
@@ -39,18 +39,18 @@ def test_they_are_the_bits_of_the_spikes(size, neuron, dtype):
 
 def test_as_long_as_spikes_live_and_are_not_changed():
     x = drawn(2, 3, 16, 4, 4, dtype=torch.float32).requires_grad_()
-    before = len(words._kept)
+    before = len(beside._kept)
     spikes = LIF()(x)
     assert of(spikes[:1]) is None
     assert of(spikes) is not None
-    view = words.hand_on(spikes, spikes.view_as(spikes))
+    view = beside.hand_on(spikes, spikes.view_as(spikes))
     del spikes
     assert of(view) is not None
     with torch.no_grad():
         view.mul_(2)
     assert of(view) is None
     del view
-    assert len(words._kept) == before
+    assert len(beside._kept) == before
 
 
 def test_nobody_asks_for_them():

@@ -108,6 +108,43 @@ def test_by_an_input_in_float32_and_what_others_add(size):
     torch.testing.assert_close(found.double(), true, rtol=2**-8, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_moments_are_those_of_what_is_written(size, dtype):
+    x, weight, _ = case(*size)
+    weight[:16] *= torch.logspace(-3, 3, 16)[:, None, None, None]
+    moments = torch.full((2, len(weight)), torch.nan, dtype=torch.float64)
+    y = tiles.output(x, weight, size[-1], dtype, moments)
+    assert torch.equal(y, tiles.output(x, weight, size[-1], dtype))
+    var, mean = torch.var_mean(y.double().flatten(0, 2), 0, correction=0)
+    assert ((moments[0] - mean).abs() <= 1e-6 * var.sqrt()).all()
+    assert ((moments[1] - var).abs() <= 3e-6 * var).all()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_moments_neither_of_far_means_nor_of_a_few_far_values_lose_digits(first):
+    """Half of the channels read 1 with large weights, and of the others an image is ten thousand times the rest."""
+    x = torch.randint(0, 2, (40, 9, 8, 32)).float()
+    x[..., 16:] = 1
+    x[0 if first else -1, 4, 4, :16] = 16384
+    weight = torch.randn(48, 3, 3, 32)
+    weight[16:, :, :, 16:] = 0
+    weight[16:, 1, 1, 16] = 1000
+    moments = torch.empty(2, 48, dtype=torch.float64)
+    y = tiles.output(x.bfloat16(), weight, 1, torch.float32, moments)
+    var, mean = torch.var_mean(y.double().flatten(0, 2), 0, correction=0)
+    assert ((moments[0] - mean).abs() <= 1e-6 * var.sqrt()).all()
+    assert ((moments[1] - var).abs() <= 3e-6 * var).all()
+
+
+def test_moments_of_what_is_not_finite_are_not():
+    x, weight, _ = case(*SIZES[0])
+    weight[3, 1, 1, 2] = torch.nan
+    moments = torch.empty(2, 16, dtype=torch.float64)
+    tiles.output(x, weight, 1, None, moments)
+    assert (moments.isnan() == (torch.arange(16) == 3)).all()
+
+
 def test_by_an_input_in_float32_of_numbers_of_all_sizes():
     """The largest that there are, and some that bfloat16 rounds to infinity."""
     weight, dy = torch.randn(16, 3, 3, 16), torch.randn(2, 5, 4, 16)
@@ -222,7 +259,9 @@ def test_the_same_bits_by_any_number_of_threads(size):
             found.append(computed(*given, size[-1]))
             x, weight, dy = given
             more = torch.Size([weight.shape[i] for i in (0, 3, 1, 2)]), dy.float()
-            found[-1].append(tiles.output(x, weight, size[-1], torch.float32))
+            moments = torch.empty(2, len(weight), dtype=torch.float64)
+            found[-1].append(tiles.output(x, weight, size[-1], torch.float32, moments))
+            found[-1].append(moments)
             found[-1].append(tiles.by_weight(more[1], x, size[-1], more[0]))
             shape = torch.Size([x.shape[i] for i in (0, 3, 1, 2)])
             found[-1].append(tiles.by_input_of_floats(more[1], weight, size[-1], shape))

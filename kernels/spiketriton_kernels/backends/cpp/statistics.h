@@ -18,12 +18,28 @@ struct Moments {
     }
 };
 
-// Mean and biased variance per channel. Floats are enough within a block, whatever it holds, because its elements are
+// Mean and biased variance of a channel, by their memory and towards them the running ones.
+void follow(const Call &c, int64_t channel, double mean, double var, double count) {
+    const A mean_a = A(mean), var_a = A(var < 0 ? 0 : var);  // a NaN stays one
+    ((A *)c.mean)[channel] = mean_a;
+    ((A *)c.var)[channel] = var_a;
+    if (!c.running_mean) return;
+    A &running_mean = ((A *)c.running_mean)[channel], &running_var = ((A *)c.running_var)[channel];
+    running_mean += A(c.momentum) * (mean_a - running_mean);
+    running_var += A(c.momentum) * (var_a * A(count / (count - 1)) - running_var);
+}
+
+// Mean and biased variance per channel, `moments` where they are known. Floats are enough within a block, whatever it holds, because its elements are
 // shifted by the mean of its first eighth, about which the squares add up to 8 times those about the block's own mean
 // at most. Blocks join in double.
 void statistics(const Call &c) {
     const T *x = (const T *)c.x;
     const int64_t C = c.channels, inner = c.inner, rows = c.steps * c.neurons / (C * inner);
+    const double count = double(rows) * double(inner);
+    if (const double *known = (const double *)c.moments) {
+        for (int64_t j = 0; j < C; j++) follow(c, j, known[j], known[C + j], count);
+        return;
+    }
     const int64_t chunks = std::min(rows, chunk_count(rows * C * inner, 16384));
     std::vector<double> shift(C);
     for (int64_t j = 0; j < C; j++) shift[j] = load(x[j * inner]);
@@ -110,21 +126,14 @@ void statistics(const Call &c) {
                     }
         }
     }); });
-    const double count = double(rows) * double(inner);
     for (int64_t j = 0; j < C; j++) {
         Moments total;
         for (const auto &share : shares) {
             total.sum += share[j].sum;
             total.squares += share[j].squares;
         }
-        const double mean = total.sum / count, var = total.squares / count - mean * mean;
-        const A mean_a = A(shift[j] + mean), var_a = A(var < 0 ? 0 : var);  // a NaN stays one
-        ((A *)c.mean)[j] = mean_a;
-        ((A *)c.var)[j] = var_a;
-        if (!c.running_mean) continue;
-        A &running_mean = ((A *)c.running_mean)[j], &running_var = ((A *)c.running_var)[j];
-        running_mean += A(c.momentum) * (mean_a - running_mean);
-        running_var += A(c.momentum) * (var_a * A(count / (count - 1)) - running_var);
+        const double mean = total.sum / count;
+        follow(c, j, shift[j] + mean, total.squares / count - mean * mean, count);
     }
 }
 

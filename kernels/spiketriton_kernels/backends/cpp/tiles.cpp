@@ -336,31 +336,134 @@ inline __m512 values(const float *of) { return _mm512_loadu_ps(of); }
 // 16 sums, and what is added to them, if anything is.
 template <class Out>
 inline __m512 summed(const float *row, const Out *more) { return more ? _mm512_add_ps(_mm512_load_ps(row), values(more)) : _mm512_load_ps(row); }
-inline void write(Half *to, const float *row, const Half *more) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(summed(row, more))); }
-inline void write(float *to, const float *row, const float *more) { _mm512_storeu_ps(to, summed(row, more)); }
-inline void write_two(Half *to, const float *row, const Half *more) {
-    _mm512_storeu_si512(to, rounded(summed(row, more), summed(row + 256, more ? more + LANES : nullptr)));
+// What is written of 16 or 32 sums, and that in float32, which is what a norm behind it reads.
+inline __m512 wide(__m256i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)); }
+inline __m512 write(Half *to, __m512 sums) {
+    const __m256i halves = (__m256i)_mm512_cvtneps_pbh(sums);
+    _mm256_storeu_si256((__m256i *)to, halves);
+    return wide(halves);
 }
-inline void write_two(float *to, const float *row, const float *more) { write(to, row, more), write(to + LANES, row + 256, more ? more + LANES : nullptr); }
+inline __m512 write(float *to, __m512 sums) { return _mm512_storeu_ps(to, sums), sums; }
+struct Two { __m512 of[2]; };
+inline Two write(Half *to, __m512 low, __m512 high) {
+    const __m512i halves = rounded(low, high);
+    _mm512_storeu_si512(to, halves);
+    return {{wide(_mm512_castsi512_si256(halves)), wide(_mm512_extracti64x4_epi64(halves, 1))}};
+}
+inline Two write(float *to, __m512 low, __m512 high) { return {{write(to, low), write(to + LANES, high)}}; }
 
-// Sums of tiles of pixels by `side` tiles of channels, of those pixels that have a place, and `more` of the same shape.
+// Of what is written the mean of each channel and the sum of the squares about it: in float32 of about RUN pixels, whose distances
+// are from the mean of the first of them, and in double of those together (Chan et al. 1979), chunk of images by chunk.
+struct Moments {
+    static constexpr int64_t RUN = 256;
+    struct Run { __m512 about{}, distances{}, powers{}; int64_t n = 0; };  // powers: the distances squared
+    const int64_t channels;
+    std::vector<double> means, squares, counts;  // of each chunk: by channel; by 16 channels
+    std::vector<Run> runs;                       // as counts
+    Moments(int64_t chunks, int64_t channels)
+        : channels(channels), means(chunks * channels), squares(chunks * channels), counts(chunks * channels / LANES), runs(counts.size()) {}
+
+    // Of the 16 channels at a place among the runs.
+    void end(int64_t at) {
+        Run &run = runs[at];
+        if (!run.n) return;
+        const double n = double(run.n), share = n / (counts[at] + n);
+        const __m512d part = _mm512_set1_pd(1 / n), moved = _mm512_set1_pd(share), spread = _mm512_set1_pd(counts[at] * share);
+        const auto half = [](__m512 v, int h) { return _mm512_cvtps_pd(h ? _mm512_extractf32x8_ps(v, 1) : _mm512_castps512_ps256(v)); };
+        for (int h = 0; h < 2; h++) {
+            double *mean = &means[at * LANES + 8 * h], *square = &squares[at * LANES + 8 * h];
+            const __m512d sums = half(run.distances, h), away = _mm512_mul_pd(sums, part), before = _mm512_loadu_pd(mean);
+            const __m512d step = _mm512_sub_pd(_mm512_add_pd(half(run.about, h), away), before);
+            const __m512d own = _mm512_fnmadd_pd(sums, away, half(run.powers, h)), between = _mm512_mul_pd(_mm512_mul_pd(step, step), spread);
+            _mm512_storeu_pd(mean, _mm512_fmadd_pd(step, moved, before));
+            _mm512_storeu_pd(square, _mm512_add_pd(_mm512_loadu_pd(square), _mm512_add_pd(own, between)));
+        }
+        counts[at] += n;
+        run = Run();
+    }
+
+    // found [2, channels]: mean and biased variance.
+    void join(double *found) {
+        for (size_t at = 0; at < runs.size(); at++) end(int64_t(at));
+        for (int64_t c = 0; c < channels; c++) {
+            double n = 0, mean = 0, square = 0;
+            for (int64_t at = c; at < int64_t(means.size()); at += channels) {
+                const double more = counts[at / LANES], step = means[at] - mean;
+                if (more == 0) continue;
+                mean += step * (more / (n + more));
+                square += squares[at] + step * step * (n * more / (n + more));
+                n += more;
+            }
+            found[c] = mean, found[channels + c] = square / n;
+        }
+    }
+};
+
+// Sums of tiles of pixels, `pitch` floats apart, by one or two of channels, of those pixels that have a place, and `more` of the
+// same shape. moments: gets what is written, from a channel of a chunk on; or null.
 template <class Out>
-void write_sums(const float *sums, int64_t tiles, int64_t side, const int32_t *places, Out *y, const Out *more, int64_t channels) {
+void write_sums(
+    const float *sums, int64_t tiles, int64_t pitch, int64_t side, const int32_t *places, Out *y, const Out *more, int64_t channels,
+    Moments *moments = nullptr, int64_t chunk = 0, int64_t channel = 0
+) {
+    if (!moments) {
+        for (int64_t m = 0; m < tiles; m++)
+            for (int64_t i = 0; i < 16; i++) {
+                const int32_t place = places[m * 16 + i];
+                if (place < 0) continue;
+                const float *row = sums + m * pitch + i * 16;
+                const Out *added = more ? more + place * channels : nullptr;
+                if (side == 2) write(y + place * channels, summed(row, added), summed(row + 256, added ? added + LANES : nullptr));
+                else write(y + place * channels, summed(row, added));
+            }
+        return;
+    }
+    const int64_t first = (chunk * channels + channel) / LANES;
+    Moments::Run now[2];
+    for (int64_t o = 0; o < side; o++) now[o] = moments->runs[first + o];
+    int64_t n = 0;
+    for (int64_t i = 0; i < tiles * 16; i++) n += places[i] >= 0;
+    if (!n) return;
+    if (!now[0].n) {
+        const __m512 share = _mm512_set1_ps(1 / float(n));
+        for (int64_t i = 0; i < tiles * 16; i++) {
+            if (places[i] < 0) continue;
+            for (int64_t o = 0; o < side; o++)
+                now[o].about = _mm512_fmadd_ps(_mm512_load_ps(sums + i / 16 * pitch + o * 256 + i % 16 * 16), share, now[o].about);
+        }
+        if (sizeof(Out) == 2)  // distances of values of few bits from one of few bits are exact
+            for (auto &run : now) run.about = wide((__m256i)_mm512_cvtneps_pbh(run.about));
+    }
+    __m512 distances[2] = {}, powers[2] = {};
+    const auto gather = [&](int o, __m512 v) {
+        v = _mm512_sub_ps(v, now[o].about);
+        distances[o] = _mm512_add_ps(distances[o], v);
+        powers[o] = _mm512_fmadd_ps(v, v, powers[o]);
+    };
     for (int64_t m = 0; m < tiles; m++)
         for (int64_t i = 0; i < 16; i++) {
             const int32_t place = places[m * 16 + i];
             if (place < 0) continue;
-            const float *row = sums + m * side * 256 + i * 16;
-            const Out *added = more ? more + place * channels : nullptr;
-            if (side == 2) write_two(y + place * channels, row, added);
-            else write(y + place * channels, row, added);
+            const float *row = sums + m * pitch + i * 16;
+            if (side == 2) {
+                const Two both = write(y + place * channels, _mm512_load_ps(row), _mm512_load_ps(row + 256));
+                gather(0, both.of[0]), gather(1, both.of[1]);
+            } else
+                gather(0, write(y + place * channels, _mm512_load_ps(row)));
         }
+    for (int64_t o = 0; o < side; o++) {
+        now[o].n += n;
+        now[o].distances = _mm512_add_ps(now[o].distances, distances[o]);
+        now[o].powers = _mm512_add_ps(now[o].powers, powers[o]);
+        moments->runs[first + o] = now[o];
+        if (now[o].n >= Moments::RUN) moments->end(first + o);
+    }
 }
 
 // b: weights by class, 16 channels written, step: tiles of pairs of channels read. more: is added to y; or null.
-// Whether all x are finite, if they are float32; else what is written is of no use.
+// found: as of `Moments::join`; or null. Whether all x are finite, if they are float32; else what is written is of no use.
 template <class In, class Out>
-bool multiply(const Plan &p, const In *x, const std::vector<const char *> &b, Out *y, const Out *more = nullptr) {
+bool multiply(const Plan &p, const In *x, const std::vector<const char *> &b, Out *y, const Out *more = nullptr, double *found = nullptr) {
     const bool copied = p.edge || p.split > 1 || !std::is_same<In, Half>();
     const int64_t bytes = p.depth() * 2, blocks = p.to / LANES;
     const int64_t each = p.area() * p.planes() * p.sets() * bytes;
@@ -390,6 +493,8 @@ bool multiply(const Plan &p, const In *x, const std::vector<const char *> &b, Ou
                         places[k][n * p.area() + i * p.pitch() + j] = int32_t((n * p.to_height + down) * p.to_width + across);
                 }
     const bool halves = p.halves();
+    Moments moments(found ? chunks : 0, p.to);
+    Moments *const gathers = found ? &moments : nullptr;
     int bad = 0;
 #pragma omp parallel num_threads(p.threads) reduction(| : bad)
     {
@@ -430,11 +535,11 @@ bool multiply(const Plan &p, const In *x, const std::vector<const char *> &b, Ou
                         const char *one = b[k] + o * steps * TILE;
                         if (group == 2 && o + 1 < blocks) {
                             two_by_two(a, bytes, off.data(), steps, one, one + steps * TILE, sums);
-                            write_sums(sums, 2, 2, where, to + o * LANES, added ? added + o * LANES : nullptr, p.to);
+                            write_sums(sums, 2, 512, 2, where, to + o * LANES, added ? added + o * LANES : nullptr, p.to, gathers, at, o * LANES);
                         } else {
                             if (wide == 64) four_by_one(a, bytes, off.data(), full, steps, one, sums);
                             else two_by_one(a, bytes, off.data(), steps, one, sums);
-                            write_sums(sums, wide / 16, 1, where, to + o * LANES, added ? added + o * LANES : nullptr, p.to);
+                            write_sums(sums, wide / 16, 256, 1, where, to + o * LANES, added ? added + o * LANES : nullptr, p.to, gathers, at, o * LANES);
                         }
                     }
                 };
@@ -447,6 +552,7 @@ bool multiply(const Plan &p, const In *x, const std::vector<const char *> &b, Ou
             }
         }
     }
+    if (found) moments.join(found);
     return !bad;
 }
 
@@ -510,7 +616,10 @@ bool by_images_pays(const Plan &p) {
 }
 
 template <class In, class Out>
-void by_images(const Plan &p, const Sizes &s, const In *x, const float *w, bool turned, Out *y, const Out *more = nullptr) {
+void by_images(
+    const Plan &p, const Sizes &s, const In *x, const float *w, bool turned, Out *y, const Out *more = nullptr, double *found = nullptr
+) {
+    Moments moments(found ? 1 : 0, p.to);
     const int64_t size = p.from_height * p.from_width * p.from * 2, step = size + 64;  // bytes; not a multiple of a page
     const int64_t blocks = p.to / LANES, taps = s.kernel * s.kernel, full = p.full(), pixels = p.to_height * p.to_width;
     const int64_t groups = (p.images + 31) / 32, pairs = (blocks + 1) / 2;
@@ -576,17 +685,15 @@ void by_images(const Plan &p, const Sizes &s, const In *x, const float *w, bool 
                         }
                     }
                     STORE(0, sums, 64); STORE(1, sums + 256, 64); STORE(2, sums + 512, 64); STORE(3, sums + 768, 64);
-                    for (int64_t i = 0; i < std::min<int64_t>(32, p.images - g * 32); i++) {
-                        const float *row = sums + i / 16 * 512 + i % 16 * 16;
-                        const int64_t place = ((g * 32 + i) * pixels + pixel.at) * p.to + o * LANES;
-                        const Out *added = more ? more + place : nullptr;
-                        if (two) write_two(y + place, row, added);
-                        else write(y + place, row, added);
-                    }
+                    alignas(64) int32_t places[32];
+                    for (int64_t i = 0; i < 32; i++) places[i] = g * 32 + i < p.images ? int32_t((g * 32 + i) * pixels + pixel.at) : -1;
+                    const Out *added = more ? more + o * LANES : nullptr;
+                    write_sums(sums, 2, 512, two ? 2 : 1, places, y + o * LANES, added, p.to, found ? &moments : nullptr, 0, o * LANES);
                 }
             }
         }
     }
+    if (found) moments.join(found);
 }
 
 int64_t out_of(int64_t side, int64_t stride) { return (side + stride - 1) / stride; }
@@ -844,20 +951,23 @@ extern "C" int spiketriton_tiles() {
     return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 }
 
-// x [images, height, width, read], w [written, kernel, kernel, read] -> y [images, height', width', written]. In float32 of
-// an x of spikes, whose values bfloat16 has: weights and dy are sums of three values of bfloat16.
+// x [images, height, width, read], w [written, kernel, kernel, read] -> y [images, height', width', written], and its moments,
+// as of `Moments::join`, if they are not null. In float32 of an x of spikes, whose values bfloat16 has: weights and dy are sums
+// of three values of bfloat16.
 template <class In, class Out>
-void output(const Sizes &s, const In *x, const float *w, Out *y) {
+void output(const Sizes &s, const In *x, const float *w, double *moments, Out *y) {
     static thread_local Kept kept;
     Plan p = forwards(s);
     p.parts = s.floats ? 3 : 1;
-    if (by_images_pays(p)) return by_images(p, s, x, w, false, y);
-    multiply(p, x, pack(p, s, w, false, kept), y);
+    if (by_images_pays(p)) return by_images(p, s, x, w, false, y, (const Out *)nullptr, moments);
+    multiply(p, x, pack(p, s, w, false, kept), y, (const Out *)nullptr, moments);
 }
 template <class In>
-void output_of(const Sizes &s, const In *x, const float *w, void *y) { s.floats ? output(s, x, w, (float *)y) : output(s, x, w, (Half *)y); }
-extern "C" void spiketriton_tiles_output(const Sizes *s, const void *x, const float *w, void *y) {
-    s->bits ? output_of(*s, (const Word *)x, w, y) : output_of(*s, (const Half *)x, w, y);
+void output_of(const Sizes &s, const In *x, const float *w, double *moments, void *y) {
+    s.floats ? output(s, x, w, moments, (float *)y) : output(s, x, w, moments, (Half *)y);
+}
+extern "C" void spiketriton_tiles_output(const Sizes *s, const void *x, const float *w, double *moments, void *y) {
+    s->bits ? output_of(*s, (const Word *)x, w, moments, y) : output_of(*s, (const Half *)x, w, moments, y);
 }
 
 // x, dy -> dw, as w
@@ -939,7 +1049,7 @@ extern "C" int spiketriton_bits(int64_t n, int64_t threads, int floats, const vo
 #else
 
 extern "C" int spiketriton_tiles() { return 0; }
-extern "C" void spiketriton_tiles_output(const Sizes *, const void *, const void *, void *) {}
+extern "C" void spiketriton_tiles_output(const Sizes *, const void *, const void *, void *, void *) {}
 extern "C" void spiketriton_tiles_by_input(const Sizes *, const void *, const void *, const void *, void *) {}
 extern "C" int spiketriton_floats_by_input(const Sizes *, const void *, const void *, const void *, void *) { return 0; }
 extern "C" void spiketriton_tiles_by_weight(const Sizes *, const void *, const void *, void *) {}
