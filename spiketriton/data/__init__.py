@@ -177,7 +177,7 @@ def build_data(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> Data:
         validation=validation,
         skipped=skipped,
         place=source.place,
-        note="; ".join(filter(None, (source.note, stretched, fewer))),
+        note="; ".join(filter(None, (source.note, _lengths(facts, source), stretched, fewer))),
         frames=facts.frames - config.augmentation.delete if facts.frames else 0,
         bin_ms=source.bin_ms,
     )
@@ -290,6 +290,17 @@ def _refuse_other_steps(facts: Facts, steps: int, source: Source) -> None:
                 f"time_steps = {steps}, and sequences of {facts.name} have up to {longest:,} steps; accepted: "
                 f"time_steps = {longest} or more, to which shorter ones are padded, or sequences of fewer steps"
             )
+
+
+def _lengths(facts: Facts, source: Source) -> str:
+    """A note on sequences that are shorter than the window."""
+    if not facts.padded:
+        return ""
+    split: Any = source.train
+    shortest, longest = int(split.lengths.min()), int(split.lengths.max())
+    mean = float(split.lengths.double().mean())
+    found = f"{shortest} to {longest}, {mean:.1f} on average" if shortest < longest else longest
+    return f"of the {facts.frames} steps of a sequence {found} are its own, the others padding"
 
 
 def _stretched(config: DataConfig, source: Source) -> str:

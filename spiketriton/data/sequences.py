@@ -43,19 +43,27 @@ class SequenceSplit:
     ) -> None:
         """`values`: numbers [N, T, C], or a list of [T_i, C]; `lengths`: of the former, where they differ.
 
-        UserError: another shape, another kind of number, values that are not finite, a length that is not from 1 to T.
+        What is behind the end of a sequence is never read, and may be anything. UserError: another shape, another kind
+        of number, values that are not finite, a length that is not from 1 to T.
         """
         if isinstance(values, Tensor | np.ndarray):
-            whole = _floats(values, 3)
-            self.values: Tensor | list[Tensor] = whole
+            whole = _shaped(values, 3)
             longest = [whole.shape[1]] * len(whole)
+            if lengths is not None:
+                ends = _whole(lengths, longest)
+                behind = torch.arange(whole.shape[1]) >= ends.unsqueeze(1)
+                whole = real(whole, "sequences", _ACCEPTED).masked_fill(behind.unsqueeze(2), 0)
+            self.values: Tensor | list[Tensor] = finite(whole, "sequences", _ACCEPTED)
             self.channels, self.steps = whole.shape[2], whole.shape[1]
         else:
             if lengths is not None:
                 raise UserError(
                     "sequences: a list of [T, C] has lengths of its own; accepted: no lengths"
                 )
-            self.values = [_floats(one, 2) for one in values]
+            self.values = [
+                finite(_shaped(one, 2), f"sequence {place}", _ACCEPTED)
+                for place, one in enumerate(values)
+            ]
             if len({one.shape[1] for one in self.values}) != 1:
                 found = sorted({one.shape[1] for one in self.values}) or "no"
                 raise UserError(
@@ -93,22 +101,33 @@ def statistics_of(steps: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(stds)
 
 
-def _floats(values: Tensor | np.ndarray, dimensions: int) -> Tensor:
-    found = as_tensor(values)
-    accepted = "numbers [N, T, C], or a list of [T, C], of one step or more"
+_ACCEPTED = "numbers [N, T, C], or a list of [T, C], of one step or more"
+
+
+def _shaped(values: Tensor | np.ndarray, dimensions: int) -> Tensor:
+    found = as_tensor(values).detach().cpu()
     if found.ndim != dimensions or 0 in found.shape:
-        raise UserError(f"sequences of {found.dtype} {list(found.shape)}; accepted: {accepted}")
-    return finite(found, "sequences", accepted)
+        shape = list(found.shape)
+        raise UserError(f"sequences of {found.dtype} {shape}; accepted: {_ACCEPTED}")
+    return found
+
+
+def real(values: Tensor, what: str, accepted: str) -> Tensor:
+    """As float32 on the CPU. UserError: another kind of number."""
+    if values.dtype == torch.bool or values.is_complex():
+        raise UserError(f"{what} of {values.dtype} {list(values.shape)}; accepted: {accepted}")
+    return values.detach().cpu().float()
 
 
 def finite(values: Tensor, what: str, accepted: str) -> Tensor:
     """As float32 on the CPU. UserError: another kind of number, or one that is not finite."""
-    if values.dtype == torch.bool or values.is_complex():
-        raise UserError(f"{what} of {values.dtype} {list(values.shape)}; accepted: {accepted}")
-    values = values.detach().cpu().float()
+    values = real(values, what, accepted)
     # a sum tells in a fifth of the time of a few values; large ones may overflow it
     if not math.isfinite(float(values.sum())) and not bool(values.isfinite().all()):
-        raise UserError(f"{what} with values that are not finite; accepted: finite ones")
+        place = (~values.isfinite()).nonzero()[0].tolist()
+        raise UserError(
+            f"{what} with values that are not finite, the first at {place}; accepted: finite ones"
+        )
     return values
 
 

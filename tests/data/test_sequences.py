@@ -39,6 +39,10 @@ def test_a_batch_is_time_first_normalised_and_zero_behind_the_end():
     assert data.facts.image_shape == (CHANNELS,)
     assert data.facts.frames == STEPS
     source = tones(64, 0)
+    mean = float(source.lengths.double().mean())
+    assert data.note == (
+        f"of the 12 steps of a sequence 7 to 12, {mean:.1f} on average are its own, the others padding"
+    )
     means, stds = (torch.tensor(x, dtype=torch.float32) for x in source.statistics())
     for images, labels, lengths in take(data, 2):
         assert images.shape == (STEPS, 16, CHANNELS)
@@ -59,7 +63,9 @@ def test_sequences_of_one_length_have_no_lengths():
     assert not data.facts.padded
     for batch in (*take(data, 1), next(iter(data.test))):
         assert len(batch) == 2
+    assert data.note == ""
     longer = build_data(sequence_recipe("data.name=even_tones", "time_steps=20"))
+    assert longer.note == "of the 20 steps of a sequence 12 are its own, the others padding"
     images, _, lengths = next(iter(longer.test))
     assert images.shape == (20, 16, CHANNELS)
     assert (lengths == STEPS).all()
@@ -73,13 +79,31 @@ def test_any_real_numbers_will_do(kind):
     assert np.array_equal(split.values.numpy(), values.astype("float32"))
 
 
+@pytest.mark.parametrize("kind", ["uint16", "int64", "float64"])
+def test_what_is_behind_the_end_of_a_sequence_may_be_anything(kind):
+    """Padding is often NaN."""
+    values = np.arange(24).reshape(2, 4, 3).astype(kind)
+    if kind == "float64":
+        values[0, 2:] = np.nan
+        values[1, 3:] = np.inf
+    split = SequenceSplit(values, [0, 1], [2, 3])
+    first, second = split.read(np.array([0, 1]))
+    assert np.array_equal(first.numpy(), values[0, :2])
+    assert np.array_equal(second.numpy(), values[1, :3])
+    valid = np.concatenate([values[0, :2], values[1, :3]])
+    assert split.statistics()[0] == pytest.approx(valid.mean(0))
+    with pytest.raises(UserError, match=r"not finite, the first at \[0, 1, 2\]"):
+        SequenceSplit(np.where(values == 5, np.nan, values), [0, 1], [2, 3])
+
+
 @pytest.mark.parametrize(
     ("values", "lengths", "words"),
     [
         (torch.zeros(3, 4), None, ("[3, 4]", "[N, T, C]")),
         (torch.zeros(3, 0, 2), None, ("[3, 0, 2]",)),
         (torch.zeros(3, 4, 2, dtype=torch.bool), None, ("torch.bool",)),
-        (torch.full((3, 4, 2), torch.nan), None, ("not finite",)),
+        (torch.full((3, 4, 2), torch.nan), None, ("not finite", "[0, 0, 0]")),
+        ([torch.zeros(3, 2), torch.eye(2) / 0], None, ("sequence 1", "not finite", "[0, 0]")),
         (torch.zeros(3, 4, 2), [1, 5, 2], ("from 1 to 5", "1 to 4")),
         (torch.zeros(3, 4, 2), [0, 1, 2], ("from 0 to 2", "1 to 4")),
         (torch.zeros(3, 4, 2), [1, 2], ("[2]", "3 integers")),
