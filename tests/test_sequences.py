@@ -1,6 +1,7 @@
 """Runs on sequences, from the recipe to the report: what works on images works on them."""
 
 import json
+import warnings
 from typing import ClassVar
 
 import numpy as np
@@ -351,6 +352,39 @@ def test_a_network_of_ones_own_is_trained_on_sequences(folder):
     right = (run.predict(test.read(np.arange(20))).argmax(1) == test.labels).double().mean()
     assert float(right) == run.metrics["test_accuracy"][-1]
     assert run.evaluate().values[-1] == float(right)
+
+
+class Gated(nn.Module):
+    """What one would have taken without spikes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.fc = nn.GRU(CHANNELS, 6, 2), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.fc(self.layers(x)[0])
+
+
+def test_a_gru_is_trained_and_exported_as_any_network(folder, capsys):
+    run = spiketriton.train(
+        Gated(),
+        folder / "tones.toml",
+        run_dir=folder / "gru",
+        quiet=True,
+        overrides={"loss.read": "last"},
+    )
+    assert "plan: 8 steps of 16 sequences" in (run.path / "console.log").read_text("utf-8")
+    sequences = tones(20, 1).read(np.arange(20))
+    found = run.predict(sequences)
+    assert run.evaluate().values[-1] == run.metrics["test_accuracy"][-1]
+    assert run.report().exists()
+    torch.testing.assert_close(found[:1], run.predict([sequences[0]]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The tensor attribute")
+        assert run.export("torch", folder / "gru.pt2").exists()
+    assert run.export("onnx", folder / "gru.onnx").exists()
+    with pytest.raises(UserError, match="answers otherwise to a window one step at a time"):
+        run.stream()
 
 
 class Pooled(Mine):

@@ -83,8 +83,9 @@ class Experiment:
         self.loss = build_loss(recipe.loss, self.data.facts.class_counts)
         model = self.build()
         if not model.spiking_layers():
+            left = "; ".join(f"{name} ({why})" for name, why in model.unmeasured.items())
             raise UserError(
-                f"{subject.title}: none of its neurons can be measured: {'; '.join(model.notes())}"
+                f"{subject.title}: nothing to measure: {left or 'the network has no spiking neuron'}"
             )
         self.batches = probe_batches(self.data, model, self.placement.device, batches)
         # a width for each layer, which every ablation keeps unless the width is what it changes

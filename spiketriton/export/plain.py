@@ -260,6 +260,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No complete tensor found in the group")
+            # weights that nn.GRU and nn.LSTM make contiguous
+            warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")
             yield
     finally:
         log.setLevel(level)

@@ -108,7 +108,7 @@ class Announcements:
                 "tests are not mixed"
             )
         count = data.train.accumulate
-        batch = f"{plan.batch_size} images" + (f" in {count} parts" if count > 1 else "")
+        batch = f"{plan.batch_size} {what}" + (f" in {count} parts" if count > 1 else "")
         note(f"plan: {plan.steps} steps of {batch}, {plan.epoch_steps} steps an epoch\n")
 
     def _data(self, data: Data, what: str) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import spiketriton
 from spiketriton.config import load_recipe, to_toml
+from spiketriton.diagnose.__main__ import main as diagnose
 from spiketriton.runs.rows import Rows
 from spiketriton.system import consent
 from spiketriton.system.errors import UserError
@@ -119,6 +120,8 @@ def test_a_rival_without_spikes_becomes_a_row(tmp_path, cell, monkeypatch):
     words = [f"model.name=studies.results.rivals:{cell}", "model.arguments.width=5"]
     path = tmp_path / "run"
     assert train([str(recipe), *words, "--run-dir", str(path), "--quiet"]) == 0
+    with pytest.raises(UserError, match="nothing to measure: the network has no spiking neuron"):
+        diagnose([str(path), "--trust-plugins"])
     monkeypatch.setattr(script, "refuse_changed_code", lambda *given: None)
     with consent.decided(True):
         row = script.row_of(load_run(path), "a", "")
