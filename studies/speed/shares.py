@@ -25,12 +25,15 @@ from profiling.sections.recipes import find_recipe
 from profiling.sections.step import Bench, Step, TrainingStep, spikingjelly_norm, with_neurons
 from spiketriton.neurons import told_of_spikes
 from spiketriton.system import machine
+from spiketriton.training.environment import commit_of_package
 
 ROWS = Path(__file__).with_name("shares.csv")
 PICTURE = Path(__file__).parents[2] / "docs/img/shares.png"
 BIASES = (-1.5, -0.75, 0.0, 0.75)
 ROUNDS = 7
-FIELDS = ("recipe", "precision", "instructions", "processor", "share", "contender", "ms")
+FIELDS = (
+    "recipe", "precision", "instructions", "processor", "commit", "share", "contender", "ms",
+)  # fmt: skip
 COLOURS = {
     "spiketriton": "#1b6ca8", "torch.compile": "#b5562c",
     "SpikingJelly compiled": "#4f8a3c", "ANN twin, T steps": "#777777",
@@ -101,9 +104,10 @@ def measure(name: str, precision: str) -> None:
     bench = Bench(case, Measured.device)
     steps, T = contenders(bench), case.recipe.time_steps
     instructions = "AVX2" if os.environ.get("SHARES_AVX2") else "all"
+    commit, changed = commit_of_package()
     begins = not ROWS.exists()
     with ROWS.open("a", newline="") as file:
-        rows = csv.writer(file)
+        rows = csv.writer(file, lineterminator="\n")
         if begins:
             rows.writerow(FIELDS)
         for bias in BIASES:
@@ -118,6 +122,7 @@ def measure(name: str, precision: str) -> None:
                     precision,
                     instructions,
                     machine.cpu_name(),
+                    f"{commit or 'unknown':.8}{' changed' if changed else ''}",
                     f"{share:.3f}",
                     which,
                     f"{ms:.1f}",

@@ -1,5 +1,6 @@
 """docs/performance.md and the page of all results are what the result files give."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -27,6 +28,31 @@ def test_the_page_is_what_the_results_in_the_repository_give(tmp_path):
     assert any(set(numbers) <= {word.rstrip(",.") for word in said} for numbers in measured)
     shipped = {path.name for path in RESULTS.glob("*.png")}
     assert written - {"performance.md", "README.md"} == shipped
+
+
+def test_the_section_on_spikes_is_what_its_rows_give():
+    section = PAGE.read_text().partition("## Does the cost follow the spikes?")[2]
+    section = section.partition("\n## ")[0]
+    ms: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for row in csv.DictReader((RESULTS.parent / "shares.csv").open()):
+        assert re.fullmatch("[0-9a-f]{8}", row["commit"])
+        of_case = ms.setdefault((row["precision"], row["instructions"]), {})
+        share = round(100 * float(row["share"]))
+        of_case.setdefault(row["contender"], {})[share] = float(row["ms"])
+    for precision in ("bf16", "fp32"):  # with AMX
+        ours, twin = (ms[precision, "all"][name] for name in ("spiketriton", "ANN twin, T steps"))
+        assert max(ours.values()) < 1.05 * min(ours.values())
+        assert all(ours[share] < twin[share] for share in ours)
+    said = re.search(r"(\d+) ms at (\d+) %, (\d+) at (\d+) %, (\d+) at (\d+) %", section)
+    numbers = list(map(int, said.groups()))
+    found = ms["fp32", "AVX2"]["spiketriton"]
+    assert all(
+        round(found[share]) == number
+        for number, share in zip(numbers[::2], numbers[1::2], strict=True)
+    )
+    assert sorted(found) == [1, 2, 14, 57]
+    ends = re.search(r"as long at (\d+) % of spikes as at (\d+) %", section).groups()
+    assert list(map(int, ends)) == [min(found), max(found)]
 
 
 CONTENDERS = {

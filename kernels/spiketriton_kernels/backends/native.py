@@ -99,6 +99,15 @@ def _machine() -> str:
     return "".join(sorted(told))
 
 
+def matrix_unit() -> bool:
+    """Whether this processor multiplies matrices of bfloat16 by AMX, and whoever runs this wants that.
+
+    ONEDNN_MAX_CPU_ISA, by which PyTorch's convolutions leave it alone, holds for ours, too.
+    """
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return "amx_bf16" in _machine() and ("AMX" in most or most in ("", "ALL", "DEFAULT"))
+
+
 def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

@@ -21,10 +21,8 @@ def room(x: Tensor) -> Tensor | None:
     return x.new_empty(size[0] * size[1], *size[3:], size[2] // LANES, dtype=torch.int16)
 
 
-@functools.cache
-def _read() -> bool:
-    """Whether this processor has the unit whose convolutions read them."""
-    return "amx_bf16" in native._machine()
+_read = functools.cache(native.matrix_unit)
+"""Whether there is the unit whose convolutions read them."""
 
 
 def of(x: Tensor) -> Tensor | None:

@@ -28,8 +28,8 @@ _SIZES = struct.Struct("@10q")
 
 @functools.cache
 def available() -> bool:
-    """Whether this processor has such a unit, the system lends it to this process, and there is a compiler for it."""
-    if "amx_bf16" not in native._machine():
+    """Whether this processor has such a unit, it is wanted, the system lends it, and there is a compiler for it."""
+    if not native.matrix_unit():
         return False  # nothing is compiled
     library = load("tiles")
     return not isinstance(library, native.CompilerError) and bool(library.spiketriton_tiles())

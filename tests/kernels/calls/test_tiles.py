@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spiketriton_kernels.backends import native
 from spiketriton_kernels.convolutions import tiles
 
 SIZES = [  # images, channels read and written, height and width, kernel, stride
@@ -289,6 +290,29 @@ def test_processors_without_a_unit_compile_nothing(monkeypatch):
         assert not tiles.serves(torch.bfloat16, 16, 16, 3, 1)
     finally:
         tiles.available.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        ("", True),
+        ("all", True),
+        ("AVX512_CORE_AMX", True),
+        ("AVX512_CORE_BF16", False),
+        ("AVX2", False),
+    ],
+)
+def test_what_keeps_oneDNN_from_it_keeps_these(monkeypatch, most, expected):
+    monkeypatch.setattr("spiketriton_kernels.backends.native._machine", lambda: "flags: amx_bf16")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    asked: list[str] = []
+    monkeypatch.setattr(tiles, "load", lambda name: asked.append(name) or native.CompilerError(""))
+    tiles.available.cache_clear()
+    try:
+        assert not tiles.available()
+    finally:
+        tiles.available.cache_clear()
+    assert asked == ["tiles"] * expected
 
 
 def test_what_it_serves():
