@@ -11,6 +11,7 @@ from spiketriton.neurons import Norm
 from spiketriton.plugins.tasks import Reading, task_of
 from spiketriton.system.errors import UserError
 from spiketriton_kernels.nn import LIF
+from tests.covering import each, pairwise
 from tests.small_sequences import CHANNELS, CLASSES, STEPS, sequence_recipe
 
 B = 5
@@ -50,8 +51,9 @@ def test_it_is_linear_norm_and_neuron_layer_by_layer():
     assert counted_graph(net, noise(net, (CHANNELS,), True))
 
 
-@pytest.mark.parametrize("kind", ["lif", "psn", "ilif", "relu"])
-@pytest.mark.parametrize("norm", ["bn", "tebn", "none"])
+@pytest.mark.parametrize(
+    ("kind", "norm"), each(["lif", "psn", "ilif", "relu"], ["bn", "tebn", "none"])
+)
 def test_with_delays_it_is_delays_norm_and_neuron(kind, norm):
     net = build(f"neuron.kind={kind}", f"model.norm={norm}", "model.delays=4")
     assert [layer.weights.longest for layer in net.layers] == [4, 4]
@@ -85,9 +87,12 @@ def test_delays_carry_credit_through_time():
     assert not found.direct[:, :-1].any()
 
 
-@pytest.mark.parametrize("more", [(), ("model.delays=3",), ("model.recurrent=true",)])
-@pytest.mark.parametrize("norm", ["bn", "tebn", "none"])
-@pytest.mark.parametrize("cast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("more", "norm", "cast"),
+    pairwise(
+        [(), ("model.delays=3",), ("model.recurrent=true",)], ["bn", "tebn", "none"], [False, True]
+    ),
+)
 def test_currents_that_are_computed_again_give_the_same_bits_from_less_memory(more, norm, cast):
     """Of sequences of different lengths, whose norms compute their statistics themselves, too."""
     net_keys = ("model.depth=4", "model.width=32", f"model.norm={norm}", *more)
@@ -165,9 +170,10 @@ def test_full_lengths_are_no_lengths():
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("recurrent", ["false", "true"])
-@pytest.mark.parametrize("delays", [0, 3, 20])
-@pytest.mark.parametrize("kind", ["lif", "alif", "cuba", "ilif", "relu"])
+@pytest.mark.parametrize(
+    ("kind", "delays", "recurrent"),
+    pairwise(["lif", "alif", "ilif", "relu"], [0, 3, 20], ["false", "true"]),
+)
 def test_chunks_give_what_the_window_gives(kind, delays, recurrent):
     more = f"model.delays={delays}", f"model.recurrent={recurrent}"
     net = build(f"neuron.kind={kind}", *more).eval()

@@ -203,7 +203,9 @@ def test_a_state_set_by_hand_begins_without_spikes():
 
 
 @few
+@pytest.mark.parametrize("backend", ["torch"], indirect=True)
 def test_the_probe_and_membranes_are_those_of_a_loop(kind, backend):
+    """With which ``test_kernels_in_float32_find_what_eager_pytorch_finds`` compares the others."""
     one, x = made(kind).double(), normal((T, B, N), torch.float64, std=1.5)
     upstream = normal(x.shape, x.dtype, seed=1)
     one.neuron.store_v_seq = True
