@@ -221,22 +221,43 @@ def test_it_learns_after_a_call_in_inference_mode(backend, device):
     assert x.grad.any()
 
 
+class Numbers(Plain):
+    """Reads a number of its own, which is compiled in."""
+
+    keeps = 0.5
+
+    def step(self, x, v):
+        h = self.keeps * v + x
+        s = self.fire(h - 1.0)
+        return s, torch.where(s.detach() > 0, 0.0, h)
+
+
 class Unit(nn.Module):
-    def __init__(self):
+    def __init__(self, neuron):
         super().__init__()
-        self.neuron = Adaptive(C)
+        self.neuron = neuron
 
     def forward(self, x):
         return self.neuron(x * 1.0)
 
 
-def test_traced_as_one_graph_which_follows_its_numbers():
-    unit = Unit()
-    x = normal((3, 2, C, 4)).requires_grad_()
+@pytest.mark.parametrize(
+    ("make", "name", "values"),
+    [
+        (partial(Adaptive, C), "surrogate", [Surrogate("atan", width=w) for w in (0.3, 0.8)]),
+        (Numbers, "keeps", [0.5, 0.9]),
+    ],
+)
+def test_traced_as_one_graph_which_follows_its_numbers(make, name, values):
+    unit = Unit(make())
+    x = normal((3, 2, C, 4), std=1.5).requires_grad_()
     compiled = torch.compile(unit, fullgraph=True, backend="aot_eager")
-    weights = normal(x.shape, seed=1)
-    for width in (0.3, 0.8):
-        unit.neuron.surrogate = Surrogate("atan", width=width)
-        spikes, expected = compiled(x), unit.neuron.define(x)
-        assert torch.equal(spikes, expected)
-        assert_close(grads(unit, spikes, x, weights), grads(unit, expected, x, weights))
+    weights, seen = normal(x.shape, seed=1), []
+    with use_backend("torch"):
+        for value in values:
+            setattr(unit.neuron, name, value)
+            spikes, expected = compiled(x), unit.neuron.define(x)
+            assert torch.equal(spikes, expected)
+            seen.append(grads(unit, spikes, x, weights))
+            assert_close(seen[-1], grads(unit, expected, x, weights))
+    assert not torch.equal(seen[0][0], seen[1][0])
