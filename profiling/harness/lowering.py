@@ -177,6 +177,7 @@ _STATES = {
     "clif": multistep_clif,
     "alif": multistep_alif,
     "cuba": multistep_cuba,
+    "plif": lambda x, **options: kernels.PLIF(**options)(x),
 }
 
 _RETURNED: dict[str, Callable[[int], kernels.SpikingNeuron]] = {

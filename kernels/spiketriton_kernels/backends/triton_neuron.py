@@ -58,9 +58,9 @@ def _walk_width(walk: Walk) -> int:
 
     Where it holds more than one value of a step of a chunk: 4 elements (8 bytes in half precision, still whole cache
     lines a warp) with batch norm, a learnt constant, or a step that is not light; more would take all registers or
-    spill. 2 beyond 8 steps behind batch norm, where a step takes long and where it learns by channel, and beyond 4 with
-    a learnt width, whose slopes take much arithmetic: a tenth to a fifth more instructions, and 16 to 20 warps on a
-    processor instead of 8 or 12 (studies/speed/log.md).
+    spill. 2 beyond 8 steps behind batch norm, where a step takes long and where it learns by channel or several
+    constants, and beyond 4 with a learnt width, whose slopes take much arithmetic: a tenth to a fifth more
+    instructions, and 16 to 20 warps on a processor instead of 8 or 12 (studies/speed/log.md).
     """
     x, neuron, out = walk.inputs.x, walk.neuron, walk.out
     widest, chunk = vector_width(x), chunk_length(x.shape[0], neuron.holds_more)
@@ -71,7 +71,7 @@ def _walk_width(walk: Walk) -> int:
         return 2
     if x.shape[0] > 4 and learns and neuron.step.learns_width:
         return 2
-    if x.shape[0] > 8 and learns and neuron.channels > 1 and not AMD:
+    if x.shape[0] > 8 and learns and max(neuron.channels, neuron.rows) > 1 and not AMD:
         return 2
     only_sums = out.dx is None and out.dy is None
     if neuron.has_norm and chunk > (10 if only_sums else 8) and not AMD:

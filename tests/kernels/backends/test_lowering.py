@@ -158,6 +158,9 @@ BARS = {
     ("ilif backward", "sm_90"): 89,
     ("learnt by channel backward", "sm_90"): 128,  # by hand 96, and a third read
     ("learnt by channel backward", "gfx942"): 88,
+    # PLIF's decay and gain both learn: with four elements a thread 168
+    ("plif backward", "sm_80"): 96,
+    ("plif backward", "sm_90"): 96,
     ("plif by channel backward", "sm_80"): 128,  # by hand 168, with four elements a thread
     ("plif by channel backward", "sm_90"): 128,
 }
@@ -204,6 +207,7 @@ RETURNED_SELDOM = [
 SELDOM = [
     *RETURNED_SELDOM,
     *cases([case for case, _ in BARS if case.startswith(("ilif", "cuba", "learnt"))]),
+    *cases(["plif backward", "plif by channel backward"]),
     *cases(["own step backward", "alif backward"], ["sm_80"]),
     *cases(["own step backward", "alif backward", "cuba backward", OTHERS[7]], ["gfx942"]),
     *cases([WALKS[1]], ["sm_100"]),
