@@ -19,7 +19,11 @@ from spiketriton_kernels import Surrogate
 from spiketriton_kernels import nn as kernels
 
 Row = dict[str, Any]
-PULSE, CHANNELS, CLASSES = 4, 32, 4  # steps of a pulse; of what it is read in; how many there are
+PULSE, CHANNELS, CLASSES = (
+    4,
+    32,
+    4,
+)  # steps of most pulses; of what they are read in; how many there are
 KINDS = ("if", "lif", "plif", "ilif", "clif", "alif", "cuba", "psn", "masked_psn", "sliding_psn")
 LEAKY = ("lif", "plif", "ilif", "clif", "alif", "cuba")
 PARALLEL = ("psn", "masked_psn", "sliding_psn")
@@ -102,15 +106,16 @@ Batches = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
 
 def pulse(row: Row, at_end: bool = False) -> tuple[Batches, tuple[Tensor, Tensor]]:
-    """A class for four steps, then noise; `at_end`: noise, then the class. Batches drawn anew, and a test of 1,000."""
+    """A class for a few steps, then noise; `at_end`: noise, then the class. Batches drawn anew, and a test of 1,000."""
+    classes, channels, length = row["classes"], row["channels"], row["pulse"]
     patterns = 1.5 * torch.randn(
-        CLASSES, CHANNELS, generator=torch.Generator().manual_seed(row["seed"])
+        classes, channels, generator=torch.Generator().manual_seed(row["seed"])
     )
 
     def drawn(count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        y = torch.randint(CLASSES, (count,), generator=random)
-        x = 0.5 * torch.randn(row["T"], count, CHANNELS, generator=random)
-        place = slice(-PULSE, None) if at_end else slice(PULSE)
+        y = torch.randint(classes, (count,), generator=random)
+        x = 0.5 * torch.randn(row["T"], count, channels, generator=random)
+        place = slice(-length, None) if at_end else slice(length)
         x[place] += patterns[y]
         return x, y
 
@@ -166,10 +171,15 @@ def _spoken(root: str) -> tuple[Tensor, Tensor, Tensor]:
     return (x - known.mean()) / known.std(), torch.tensor(labels), held
 
 
-def pixels(row: Row, root: str) -> tuple[Batches, tuple[Tensor, Tensor]]:
-    """MNIST, a pixel at each of 784 steps, in one fixed permutation: 2,000 images to train, 500 to test."""
-    order = torch.randperm(784, generator=torch.Generator().manual_seed(0))
+def pixels(row: Row, root: str, at_end: bool = False) -> tuple[Batches, tuple[Tensor, Tensor]]:
+    """MNIST, a pixel at each of 784 steps, in one fixed permutation: 2,000 images to train, 500 to test.
+
+    at_end: the control, of which less has to be remembered: each image in 49 pixels, the means of 16.
+    """
     made = [_mnist(root, part, each) for part, each in (("train", 200), ("test", 50))]
+    if at_end:
+        made = [(F.avg_pool2d(x.view(-1, 1, 28, 28), 4).flatten(1), y) for x, y in made]
+    order = torch.randperm(made[0][0].shape[1], generator=torch.Generator().manual_seed(0))
     train, test = ((x[:, order, None], y) for x, y in made)
     return _of_split(train, test)
 
