@@ -40,3 +40,11 @@ def share(hits: int, of: int) -> str:
         return ""
     low, high = (round(100 * value) for value in wilson(hits, of))
     return f"{hits} of {of} ({low}-{high} %)"
+
+
+def interval(hits: int, of: int) -> str:
+    """`98 | 87 | 100`: the share in per cent, and where Wilson's interval of 95 % begins and ends; "" of none."""
+    if not of:
+        return " |  | "
+    low, high = wilson(hits, of)
+    return " | ".join(f"{100 * value:.0f}" for value in (hits / of, low, high))

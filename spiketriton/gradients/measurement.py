@@ -25,14 +25,8 @@ COLUMNS = (
     "credit",
     "direct",
     "remembered",
-    "carried",
 )
-TIME = (
-    "credit",
-    "direct",
-    "remembered",
-    "carried",
-)  # which are there where `through_time` was asked for
+TIME = ("credit", "direct", "remembered")  # which are there where `through_time` was asked for
 
 """What is known of a layer and a time step: fields of a `Measurement`, and keys of a row of gradients.jsonl."""
 
@@ -71,7 +65,6 @@ class Measurement:
     credit, direct: what reaches a step by way of time, and what reaches it without (`through_time`), as shares of what
         reaches the last step that is read; NaN where it was not measured.
     remembered: the same share of the whole gradient, with none through resets.
-    carried: of that, what does not go through spikes that come back by a matrix either; None: all of it.
     weights: RMS of dL/dw by the name of each weight with two or more dimensions, where they were measured.
 
     Profiles and ratios are walked backward, as the gradient goes: a ratio above 1 grows toward the
@@ -90,12 +83,9 @@ class Measurement:
     credit: np.ndarray = None  # type: ignore[assignment]
     direct: np.ndarray = None  # type: ignore[assignment]
     remembered: np.ndarray = None  # type: ignore[assignment]
-    carried: np.ndarray = None  # type: ignore[assignment]
     weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.carried is None:
-            object.__setattr__(self, "carried", self.remembered)
         for name in TIME:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, np.full(self.grad_input_rms.shape, np.nan))

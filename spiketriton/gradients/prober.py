@@ -33,7 +33,8 @@ from spiketriton_kernels.nn import LIF
 BUDGET = {"cpu": 24e6, "cuda": 4e9}
 FEWEST, MOST = 4, {"cpu": 32, "cuda": 64}
 CROP = 32
-FEW = 8  # images by which the ways through time are told apart
+# images by which the ways through time are told apart; where they stand still no word depends on it
+FEW, FEW_STILL = 8, 4
 NOISE = 0.05  # of the pixels' standard deviation
 # neurons whose state tells what they remember, by the rows of studies/through_time
 CARRYING = (
@@ -159,7 +160,7 @@ class Prober:
     def through_time(self) -> Shares:
         """What reaches each time step by way of time, and without, of the first few images of the first batch."""
         x, y, *lengths = self.batches[0]
-        few = min(FEW, x.shape[self.images])
+        few = min(FEW if self.images % x.ndim else FEW_STILL, x.shape[self.images])
         if isinstance(y, Tensor):
             x, y, *lengths = x.narrow(self.images, 0, few), *(one[:few] for one in (y, *lengths))
 

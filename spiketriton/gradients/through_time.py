@@ -13,10 +13,6 @@ last step is.
 A reset in the gradient sends a surrogate's slope from step to step, which may grow however little a membrane keeps: it
 says where spikes would move, and not what is remembered (studies/through_time).
 
-    carried[t] = the same, where no gradient goes through spikes that come back by a matrix either (`Recurrent`)
-
-They send a slope on, too. Without such spikes `carried` is `remembered`.
-
 Batch norms take the statistics of the batch here, as in training, but as constants: through the mean that it subtracts
 a norm hands a little of each step's gradient to every other step, whether or not anything was remembered there.
 The loss is multiplied by 2^80, because the gradient of 200 steps with tau 2 is below what float32 can hold, and squares
@@ -39,13 +35,14 @@ from torch.overrides import TorchFunctionMode
 from spiketriton.models import Network, trial
 from spiketriton.neurons import SpikingNeuron, constant_statistics, one_by_one
 from spiketriton.neurons.base import normalised
+from spiketriton.neurons.norm import Norm, as_constants
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import use_backend
 from spiketriton_kernels.backends.choice import backend_for
-from spiketriton_kernels.nn import Recurrent
 
 SCALE = 2.0**80
 Layers = Sequence[tuple[str, SpikingNeuron]]
+OURS = ("spiketriton.", "spiketriton_kernels.", "torch.nn.modules.")
 _BATCH_NORM = inspect.signature(F.batch_norm)
 
 
@@ -56,14 +53,12 @@ class Shares:
     credit: np.ndarray
     direct: np.ndarray
     remembered: np.ndarray
-    carried: np.ndarray
 
 
 def through_time(
     model: nn.Module, layers: Layers, steps: int, loss: Callable[[], Tensor]
 ) -> Shares:
-    """Two forward and backward passes, one with time cut, a third where resets are in the gradient, a fourth where
-    spikes come back.
+    """Two forward and backward passes, one with time cut, and a third where resets are in the gradient.
 
     The model is left as it was.
 
@@ -71,12 +66,12 @@ def through_time(
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
-    def measured(cut: str) -> list[tuple[int, slice, Tensor]]:
+    def measured(cut: bool = False) -> list[tuple[int, slice, Tensor]]:
         currents = [_Currents(steps) for _ in layers]
         watched = _watched(model, layers, cut=cut, currents=currents)
         alike = (
-            trial(model), drawn_alike(device), torch.enable_grad(), _ConstantStatistics(),
-            constant_statistics(model),
+            trial(model), drawn_alike(device), torch.enable_grad(), constant_statistics(model),
+            *([_ConstantStatistics()] if _of_others(model) else []),  # which looks at every call
         )  # fmt: skip
         with contextlib.ExitStack() as stack:
             for one in (*alike, watched):
@@ -86,27 +81,24 @@ def through_time(
                 stack.enter_context(use_backend("torch"))
             return [*_gradients(loss(), currents)]
 
-    whole, alone = measured(cut=""), measured(cut="time")
+    whole, alone = measured(), measured(cut=True)
     with _resets_detached(layers) as attached:
-        held = measured(cut="") if attached else whole
-        returned = any(isinstance(module, Recurrent) for module in model.modules())
-        own = measured(cut="returned") if returned else held
-    squares = np.zeros((5, len(layers), steps))
-    for passes in zip(whole, alone, held, own, strict=True):
+        held = measured() if attached else whole
+    squares = np.zeros((4, len(layers), steps))
+    for passes in zip(whole, alone, held, strict=True):
         layer, rows = passes[0][:2]
-        all_of_it, cut, kept, carry = (gradient for _, _, gradient in passes)
-        for into, of in zip(squares, (all_of_it, kept, carry, cut, all_of_it - cut), strict=True):
+        all_of_it, cut, kept = (gradient for _, _, gradient in passes)
+        for into, of in zip(squares, (all_of_it, kept, cut, all_of_it - cut), strict=True):
             into[layer, rows] += of.square().flatten(1).sum(1).cpu().numpy()
-    credit, direct, remembered, carried = share = np.zeros((4, len(layers), steps))
+    credit, direct, remembered = share = np.zeros((3, len(layers), steps))
     for layer, of_steps in enumerate(squares[0]):
         if len(reached := np.flatnonzero(of_steps)):
             last = reached[-1]
             with np.errstate(divide="ignore", invalid="ignore"):
-                direct[layer], credit[layer] = np.sqrt(squares[3:, layer] / of_steps[last])
-                held_last = squares[1, layer, last]
-                remembered[layer], carried[layer] = np.sqrt(squares[1:3, layer] / held_last)
+                direct[layer], credit[layer] = np.sqrt(squares[2:, layer] / of_steps[last])
+                remembered[layer] = np.sqrt(squares[1, layer] / squares[1, layer, last])
     share[np.isnan(share)] = np.inf
-    return Shares(credit, direct, remembered, carried)
+    return Shares(credit, direct, remembered)
 
 
 @contextlib.contextmanager
@@ -129,7 +121,7 @@ def cut_time(model: nn.Module) -> Iterator[None]:
     The states of spiking neurons are detached between steps. Any other module that mixes time, as a parallel neuron
     does, has an attribute `cut_time`, which is true here.
     """
-    with _watched(model, neurons_of(model), cut="time"):
+    with _watched(model, neurons_of(model), cut=True):
         yield
 
 
@@ -183,13 +175,10 @@ def _gradients(loss: Tensor, currents: Sequence[_Currents]) -> Iterator[tuple[in
 
 @contextlib.contextmanager
 def _watched(
-    model: nn.Module, layers: Layers, *, cut: str, currents: Sequence[_Currents] = ()
+    model: nn.Module, layers: Layers, *, cut: bool, currents: Sequence[_Currents] = ()
 ) -> Iterator[None]:
-    """Within the block the gradient is cut, and the currents of each call of the layers are kept.
-
-    cut: "time", all ways from step to step; "returned", those of spikes that come back by a matrix; "", none.
-    """
-    mixing = [m for m in model.modules() if hasattr(m, "cut_time")] if cut == "time" else []
+    """Within the block each call's currents are kept, and with `cut` no gradient goes from step to step."""
+    mixing = [m for m in model.modules() if hasattr(m, "cut_time")] if cut else []
     recomputed = [m for m in model.modules() if getattr(m, "checkpoint_blocks", False)]
     with one_by_one(model):  # so that each neuron is called by itself
         for module in recomputed:  # whose calls in the backward pass would be others
@@ -197,7 +186,7 @@ def _watched(
         for index, (_, layer) in enumerate(layers):
             call: Any = layer.forward
             if cut and not hasattr(layer, "cut_time"):
-                call = _stepwise(layer, spikes_alone=cut == "returned")
+                call = _stepwise(layer)
             if currents:
                 call = partial(_kept, layer, call, currents[index])
             layer.forward = call  # type: ignore[method-assign]
@@ -236,26 +225,17 @@ def _kept(
     return call(whole[0] if single else whole, *matrix)
 
 
-def _stepwise(neuron: SpikingNeuron, *, spikes_alone: bool = False) -> Callable[..., Tensor]:
+def _stepwise(neuron: SpikingNeuron) -> Callable[..., Tensor]:
     """The forward of a neuron that calls it for one step after another, and detaches the states in between.
 
-    The spikes that come back by a matrix are the last of these states. spikes_alone: no others are detached.
+    The spikes that come back by a matrix are the last of these states.
     """
     call = neuron.forward
 
-    def detach() -> None:
-        if spikes_alone:
-            assert neuron.held is not None
-            neuron.held = torch.cat([neuron.held[:-1], neuron.held[-1:].detach()])
-        else:
-            neuron.detach()
-
     def forward(x: Tensor, *matrix: Tensor) -> Tensor:
-        if spikes_alone and not matrix:
-            return call(x)
         if neuron.step_mode == "s":
             spikes = call(x, *matrix)
-            detach()
+            neuron.detach()
             return spikes
         whole, continues, steps = neuron.probe, neuron.stateful, []
         x = normalised(x)  # by its batch norm, of which a step alone has other statistics
@@ -265,7 +245,7 @@ def _stepwise(neuron: SpikingNeuron, *, spikes_alone: bool = False) -> Callable[
                 if whole is not None and len(whole) == len(x):
                     neuron.probe = whole[t : t + 1]
                 steps.append(call(x[t : t + 1], *matrix))
-                detach()
+                neuron.detach()
         finally:
             neuron.stateful, neuron.probe = continues, whole
             if not continues:
@@ -287,8 +267,17 @@ class _ConstantStatistics(TorchFunctionMode):
         bound.apply_defaults()
         given = bound.arguments
         if given["training"]:
-            x = given["input"].detach()
-            dims = [dim for dim in range(x.ndim) if dim != 1]
-            given["running_var"], given["running_mean"] = torch.var_mean(x, dims, correction=0)
-            given["training"] = False
+            return as_constants(*(given[name] for name in ("input", "weight", "bias", "eps")))
         return func(*bound.args, **bound.kwargs)
+
+
+def _of_others(model: nn.Module) -> bool:
+    """Whether a module may call PyTorch's batch norm: one of PyTorch's own, or not of this library."""
+    return any(
+        not isinstance(module, Norm)
+        and (
+            isinstance(module, nn.modules.batchnorm._BatchNorm)
+            or not type(module).__module__.startswith(OURS)
+        )
+        for module in model.modules()
+    )

@@ -95,14 +95,15 @@ class LIMITS:
     # of 12 woke
     asleep = Remembers(1e-4, 4, 8)
     # through time, by the rows of studies/through_time: what part of the first layer's gradient reaches the steps that
-    # tell classes apart, by what a net remembers by (`Signal.memory`); of windows nothing, where none goes back so far
+    # tell classes apart, by what a net remembers by (`Signal.memory`); of windows nothing, where none goes back so far,
+    # and of recurrent nets the smallest share of a layer there of what reaches the last step, on all ways
     memory = {  # noqa: RUF012
         "states": Remembers(0.03, 4, 41),
         "windows": Remembers(0.0, 0, 10),
-        "feedback": Remembers(3e-7, 3, 13, 3),
+        "feedback": Remembers(5e-4, 0, 0, 3),
     }
-    # the largest share of a layer at any step, without a limit on the gradient's norm, by the optimizer
-    burst = {"sgd": Remembers(1e15, 4, 25), "adamw": Remembers(1e20, 2, 24)}  # noqa: RUF012
+    # the largest share of a layer at any step, where the last one alone is read, without a limit on the gradient's norm
+    burst = {"states": Remembers(1e19, 0, 0), "feedback": Remembers(1e12, 0, 0, 3)}  # noqa: RUF012
     window, longest = 8, 200  # steps of which these were tried, and of one step no other limit
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
@@ -310,13 +311,13 @@ class Through:
     arrives: of the first layer, where no gradient goes through resets, by the norm over all of its steps: other steps
         are noise, which adds up so. More than `LIMITS.longest` count as so many. NaN where it was not measured. It is
         the mean over the steps that tell classes apart, or the first step where none is known to. Of a recurrent net it
-        is of what membranes carry, and where these forget by the norm of all, as what comes back is noise, too.
+        is the smallest share of a layer there, on all ways, of what reaches the last step.
     memory: as `Signal.memory`; "" where the input stands still, and of a net that training has changed.
     apart: whether that is known.
     largest: share of a layer at any step, of its last one, by way of time.
     first, strongest: layers (index) of these two.
     steps: T.
-    back: steps before the last one at which at least a hundredth of the last one's arrives at the first layer.
+    back: steps before the last one at which at least a hundredth of the last one's arrives in layer `first`.
     """
 
     word: Word = Word.FREE
@@ -417,9 +418,9 @@ def judge(
         model_name = of.model.name
         compared, silent = _compared(measured, of.model), _may_be_silent(names, of.model)
         told, kind = told or _told_by_signal(of), of.neuron.kind
-    burst = LIMITS.burst.get(str(optimizer))
-    if isinstance(of, Recipe) and (of.clipping > 0 or (optimizer == "sgd" and limited)):
-        burst = None
+    # the rows have no limit on the norm, and no lower rate under SGD
+    calm = isinstance(of, Recipe) and (of.clipping > 0 or (optimizer == "sgd" and limited))
+    calm |= optimizer not in ("sgd", "adamw")
     stuck = learned is not None and learned.word in (Word.CHANCE, Word.FLAT)
     chain = told in (LIMITS.chain, LIMITS.others)
     changing = begun or measured.grad_input_rms.shape[1] == 1  # no row is of a single step
@@ -459,7 +460,7 @@ def judge(
         below_eps=tuple(small),
         learned=learned,
         begun=begun,
-        through=_through(measured, compared, signal, burst, begun and not stuck),
+        through=_through(measured, compared, signal, calm, begun and not stuck),
     )
 
 
@@ -467,22 +468,28 @@ def _through(
     measured: Measurement,
     among: Sequence[int],
     signal: Signal | None,
-    burst: Remembers | None,
+    calm: bool,
     changed: bool,
 ) -> Through:
-    """burst: the limit of growth, where one is known. changed: trained, and not stuck: no row is of it."""
+    """calm: no limit of growth is known. changed: trained, and not stuck: no row is of it."""
     if not among or np.isnan(measured.remembered).all() or measured.credit.shape[1] < 2:
         return Through()
     shown = measured.of_layers(among)
     memory = "" if signal is None or changed else signal.memory
     most = shown.credit.max(1)
     apart = () if signal is None else signal.apart
-    largest = float(most.max())
-    arrives, back = _arriving(shown.carried[0], shown.carried[0], apart)
-    if memory == "feedback" and arrives <= LIMITS.memory["states"].limit:  # what comes back may do
-        arrives, _ = _arriving(shown.carried[0], shown.remembered[0], apart)
+    largest, first = float(most.max()), 0
+    if memory == "feedback":
+        reaching = [_reaching(shares, apart) for shares in shown.credit]
+        first = min(range(len(reaching)), key=lambda layer: reaching[layer][0])
+        arrives, back = reaching[first]
+    else:
+        arrives, back = _arriving(shown.remembered[0], apart)
     word, judged = Word.FREE, LIMITS.memory.get(memory)
-    grows = memory in ("states", "feedback") and burst is not None and largest > burst.limit
+    burst = LIMITS.burst.get(memory)
+    # where earlier steps are read, too, nets learnt whatever the growth
+    alone = shown.direct[-1, 0] < FAINT and not calm
+    grows = burst is not None and alone and largest > burst.limit
     if judged is not None and arrives <= judged.limit and not (grows and memory == "feedback"):
         word = Word.FORGETS
     elif grows:
@@ -492,7 +499,7 @@ def _through(
         judged,
         float(shown.credit[:, 0].min()),
         arrives,
-        among[0],
+        among[first],
         among[int(most.argmax())],
         largest,
         back,
@@ -502,22 +509,29 @@ def _through(
     )
 
 
-def _arriving(shares: np.ndarray, whole: np.ndarray, apart: Sequence[float]) -> tuple[float, int]:
-    """Of a layer: what part of its whole gradient reaches the steps that tell classes apart, or the first, and steps
-    back to FAINT.
-    """
+def _reaching(shares: np.ndarray, apart: Sequence[float]) -> tuple[float, int]:
+    """Of a layer: the mean share of the steps that tell classes apart, or of the first, and steps back to FAINT."""
     reached = np.flatnonzero(shares)
     if not len(reached):
         return 0.0, 0
-    if not np.isfinite([shares, whole]).all():
+    if not np.isfinite(shares).all():
         return math.inf, len(shares) - 1
-    shares, whole = (found[: reached[-1] + 1] for found in (shares, whole))
-    steps = min(len(shares), LIMITS.longest)
+    shares = shares[: reached[-1] + 1]
     weights = np.array(apart)[: len(shares)] if apart else np.eye(1, len(shares))[0]
-    arrives = np.average(shares, weights=weights) if weights.any() else 0.0
-    largest = whole.max()  # of which the squares are summed, without overflow
-    arrives = float(arrives / largest / np.sqrt(steps * np.square(whole / largest).mean()))
-    return arrives, len(shares) - 1 - int((shares >= FAINT).argmax())
+    reaches = float(np.average(shares, weights=weights)) if weights.any() else 0.0
+    return reaches, len(shares) - 1 - int((shares >= FAINT).argmax())
+
+
+def _arriving(shares: np.ndarray, apart: Sequence[float]) -> tuple[float, int]:
+    """As `_reaching`, as a part of the layer's whole gradient."""
+    arrives, back = _reaching(shares, apart)
+    reached = np.flatnonzero(shares)
+    if len(reached) and math.isfinite(arrives):
+        shares = shares[: reached[-1] + 1]
+        steps, largest = min(len(shares), LIMITS.longest), shares.max()
+        # of which the squares are summed, without overflow
+        arrives = float(arrives / largest / np.sqrt(steps * np.square(shares / largest).mean()))
+    return arrives, back
 
 
 def _told_by_signal(recipe: Recipe) -> Predicts | None:

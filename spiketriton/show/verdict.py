@@ -128,9 +128,8 @@ def through(verdict: Verdict) -> str:
         grown = f"up to {times(found.largest)} that at the last step in {names[found.strongest]}"
         return f"exploding: {grown}, above the limit of {_beyond(found)}"
     where = "steps that tell classes apart" if found.apart else "the first step"
-    arrives = f"{times(found.arrives)} of the whole window's gradient reaches {where} in {names[found.first]}"
-    if found.memory == "feedback":
-        arrives += " by way of membranes, and not of spikes that come back"
+    whole = "the last step's" if found.memory == "feedback" else "the whole window's"
+    arrives = f"{times(found.arrives)} of {whole} gradient reaches {where} in {names[found.first]}"
     if found.judged is None:
         return f"{arrives}{back}; not judged: no row speaks of nets of this kind"
     if found.word == Word.FREE:

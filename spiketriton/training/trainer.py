@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -135,7 +135,8 @@ class Trainer:
         self.stateful = {"model": model, **self.update.stateful}
         self.stateful |= {"meters": self.meters, "monitor": self.monitor}
         self.progress = Progress()
-        self.probed: list[Batch] = []  # what the net is judged by
+        self.probed: Prober | None = None  # by which the net is judged
+        self.ways: tuple[int, Shares] | None = None  # through time, and after which step
         self.images_per_s: float | None = None
         randomness.seed_everything(recipe.seed)
         self.random_state = randomness.random_state()
@@ -236,7 +237,7 @@ class Trainer:
         total, norm = self.run(parts, measured)
         if measured:
             told = self.plan.tells_ways(self.step + 1)
-            self.monitor.read(self.step + 1, self.shares() if told else None)
+            self.monitor.read(self.step + 1, self.known_ways(self.step + 1) if told else None)
         self.lr = self.update.advance()
         self.progress.step += 1
         self.meters.step(self.recipe.train.batch_size, total, norm)
@@ -314,19 +315,26 @@ class Trainer:
         with self.aside():
             try:
                 prober = self.prober()
-                found = prober.measure(time=True), prober.signal()
+                measured = replace(prober.measure(), **vars(self.shares(self.step)))
+                signal = prober.signal()
             except UserError as error:  # a network of others whose windows differ
                 self.display.note(f"not judged: {error}")
                 return
-        self.recorder.judge(self.step, *found)
+        self.recorder.judge(self.step, measured, signal)
 
-    def shares(self) -> Shares | None:
-        """What reaches each time step by way of time, on the images by which the net is judged."""
+    def known_ways(self, step: int) -> Shares | None:
+        """`shares`, or None where they cannot be measured."""
         with self.aside():
             try:
-                return self.prober().through_time()
+                return self.shares(step)
             except UserError:  # as `judge` has said
                 return None
+
+    def shares(self, step: int) -> Shares:
+        """What reaches each time step by way of time after so many steps, on the images by which the net is judged."""
+        if self.ways is None or self.ways[0] != step:
+            self.ways = step, self.prober().through_time()
+        return self.ways[1]
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -339,10 +347,11 @@ class Trainer:
             self.model.set_synchronised(self.shares_statistics)
 
     def prober(self) -> Prober:
-        if not self.probed:
+        if self.probed is None:
             with self.placement.autocast():
-                self.probed = probe_batches(self.data, self.model, self.device, 1)
-        return Prober(self.model, self.probed, self.loss, self.placement.autocast)
+                batches = probe_batches(self.data, self.model, self.device, 1)
+            self.probed = Prober(self.model, batches, self.loss, self.placement.autocast)
+        return self.probed
 
     def log(self) -> None:
         """Writes a row about the steps since the last one; this waits for the device."""

@@ -54,7 +54,6 @@ def made(layers: int = 3, **fields: np.ndarray) -> Measurement:
     even = np.ones((layers, 2))
     values = dict.fromkeys(COLUMNS, even) | {"firing_rate": 0.2 * even}
     values |= {"outside_share": 0 * even, "nonfinite": 0 * even, **fields}
-    values["carried"] = fields.get("carried", values["remembered"])
     names = [*string.ascii_letters, *string.digits][:layers]
     return Measurement(names=tuple(names), **values)
 
@@ -341,30 +340,39 @@ def test_no_obstacle_is_found_only_where_rows_speak_of_all_that_may_stand_in_the
     signal = Signal(np.full(layers, 0.5), True, chain=True, memory=memory)
     found = judge(made(layers), "adamw", signal)
     assert line(found) == found.word == word
-    gone = judge(made(layers, remembered=np.zeros((layers, 2))), "adamw", signal)
+    none = np.zeros((layers, 2))
+    gone = judge(made(layers, remembered=none, credit=none), "adamw", signal)
     told = memory in ("states", "feedback")
     assert gone.word == (Word.FORGETS if told else word)
 
 
-def test_what_comes_back_by_a_matrix_is_not_what_is_remembered():
-    """Of a window's gradient of 1e9 and 1 membranes carry 1/100 and 1."""
-    remembered, told = np.tile([1e9, 1.0], (3, 1)), over_time("feedback")
-    shares = {"credit": remembered, "direct": 0 * remembered, "remembered": remembered}
-    shares["carried"] = np.tile([0.01, 1.0], (3, 1))
-    for memory, word, arrives in (
-        ("feedback", Word.FORGETS, 1e-11),
-        ("states", Word.FREE, 1.0),
-    ):
-        by_memory = shares if memory == "feedback" else shares | {"carried": remembered}
-        found = judge(made(**by_memory), "adamw", over_time(memory))
-        assert found.word == word
-        assert found.through.arrives == pytest.approx(arrives)
-        assert ("by way of membranes" in sentences(found)[-2]) == (memory == "feedback")
-    remembering = judge(made(**shares | {"carried": [[1, 3]] * np.ones((3, 1))}), "adamw", told)
-    assert remembering.word == Word.FREE  # by membranes, whatever comes back
-    assert remembering.through.arrives == pytest.approx(1 / math.sqrt(10))
-    burst = shares | {"credit": 1e21 * np.ones((3, 2))}
-    assert judge(made(**burst), "adamw", over_time("feedback")).word == Word.BURSTS
+@pytest.mark.parametrize(
+    ("apart", "least", "arrives", "word"),
+    [
+        ((), 4e-4, 4e-4, Word.FORGETS),
+        ((), 6e-4, 6e-4, Word.FREE),
+        ((0.0, 1.0), 4e-4, 1.0, Word.FREE),  # what comes first is not to be remembered
+        ((1.0, 1.0), 0.0, 0.5, Word.FREE),
+        ((), math.inf, 20.0, Word.BURSTS),
+    ],
+)
+def test_of_a_recurrent_net_counts_what_reaches_the_layer_that_gets_least(
+    apart, least, arrives, word
+):
+    """On all ways, and of the last step's gradient; what membranes remember is nothing here."""
+    credit = np.array([[20.0, 1.0], [least, 1.0], [30.0, 1.0]])
+    none = np.zeros((3, 2))
+    shares = {"credit": credit, "direct": [[0, 1]] * np.ones((3, 1)), "remembered": none}
+    signal = Signal(np.full(3, 0.5), True, memory="feedback", apart=apart)
+    found = judge(made(**shares), "adamw", signal)
+    assert (found.word, found.through.arrives) == (word, pytest.approx(arrives))
+    first = found.through.first
+    assert first == (0 if least == math.inf or apart == (0.0, 1.0) else 1)
+    if word != Word.BURSTS:
+        where = "steps that tell classes apart" if apart else "the first step"
+        assert (
+            f"of the last step's gradient reaches {where} in {'ab'[first]}" in sentences(found)[-2]
+        )
 
 
 def test_a_net_without_a_recipe_is_judged_where_its_layers_form_a_chain():
@@ -894,25 +902,33 @@ def test_what_has_to_be_remembered_is_where_classes_differ(apart, arrives, words
 
 
 @pytest.mark.parametrize(
-    ("of", "largest", "word"),
+    ("of", "memory", "read", "largest", "word"),
     [
-        ("sgd", 1.1e15, Word.BURSTS),
-        ("sgd", 0.9e15, Word.FREE),
-        ("adamw", 1.1e20, Word.BURSTS),
-        ("adamw", 0.9e20, Word.FREE),
-        ("muon", 1e30, Word.FREE),  # no row is of it
-        (("train.optimizer=adamw", "train.clip_grad_norm=0"), 1e30, Word.BURSTS),
-        (("train.optimizer=adamw", "train.clip_grad_norm=1"), 1e30, Word.FREE),
-        ((*FREE, "train.lr=0.03"), 1e30, Word.BURSTS),
-        ((*FREE, "train.lr=0.029"), 1e30, Word.FREE),
+        ("sgd", "states", "last", 1.1e19, Word.BURSTS),
+        ("adamw", "states", "last", 1.1e19, Word.BURSTS),
+        ("adamw", "states", "last", 0.9e19, Word.FREE),
+        ("adamw", "feedback", "last", 1.1e12, Word.BURSTS),
+        ("adamw", "feedback", "last", 0.9e12, Word.FREE),
+        ("adamw", "states", "mean", 1e30, Word.FREE),
+        ("adamw", "feedback", "mean", 1e30, Word.FREE),
+        ("adamw", "windows", "last", 1e30, Word.FREE),
+        ("muon", "states", "last", 1e30, Word.FREE),  # no row is of it
+        (("train.optimizer=adamw", "train.clip_grad_norm=0"), "states", "last", 1e30, Word.BURSTS),
+        (("train.optimizer=adamw", "train.clip_grad_norm=1"), "states", "last", 1e30, Word.FREE),
+        ((*FREE, "train.lr=0.03"), "states", "last", 1e30, Word.BURSTS),
+        ((*FREE, "train.lr=0.029"), "states", "last", 1e30, Word.FREE),
     ],
 )
-def test_growth_through_time_is_an_obstacle_by_the_optimizer(of, largest, word):
+def test_growth_through_time_is_an_obstacle_where_the_last_step_is_read(
+    of, memory, read, largest, word
+):
     shares = np.ones((3, 2))
-    grown = shares.copy()
+    grown, direct = shares.copy(), shares.copy()
     grown[1, 0] = largest
+    direct[:, 0] = read == "mean"
     recipe = of if isinstance(of, str) else small_recipe("model.name=mlp", "model.depth=3", *of)
-    found = judge(made(credit=grown, remembered=shares), recipe, over_time("states"))
+    measured = made(credit=grown, direct=direct, remembered=shares)
+    found = judge(measured, recipe, over_time(memory))
     assert found.through.word == word
     told = sentences(found)[-2]
     assert ("exploding: up to" in told and "in b" in told) == (word == Word.BURSTS)
