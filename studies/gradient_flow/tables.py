@@ -159,7 +159,10 @@ ON_CIFAR = (
     ("MS blocks, their authors' start, norms and neuron", AUTHORS_MS),
     ("ANN twin", TWIN),
 )
-STARTS_SAID = "two epochs of CIFAR-10; first ResNet-20, then ResNet-56"
+STARTS_SAID = (
+    *("two epochs of CIFAR-10, test %", "ResNet-20: rate", "seed 0", "seed 1", "seed 2"),
+    *("ResNet-56: rate", "seed 0"),
+)
 WIDTHS = ("0.1", "0.3", "1", "3")
 WIDTHS_SAID = (
     "validation %, seed 0, 600 steps, AdamW 6e-3, plain blocks from the usual start, by width"
@@ -305,12 +308,12 @@ def worth(rows: Rows) -> Iterator[tuple[str, ...]]:
     for label, nets, changes in KEYS:
         found = pairs(rows, nets, changes)
         if len(found) < 2:
-            yield label, str(len(found)), "", "", ""
+            yield label, str(len(found)), "", "", "", ""
             continue
         half = STUDENT[len(found) - 2] * statistics.stdev(found) / math.sqrt(len(found))
         middle = statistics.mean(found)
-        bounds = f"{one(middle - half)} to {one(middle + half)}"
-        yield label, str(len(found)), str(sum(v > 0 for v in found)), one(middle), bounds
+        bounds = one(middle - half), one(middle + half)
+        yield label, str(len(found)), str(sum(v > 0 for v in found)), one(middle), *bounds
 
 
 def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
@@ -333,9 +336,13 @@ def starts(rows: Rows) -> Iterator[tuple[str, ...]]:
     """A line a start: rate and test accuracies of ResNet-20 and of ResNet-56; those without depth stand once."""
     shallow, deep = (on_cifar(rows, net=net) for net in ("resnet20", "resnet56"))
     for label, cell in shallow.items():
-        cells = [c for c in dict.fromkeys((cell, deep.get(label, ""))) if c]
-        said = [w for c in cells for w in (c.rpartition("lr=")[2], rows.shown(c, "test"))]
-        yield (label, *said, *[""] * (4 - len(said)))
+        said = list[str]()
+        for number, words in enumerate(dict.fromkeys((cell, deep.get(label, "")))):
+            if words:
+                seeds = [one(value) for value in rows.seeds(words, "test")]
+                missing = [""] * (3 - len(seeds)) if number == 0 else []
+                said += [words.rpartition("lr=")[2], *seeds, *missing]
+        yield (label, *said, *[""] * (6 - len(said)))
 
 
 def tables(rows: Rows) -> dict[str, str]:
@@ -369,7 +376,7 @@ def tables(rows: Rows) -> dict[str, str]:
         for label, words in TRIED
     ]
     return {
-        "cifar": lines((STARTS_SAID, *("rate", "test %, a number a seed") * 2), starts(rows)),
+        "cifar": lines(STARTS_SAID, starts(rows)),
         "small": lines(("ResNet-56, 600 steps of 32 images of CIFAR-10", "best rate", *seeds), small),
         "start": lines(("ResNet-56, 600 steps of 32 images, AdamW 6e-3", *seeds), start),
         "longer": lines(("net, AdamW 1e-2", "epochs", *seeds), longer),
@@ -377,7 +384,7 @@ def tables(rows: Rows) -> dict[str, str]:
         "rates": lines(("validation %, seed 0, AdamW", *RATES), rates),
         "sgd": lines(("validation %, SGD", "0.1", "0.3", "0.1, clipped", "0.3, clipped"), sgd),
         "opening": lines(("validation % by initial weight", "0", "1 / sqrt(blocks)", "1 (usual)"), opening),
-        "keys": lines(("default", "pairs", "ahead", "mean, points", "95 %"), worth(rows)),
+        "keys": lines(("default", "pairs", "ahead", "mean, points", "95 % from", "to"), worth(rows)),
         "tried": lines(("plain ResNet-56, rate 6e-3", *seeds), tried),
         "depth": by_depth(rows),
     }  # fmt: skip
@@ -385,21 +392,22 @@ def tables(rows: Rows) -> dict[str, str]:
 
 def by_depth(rows: Rows) -> str:
     """Of chains, by the first layer's gradient over the last one's, how many learnt; by the optimizer."""
-    head = ("chains, first layer's gradient by the last one's", *OPTIMIZERS)
+    named = [word for name in OPTIMIZERS for word in (f"{name}: chains", "these learnt")]
+    head = ("first layer's gradient by the last one's", *named)
     found = []
     for name, low, high in (
         ("below 1e-3", 0, 1e-3),
         ("up to 1000", 1e-3, 1e3),
         ("above", 1e3, math.inf),
     ):
-        cells = []
+        cells = list[str]()
         for asked in OPTIMIZERS.values():
             mine = [
                 float(row["validation"] or 0) > 0.2
                 for row in rows.rows
                 if of_chain(row) == asked and low <= float(row["gradient_ratio"]) <= high
             ]
-            cells.append(f"{sum(mine)} of {len(mine)}" if mine else "")
+            cells += [str(len(mine)), str(sum(mine))]
         found.append((name, *cells))
     return lines(head, found)
 

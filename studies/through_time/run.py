@@ -422,7 +422,9 @@ def told(row: Row, known: Row, limits: Row | None = None, burst: Row | None = No
     bursts = row["read"] == "last" and known["largest"] > (burst or BURST).get(memory, math.inf)
     if known["arrives"] <= (limits or LIMITS)[memory] and not (bursts and memory == "feedback"):
         return "vanishing"
-    return "exploding" if bursts else ""
+    if bursts:
+        return "exploding"
+    return "not finite" if known["largest"] == math.inf else ""  # as `Backward` says
 
 
 def for_time(known: Row) -> bool:

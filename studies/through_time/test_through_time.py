@@ -29,7 +29,7 @@ def test_the_page_is_that_of_the_rows(monkeypatch):
 
 
 def test_the_front_page_has_the_counts_of_both_halves():
-    told, fail, alarms, learn = run.crossed()
+    fail, told, learn, alarms = run.crossed()
     text = " ".join((run.DOCS.parents[1] / "README.md").read_text("utf-8").split())
     assert f"{told} of the {fail} nets]" in text
     assert f"{alarms} false alarms among the {learn}" in text
@@ -40,11 +40,12 @@ def test_the_limits_are_those_of_the_rows_and_their_counts_of_those_that_chose_n
     fitted = run.nets_of(run.PULSES, "fitted")
     assert run.chosen(fitted) == pytest.approx(LIMITS.memory["states"].limit)
     assert run.chosen_of_recurrent() == LIMITS.memory["feedback"].limit
+    assert {kind: run.chosen_of_growth(kind) for kind in run.BURST} == run.BURST
     for kind, found in LIMITS.memory.items():
         assert (found.learnt, found.trainings) == run.beyond("vanishing", memory=kind), kind
     assert {name: found.limit for name, found in LIMITS.burst.items()} == run.BURST
     for name, found in LIMITS.burst.items():
-        assert (found.learnt, found.trainings) == run.beyond("exploding", optimizer=name), name
+        assert (found.learnt, found.trainings) == run.beyond("exploding", memory=name), name
 
 
 @pytest.mark.parametrize("index", [0, 1, 3, 5, 11, 14, 40])

@@ -11,7 +11,7 @@ import math
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from spiketriton.models import Network, build_model
 from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError
 from spiketriton.training.optim import build_optimizer, clipped_norm
-from studies.pages import filled, share
+from studies.pages import filled, interval
 
 HERE = Path(__file__).parent
 REGISTER, ROWS = HERE / "register.csv", HERE / "rows.csv"
@@ -186,35 +186,33 @@ UNNAMED = (Word.FREE, Word.NOT_JUDGED, Word.ASLEEP)
 """Words that foretell no failure."""
 
 
-def judge() -> Iterator[str]:
-    """The table of README.md and of docs/gradient_flow.md."""
+def judge(families: Iterable[str] = ()) -> Iterator[str]:
+    """The table of docs/gradient_flow.md, and with each family that of README.md."""
     yield (
-        "| untrained nets | fail, and an obstacle is named | learn, and one is named | of the others not judged | "
-        "asleep, and learn |"
+        "| untrained nets | which | how many | an obstacle is named | % | 95 % from | to | asleep | not judged |"
     )
-    yield "| --- | ---: | ---: | ---: | ---: |"
-    families = [(name, lambda net, name=name: net[0] == name) for name in FAMILIES]
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    of_family = [(name, lambda net, name=name: net[0] == name) for name in families]
     for name, which, mine in (
         ("**after the limits were chosen**", "new", lambda net: True),
         ("before", "fitted", lambda net: True),
         ("all", "", lambda net: True),
-        *((f"all, {name}", "", chosen) for name, chosen in families),
+        *((f"all, {name}", "", chosen) for name, chosen in of_family),
     ):
-        found = [net for net in nets(which) if mine(net)]
-        cells = []
-        for fails in (True, False):
-            these = [word not in UNNAMED for _, word, failed in found if failed == fails]
-            cells.append(share(sum(these), len(these)))
-        others = [word for _, word, _ in found if word in UNNAMED]
-        cells.append(f"{others.count(Word.NOT_JUDGED)} of {len(others)}")
-        woke = [not failed for _, word, failed in found if word == Word.ASLEEP]
-        cells.append(f"{sum(woke)} of {len(woke)}" if woke else "")
-        yield f"| {name} | {' | '.join(cells)} |"
+        for fate, fails in (("fail", True), ("learn", False)):
+            found = [net for net in nets(which) if mine(net)]
+            said = [word for _, word, failed in found if failed == fails]
+            if said:
+                named = sum(word not in UNNAMED for word in said)
+                others = f"{said.count(Word.ASLEEP)} | {said.count(Word.NOT_JUDGED)}"
+                cells = f"{len(said)} | {named} | {interval(named, len(said))} | {others}"
+                yield f"| {name} | {fate} | {cells} |"
 
 
 def page(text: str) -> str:
-    """A page with the table between its marks."""
-    return filled(text, MADE, judge())
+    """A page with the table between its marks, or that of each family."""
+    whole = f"<!-- {MADE}, families: begin -->" in text
+    return filled(text, f"{MADE}, families" if whole else MADE, judge(FAMILIES if whole else ()))
 
 
 def main() -> None:
