@@ -70,12 +70,13 @@ def through_time(
         currents = [_Currents(steps) for _ in layers]
         watched = _watched(model, layers, cut=cut, currents=currents)
         alike = (
-            trial(model), drawn_alike(device), torch.enable_grad(), constant_statistics(model),
-            *([_ConstantStatistics()] if _of_others(model) else []),  # which looks at every call
+            trial(model), drawn_alike(device), torch.enable_grad(), constant_statistics(model)
         )  # fmt: skip
         with contextlib.ExitStack() as stack:
             for one in (*alike, watched):
                 stack.enter_context(one)
+            if _of_others(model):
+                stack.enter_context(_ConstantStatistics())  # which looks at every call
             sample = next(model.parameters(), torch.empty(0))
             if backend_for(sample) == "triton":  # for these calls alone kernels would be compiled
                 stack.enter_context(use_backend("torch"))
