@@ -70,7 +70,7 @@ def test_the_log_has_the_rows_beside_an_older_commit():
 CONTENDERS = {
     '`model.memory = "recomputed"`: spikes as bits, currents computed again': "spiketriton recomputed",
     '`"packed"`: spikes as bits': "spiketriton packed",
-    '`"standard"`': "spiketriton",
+    '`"standard"`, the default': "spiketriton",
     "the definition, a plain loop": "eager",
     "SpikingJelly 2.0, multi-step": "spikingjelly default",
     "snnTorch 1.0": "snntorch",
