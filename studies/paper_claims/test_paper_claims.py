@@ -1,4 +1,4 @@
-"""What log.md says of the paper's claims before training, and the neuron that it is measured with."""
+"""What log.md says of the paper's claims, and the neuron that those before training are measured with."""
 
 import re
 from pathlib import Path
@@ -14,18 +14,24 @@ ROWS = run.read()
 PAGE = Path(__file__).with_name("log.md")
 
 
-def test_the_table_and_the_sentences_are_those_of_the_rows():
+def test_the_tables_are_those_of_the_rows():
     text = PAGE.read_text("utf-8")
     assert run.page(text, ROWS) == text
     cells = dict(re.findall(r"^\| ([^|]+) \| ([^|]*) \|", run.table(ROWS), re.M))
-    items = re.findall(r"^\* \*\*\([bc]\)(?:.|\n  )*", text, re.M)
-    assert len(items) == 2
-    widths, time = (" ".join(item.split()) for item in items)
-    for cell in ("width 0.1", "width 1"):
-        assert f"{cells[cell]} times" in widths
-    assert f"{float(cells['width 0.3']):.1f} times" in widths
-    assert f"{cells['width 1, cut']} of the {cells['width 1']} remain" in time
-    assert cells["width 1, cut"] == cells["width 1, T = 1"]
+    assert (
+        run.value_of("cell: width 1, cut", ROWS) == cells["width 1, cut"] == cells["width 1, T = 1"]
+    )
+    measured = {row["name"]: row for row in run.read(run.MEASURED)}
+    named = {
+        source.partition(": ")[2]
+        for *_, of in run.CLAIMS
+        for _, source in of
+        if "measured" in source
+    }
+    assert set(measured) == named
+    assert all(row["command"] and float(row["value"]) for row in measured.values())
+    with pytest.raises(KeyError, match="another"):
+        run.value_of("measured: another", ROWS)
 
 
 def test_each_cell_has_its_seeds():

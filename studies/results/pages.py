@@ -25,7 +25,12 @@ ROOT = Path(__file__).parents[2]
 CURVES = Path(__file__).parent / "curves"
 WITHOUT_TIME = Path(__file__).parent / "without_time.csv"
 ALL_ROWS, IMAGES = ROOT / "docs" / "rows.md", ROOT / "docs" / "img"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "README.zh.md", ROOT / "docs" / "results.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "README.zh.md",
+    ROOT / "docs" / "results.md",
+    ROOT / "studies" / "paper_claims" / "log.md",
+)
 WEIGHTS_PAGE = ROOT / "examples" / "weights" / "README.md"
 MADE = "made by studies/results/run.py"
 NAMES = {
@@ -272,7 +277,8 @@ SHOWN = re.compile(r"(<!-- rows ([^:]+): (.+?) -->\n).*?(<!-- end -->)", re.DOTA
 
 def with_tables(path: Path, rows: Sequence[Row]) -> str:
     """The text of a page, each of its tables made again."""
-    place = "rows.md" if path.parent.name == "docs" else "docs/rows.md"
+    places = {"docs": "rows.md", "paper_claims": "../../docs/rows.md"}
+    place = places.get(path.parent.name, "docs/rows.md")
     headings = HEADINGS["zh" if path.stem.endswith("zh") else "en"]
 
     def made(found: re.Match[str]) -> str:
