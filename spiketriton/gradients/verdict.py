@@ -100,10 +100,10 @@ class LIMITS:
     memory = {  # noqa: RUF012
         "states": Remembers(0.03, 4, 46),
         "windows": Remembers(0.0, 0, 12),
-        "feedback": Remembers(5e-4, 0, 6, 3),
+        "feedback": Remembers(5e-4, 0, 7, 3),
     }
     # the largest share of a layer at any step, where the last one alone is read, without a limit on the gradient's norm
-    burst = {"states": Remembers(1e19, 0, 2), "feedback": Remembers(1e12, 0, 5, 3)}  # noqa: RUF012
+    burst = {"states": Remembers(1e19, 0, 3), "feedback": Remembers(1e12, 0, 5, 3)}  # noqa: RUF012
     window, longest = 8, 200  # steps of which these were tried, and of one step no other limit
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...

@@ -3,11 +3,12 @@
     python studies/convolutions/run.py [fp32|bf16]      # on small maps, as matrix products: rows-fp32.md, rows-bf16.md
     python studies/convolutions/run.py spikes           # of spikes alone: the third, and the fourth
     python studies/convolutions/run.py unit             # of spikes in float32 by a matrix unit: log.md's second table
-    python studies/convolutions/run.py reach [RUN]      # by the input where a surrogate is not 0; shares of a run
+    python studies/convolutions/run.py reach [RUN]      # by the input where a surrogate is not 0; a run: reach.csv
 
 Both take turns; medians of processor time.
 """
 
+import csv
 import ctypes
 import functools
 import json
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from spiketriton.training.environment import PRECISIONS, keep_freed_memory
 from spiketriton_kernels.convolutions import sparse, tiles
 
 LAST = torch.channels_last
+REACH = Path(__file__).with_name("reach.csv")
 
 # images, channels read and written, side of the map, kernel, stride
 CASES = [
@@ -215,17 +218,25 @@ def in_reach() -> None:
 
 
 def shares_of(run: Path) -> None:
-    """Of a run's layers the share of neurons within reach of the surrogate, by step."""
+    """Of a run's layers the share of neurons within reach of the surrogate, by epoch and step: rows into reach.csv."""
+    recipe = tomllib.loads((run / "recipe.toml").read_text())
+    epoch = -(-recipe["data"]["train_images"] // recipe["train"]["batch_size"])  # steps
     shares: dict[int, dict[str, list[float]]] = {}
     for line in (run / "gradients.jsonl").read_text().splitlines():
         row = json.loads(line)
         layer = shares.setdefault(row["step"], {}).setdefault(row["layer"], [])
         layer.append(1 - row["outside_share"])
-    for step, layers in shares.items():
-        print(
-            f"step {step:4}",
-            " ".join(f"{statistics.mean(values):.2f}" for values in layers.values()),
-        )
+    begins = not REACH.exists()
+    with REACH.open("a", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        if begins:
+            rows.writerow(("surrogate", "width", "T", "epoch", "step", "layer", "share"))
+        surrogate = recipe["neuron"]["surrogate"]
+        about = surrogate["shape"], surrogate["width"], recipe["time_steps"]
+        for step, layers in shares.items():
+            for name, values in layers.items():
+                share = f"{statistics.mean(values):.3f}"
+                rows.writerow((*about, -(-step // epoch), step, name, share))
 
 
 def tensors(images: int, read: int, written: int, side: int, kernel: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """The sizes at which networks leave oneDNN are those at which the rows say that this is faster."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -31,3 +32,20 @@ def test_what_is_served_is_faster_in_the_rows(name):
             served += way is not None
             assert way is None or by_products <= by_library, (images, sizes, side, cell)
     assert served == passes
+
+
+def test_the_log_has_the_shares_within_reach():
+    log = (HERE / "log.md").read_text("utf-8").partition("| end of epoch |")[2]
+    numbers = r"([\d.]+), ([\d.]+), ([\d.]+)"
+    said = re.findall(rf"(?m)^\| (\d) \| {numbers} \| {numbers} \|$", log)
+    shares: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for row in csv.DictReader((HERE / "reach.csv").open()):
+        steps = shares.setdefault((row["surrogate"], row["epoch"]), {})
+        steps.setdefault(int(row["step"]), []).append(float(row["share"]))
+    assert [epoch for epoch, *_ in said] == ["1", "2"]
+    for epoch, *cells in said:
+        for surrogate, told in (("triangle", cells[:3]), ("rectangle", cells[3:])):
+            steps = shares[surrogate, epoch]
+            last = steps[max(steps)]
+            assert len(last) == 19
+            assert list(map(float, told)) == [min(last), round(sum(last) / 19, 3), max(last)]

@@ -55,10 +55,22 @@ def test_the_section_on_spikes_is_what_its_rows_give():
     assert list(map(int, ends)) == [min(found), max(found)]
 
 
+def test_the_log_has_the_rows_beside_an_older_commit():
+    log = (RESULTS.parent / "log.md").read_text().partition("## Beside commit 3317ca80")[2]
+    line = r"(?m)^\| `(\w+)`, (\w+), T = (\d+), (\S+) \| ([\d.]+) \| ([\d.]+) \|$"
+    rows, found = list(csv.DictReader((RESULTS.parent / "before.csv").open())), []
+    for before, now in zip(rows[::2], rows[1::2], strict=True):
+        by = "AMX" if before["instructions"] == "all" else before["instructions"]
+        about = before["recipe"], before["precision"], before["T"], by
+        found.append((*about, before["ms"], now["ms"]))
+        assert before["commit"] == "3317ca80" != now["commit"]
+    assert re.findall(line, log) == found
+
+
 CONTENDERS = {
     '`model.memory = "recomputed"`: spikes as bits, currents computed again': "spiketriton recomputed",
     '`"packed"`: spikes as bits': "spiketriton packed",
-    '`"standard"`': "spiketriton",
+    '`"standard"`, the default': "spiketriton",
     "the definition, a plain loop": "eager",
     "SpikingJelly 2.0, multi-step": "spikingjelly default",
     "snnTorch 1.0": "snntorch",

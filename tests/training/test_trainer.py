@@ -117,6 +117,25 @@ def test_testing_and_watching_leave_no_trace_in_training(tmp_path):
     assert test["step"] == 9
 
 
+def test_the_ways_through_time_are_measured_once_after_a_step(tmp_path, monkeypatch):
+    """Before training, after the first step and after the last one, which the last verdict takes."""
+    measured, through_time = [], trainer_module.Prober.through_time
+    trainer = quick_trainer(tmp_path, "train.max_steps=4")
+
+    def counted(prober):
+        measured.append(prober)
+        return through_time(prober)
+
+    monkeypatch.setattr(trainer_module.Prober, "through_time", counted)
+    trainer.fit()
+    assert len(measured) == 3
+    assert {*measured} == {trainer.probed}
+    assert trainer.ways[0] == 4
+    rows = [*map(json.loads, (tmp_path / "gradients.jsonl").read_text("utf-8").splitlines())]
+    last = [row["credit"] for row in rows if row["step"] == 4]
+    assert last == pytest.approx(trainer.ways[1].credit.flatten().tolist())
+
+
 def test_a_seed_gives_one_run_and_another_seed_another(tmp_path):
     torch.rand(7)  # what happened before does not matter
     first = quick_trainer(tmp_path / "first")
