@@ -124,6 +124,7 @@ def table(rows: list[dict[str, str]]) -> str:
 CLAIMS = (
     ("(a) Nets of 50 layers train directly", "yes, from another start", (
         ("MS blocks of LIF, ten steps, Imagenette: accuracy, %", "trained: r50im_t10"),
+        ("the same, CIFAR-100: accuracy, %", "trained: c100r50_t10"),
         ("plain blocks of I-LIF, one step, Imagenette: accuracy, %", "trained: imagenette_r50_64_plain_30"),
         ("plain blocks of LIF, two epochs of two steps, our start: accuracy, %", "measured: plain default 50"),
         ("the same from the usual start, at chance: accuracy, %", "measured: plain usual 50"),
@@ -145,9 +146,12 @@ CLAIMS = (
         ("the same with norms: accuracy, %", "measured: no norm default plain"),
     )),
     ("(e) Ten steps are enough", "yes", (
-        ("trained with one step: accuracy, %", "trained: r50im_t1"),
+        ("Imagenette, trained with one step: accuracy, %", "trained: r50im_t1"),
         ("then with four: accuracy, %", "trained: r50im_t4"),
         ("then with ten: accuracy, %", "trained: r50im_t10"),
+        ("CIFAR-100, trained with one step: accuracy, %", "trained: c100r50_t1"),
+        ("then with four: accuracy, %", "trained: c100r50_t4"),
+        ("then with ten: accuracy, %", "trained: c100r50_t10"),
     )),
     ("(f) The ANN is more accurate", "yes", (
         ("ResNet-50 with ReLU, Imagenette: accuracy, %", "trained: r50im_ann"),

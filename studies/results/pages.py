@@ -35,6 +35,7 @@ WEIGHTS_PAGE = ROOT / "examples" / "weights" / "README.md"
 MADE = "made by studies/results/run.py"
 NAMES = {
     "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
     "imagenette": "Imagenette",
     "spoken_digits": "spoken digits",
     "dvs_biolab": "DVS128 BioLab",
