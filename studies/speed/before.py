@@ -7,7 +7,6 @@
 A process each, which take their steps in turns; one thread, random images, medians of processor time.
 """
 
-import csv
 import os
 import statistics
 import subprocess
@@ -15,7 +14,7 @@ import sys
 from pathlib import Path
 
 from spiketriton.system import machine
-from studies.speed.shares import by_avx2
+from studies.speed.shares import appended, by_avx2, instructions
 
 ROWS = Path(__file__).with_name("before.csv")
 ROUNDS = 11
@@ -77,15 +76,10 @@ def main(before: str, name: str, precision: str, *keys: str) -> None:
     for _ in range(ROUNDS):
         for tree in trees:
             tree.step()
-    instructions = "AVX2" if os.environ.get("SHARES_AVX2") else "all"
-    begins = not ROWS.exists()
-    with ROWS.open("a", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        if begins:
-            rows.writerow(FIELDS)
+    with appended(ROWS, FIELDS) as rows:
         for tree in trees:
             ms = f"{statistics.median(tree.times):.1f}"
-            where = instructions, machine.cpu_name(), tree.commit
+            where = instructions(), machine.cpu_name(), tree.commit
             row = name, precision, tree.T, tree.batch, *where, ms
             rows.writerow(row)
             print(*row, f"(shortest {min(tree.times):.1f})", flush=True)

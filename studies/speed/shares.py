@@ -8,14 +8,16 @@
 One thread, contenders in turns, medians of processor time. The share follows the bias of all norms; nothing learns.
 """
 
+import contextlib
 import csv
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,6 +98,22 @@ def share_of(step: Step) -> float:
     return sum(n for n, _ in fired) / sum(n for _, n in fired)
 
 
+def instructions() -> str:
+    """What a processor may use, as rows name it."""
+    return "AVX2" if os.environ.get("SHARES_AVX2") else "all"
+
+
+@contextlib.contextmanager
+def appended(path: Path, fields: Sequence[str]) -> Iterator[Any]:
+    """A writer of rows at the end of a file; a new one begins with its fields."""
+    begins = not path.exists()
+    with path.open("a", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        if begins:
+            rows.writerow(fields)
+        yield rows
+
+
 def measure(name: str, precision: str) -> None:
     torch.set_num_threads(1)
     case = TrainingStep(
@@ -103,13 +121,8 @@ def measure(name: str, precision: str) -> None:
     )  # type: ignore[arg-type]
     bench = Bench(case, Measured.device)
     steps, T = contenders(bench), case.recipe.time_steps
-    instructions = "AVX2" if os.environ.get("SHARES_AVX2") else "all"
     commit, changed = commit_of_package()
-    begins = not ROWS.exists()
-    with ROWS.open("a", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        if begins:
-            rows.writerow(FIELDS)
+    with appended(ROWS, FIELDS) as rows:
         for bias in BIASES:
             for step in steps.values():
                 shift(step.model, bias)
@@ -120,7 +133,7 @@ def measure(name: str, precision: str) -> None:
                 row = (
                     name,
                     precision,
-                    instructions,
+                    instructions(),
                     machine.cpu_name(),
                     f"{commit or 'unknown':.8}{' changed' if changed else ''}",
                     f"{share:.3f}",
