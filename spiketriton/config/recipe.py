@@ -395,6 +395,11 @@ class ModelConfig(TableOfPart):
     )
     """the gradient of a `plain` block's shortcut at the neuron that it enters: multiplied by the surrogate, as for
     any current, or passed around the neuron unchanged; the spikes are the same"""
+    shortcut: Literal["currents", "spikes"] = key(
+        "currents", only={"model.name": BLOCK_NETS, "model.block": ("ms",)}
+    )
+    """what an `ms` block's shortcut multiplies by weights where the shape changes: the currents that enter the block,
+    as in its authors' code, or the spikes of the block's first neuron, so that only the first layer reads numbers"""
     dropout: float = key(0.0, numbers=SHARE, unless={"model.name": FOREIGN})
     """fraction of the classifier's inputs that training sets to zero, the same ones at all time steps of an image"""
     fused: bool = key(True)

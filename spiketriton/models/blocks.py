@@ -35,6 +35,9 @@ class Block(nn.Module):
     sums_currents = True  # whether the last norm and the shortcut are two terms of one current
     fires_first = False  # whether each neuron is in front of its convolution, not behind its norm
     norms_first = False  # whether each norm is there, too, so that the first one takes a sum
+    shortcut_reads_spikes = (
+        False  # whether that of a shortcut that changes shape is the block's first neuron
+    )
 
     def __init__(
         self, parts: Parts, channels_in: int, width: int, stride: int, bottleneck: bool
@@ -101,16 +104,17 @@ class Block(nn.Module):
 
     def describe(self, build: Builder, name: str, x: Value) -> Value:
         """Adds its nodes, whose names begin with `name`, to a graph in which it reads `x`."""
-        value = shortcut = x
+        value = shortcut = read = x
         for i, (conv, norm, neuron) in enumerate(self.stages(), start=1):
             if self.fires_first:
                 value = build.add(f"{name}neuron{i}", value, neuron)
+                read = value if i == 1 and self.shortcut_reads_spikes else read
             value = build.add(f"{name}conv{i}", value, conv, norm)
             if not self.fires_first and i < self.depth:
                 value = build.add(f"{name}neuron{i}", value, neuron)
         if self.downsample is not None:
             conv, norm, *fires = self.downsample
-            shortcut = build.add(f"{name}downsample.0", x, conv, norm)
+            shortcut = build.add(f"{name}downsample.0", read, conv, norm)
             for last in fires:
                 shortcut = build.add(f"{name}downsample.2", shortcut, last)
         if self.fires_first:
@@ -180,10 +184,15 @@ class MSBlock(Block):
     """out = BN(conv(... neuron(x))) + shortcut: neurons fire before convolutions, currents add up.
 
     MS-ResNet (Hu et al. 2021, arXiv 2112.08954). A shortcut that changes shape is BN(conv1x1) of
-    the currents x, as in the authors' code, and so multiplies analog values.
+    the currents x, as in the authors' code, and so multiplies analog values; or with `model.shortcut = "spikes"` of
+    neuron(x), as in pre-activation ResNets.
     """
 
     fires_first = True
+
+    def __init__(self, parts: Parts, *shape: Any) -> None:
+        super().__init__(parts, *shape)
+        self.shortcut_reads_spikes = parts.model.shortcut == "spikes"
 
     def forward(
         self, x: Tensor, spikes: Tensor | None = None, reader: SpikingNeuron | None = None
@@ -195,12 +204,15 @@ class MSBlock(Block):
         convs, norms, neurons = zip(*self.stages(), strict=True)
         if spikes is None:
             spikes = fire(neurons[0], x)
-        for conv, norm, neuron in zip(convs[:-1], norms[:-1], neurons[1:], strict=True):
-            spikes = norm_neuron(norm, neuron, folded(conv, spikes))
+        beside = self.shortcut_reads_spikes and self.downsample is not None
+        current, read = folded_beside(convs[0], spikes) if beside else (folded(convs[0], spikes), x)
+        for conv, norm, neuron in zip(convs[1:-1], norms[:-2], neurons[1:-1], strict=True):
+            current = folded(conv, norm_neuron(norm, neuron, current))
+        spikes = norm_neuron(norms[-2], neurons[-1], current)
         shortcut = x
         if self.downsample is not None:
             conv, norm = self.downsample
-            shortcut = norm(folded(conv, x))
+            shortcut = norm(folded(conv, read))
         current = folded(convs[-1], spikes)
         if reader is not None:
             norm = norms[-1].record(current)

@@ -38,6 +38,7 @@ CONTRADICTIONS = {  # overrides of a small recipe -> what the refusal names
 IDLE = {  # overrides, of which the last has no effect -> the key that is why
     ("model.block=preact", "model.residual_gain=0.5"): "model.block",
     ("model.block=ms", "model.shortcut_gradient=straight_through"): "model.block",
+    ("model.block=sew", "model.shortcut=spikes"): "model.block",
     ("model.norm=none", "model.norm_gain=0.5"): "model.norm",
     ("model.name=plain", "model.checkpoint_blocks=true"): "model.name",
     ("model.name=plain", "model.block=sew"): "model.name",

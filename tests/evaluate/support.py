@@ -9,6 +9,7 @@ NETS = {
     "plain": ["model.block=plain"],
     "sew": ["model.block=sew"],
     "ms": ["model.block=ms"],
+    "shortcuts of spikes": ["model.block=ms", "model.shortcut=spikes"],
     "pool": ["model.name=resnet18", "model.stem=imagenet", "data.image_size=16"],
     "pool ms": ["model.name=resnet18", "model.stem=imagenet", "model.block=ms"],
     "mlp": ["model.name=mlp", "model.depth=3", "model.width=16"],

@@ -144,12 +144,14 @@ def test_operations_are_the_spikes_convolved_with_ones(name, override, monkeypat
     assert counter.operations_within()[-1] > 50
 
 
-def test_the_shortcut_of_currents_costs_macs_at_each_step():
-    model = build(recipe("resnet8", "if", "model.block=ms"))
+@pytest.mark.parametrize("reads", ["currents", "spikes"])
+def test_the_shortcut_of_currents_costs_macs_at_each_step(reads):
+    model = build(recipe("resnet8", "if", "model.block=ms", f"model.shortcut={reads}"))
     work = workload(graph_of(model), (2, SIZE, SIZE))
     names = [name for name in work.layer_macs if "downsample" in name]
     assert len(names) == 2
-    assert work.macs_per_step == sum(work.layer_macs[name] for name in names)
+    in_each_step = sum(work.layer_macs[name] for name in names)
+    assert work.macs_per_step == (in_each_step if reads == "currents" else 0)
     assert work.macs_once == work.layer_macs["conv1"]
 
 

@@ -48,6 +48,7 @@ SPOKEN = {
     "leak to v_reset": ["neuron.tau=4.0", "neuron.v_reset=-0.25", "neuron.v_threshold=0.8"],
     "sew": ["model.block=sew"],
     "ms": ["model.block=ms"],
+    "shortcuts of spikes": ["model.block=ms", "model.shortcut=spikes"],
     "bottleneck": ["model.name=resnet50"],
     "tdbn": ["model.norm=tdbn", "neuron.kind=if"],
     "plain net": ["model.name=plain", "model.depth=4"],

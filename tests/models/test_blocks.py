@@ -13,15 +13,17 @@ from tests.models.support import BLOCKS, B, T, build, images, parts_of
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("kind", [*BLOCKS, "preact"])
+@pytest.mark.parametrize("kind", [*BLOCKS, "preact", "ms of spikes"])
 def test_blocks_compute_their_equations(kind, fused):
-    parts = parts_of(neuron={"kind": "if"}, fused=fused)
+    kind, _, reads = kind.partition(" of ")
+    options = {"block": kind, "shortcut": reads} if reads else {}
+    parts = parts_of(neuron={"kind": "if"}, fused=fused, **options)
     block = BLOCK_TYPES[kind](parts, 3, 4, 2, False).double()
     x = images().double().repeat(4, 1, 1, 1).unflatten(0, (4, B)) + 1
     out, (first, last) = block(x), block.stages()
     if kind != "preact":
         conv, bn, *neuron = block.downsample
-        shortcut = bn(folded(conv, x))
+        shortcut = bn(folded(conv, first[2](x) if reads else x))
     if kind == "preact":  # the norm of each layer is that of its input
         shown = first[2](first[1](x))
         spikes = last[2](last[1](folded(first[0], shown)))

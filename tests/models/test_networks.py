@@ -33,6 +33,7 @@ NETS = {
     "stem": {"name": "resnet18", "stem": "imagenet", "block": "ms", "width": 4},
     "bottleneck": {"name": "resnet50", "block": "sew", "width": 2},
     "ms bottleneck": {"name": "resnet50", "block": "ms", "width": 2},
+    "shortcuts of spikes": {"name": "resnet50", "block": "ms", "shortcut": "spikes", "width": 2},
     "strided": {"name": "resnet18", "block": "preact", "stem": "strided", "width": 4},
     "resnet19": {"name": "resnet19", "width": 4},
     "net7b": {"name": "net7b", "block": "sew", "width": 6},
@@ -234,6 +235,8 @@ def test_channels_last_stays_channels_last(block, norm, fused, kind):
     [
         *pairwise(["plain", "sew", "ms"], ["memory"], [True, False]),
         *((block, "checkpoint_blocks", True) for block in ("plain", "sew", "ms", "preact")),
+        ("ms of spikes", "memory", True),
+        ("ms of spikes", "checkpoint_blocks", True),
     ],
 )
 def test_packed_and_recomputed_give_the_same_bits_from_less_memory(
@@ -242,9 +245,11 @@ def test_packed_and_recomputed_give_the_same_bits_from_less_memory(
     # by a matrix unit, what is kept without bits takes half as much
     monkeypatch.setattr("spiketriton_kernels.convolutions.tiles.available", lambda: False)
     runs, kept = [], []
+    block, _, reads = block.partition(" of ")
     norm = "step_bn" if block == "preact" else "bn" if change == "memory" else "tebn"
     for options in ({}, {change: "packed" if change == "memory" else True}):
         around = {"shortcut_gradient": "straight_through"} if block == "plain" else {}
+        around |= {"shortcut": reads} if reads else {}
         model = build(block=block, norm=norm, fused=fused, **around, **options)
         saved = {}
 
