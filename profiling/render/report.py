@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
-from profiling.harness.contenders import OURS, Row, Status
+from profiling.harness.contenders import Row, Status
 from profiling.harness.session import file_name, machine
 from profiling.render import pictures, tables
-from profiling.render.rows import by_case, find, newest, read, times_ours
+from profiling.render.rows import by_case, fastest_other, find, newest, read
 from profiling.render.tables import BLANK, Grid, number, times
 from spiketriton.system.errors import UserError
 
@@ -82,12 +82,10 @@ def _kernels(rows: list[Row]) -> Grid:
     """How many times as fast as the fastest other contender of a case, in the median; and the lowest."""
     found: dict[tuple[str, int], list[float]] = {}
     for group in by_case(rows):
-        others = [row for row in group if row["contender"] not in ("copy", OURS)]
-        ratios = [ratio for row in others if (ratio := times_ours(group, row)) is not None]
-        if ratios:
+        if (ratio := fastest_other(group)) is not None:
             first = group[0]
             name = f"`{first['op']}` {first['mode']}, {first['dtype']}"
-            found.setdefault((name, first["T"]), []).append(min(ratios))
+            found.setdefault((name, first["T"]), []).append(ratio)
     windows = sorted({T for _, T in found})
     several = {name: sum(len(found.get((name, T), [])) for T in windows) for name, _ in found}
     names = sorted(name for name, count in several.items() if count > 1) or sorted(several)

@@ -69,3 +69,10 @@ def times_ours(group: Iterable[Row], row: Row) -> float | None:
     if ours is None or "median_ms" not in row:
         return None
     return row.get("times_ours", row["median_ms"] / ours)  # rows before times_ours have medians
+
+
+def fastest_other(group: Iterable[Row]) -> float | None:
+    """How many times ours the fastest other contender of a case takes; None where no other, or ours, was timed."""
+    others = [row for row in group if row["contender"] not in ("copy", OURS)]
+    ratios = [ratio for row in others if (ratio := times_ours(group, row)) is not None]
+    return min(ratios, default=None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from profiling.harness.attribution import by_part
 from profiling.harness.contenders import OURS, Row, Status
 from profiling.harness.session import machine
-from profiling.render.rows import by_case, find, times_ours
+from profiling.render.rows import by_case, fastest_other, find, times_ours
 from profiling.sections.gradients import OFF
 from profiling.sections.step import FLOOR, TWIN
 
@@ -82,18 +82,21 @@ def key(name: str, words: Callable = number) -> Cell:
     return lambda row, group: words(row.get(name))
 
 
-def with_frames(row: Row, group: list[Row]) -> str:
-    """Images per second; of recordings, also their frames."""
-    frames = f" ({number(row['frames_per_s'])} frames/s)" if "frames_per_s" in row else ""
-    return number(row.get("images_per_s")) + frames
-
-
-def spread(row: Row, group: list[Row], scale: float = 1.0) -> str:
-    """`12.3 (12.1-12.9)`: median, 20 % and 80 %."""
+def middle(row: Row, group: list[Row], scale: float = 1.0) -> str:
+    """The median, or why there is none."""
     if "median_ms" not in row:
-        return row["status"]
-    middle, low, high = (number(scale * row[f"{key}_ms"]) for key in ("median", "p20", "p80"))
-    return f"{middle} ({low}-{high})" + mark(row)
+        return row.get("status", BLANK)
+    return number(scale * row["median_ms"]) + mark(row)
+
+
+def quantile(name: str, scale: float = 1.0) -> Cell:
+    return lambda row, group: number(scale * row[name]) if name in row else BLANK
+
+
+def spread(unit: str, scale: float = 1.0) -> dict[str, Cell]:
+    """The columns of a time: its median, and between which two times three rounds in five are."""
+    between = {"20 %": quantile("p20_ms", scale), "80 %": quantile("p80_ms", scale)}
+    return {unit: partial(middle, scale=scale), **between}
 
 
 def faster(row: Row, group: list[Row]) -> str:
@@ -166,14 +169,14 @@ OPERATION: dict[str, Cell] = {
 LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
     ("kernels", "op", "{op} {mode}: {case}", {
         "contender": NAME,
-        "ms (20-80 %)": spread,
+        **spread("ms"),
         "GB/s": key("gb_per_s"),
         "of copy": key("of_copy", percent),
         "time / spiketriton's": faster,
     }),
     ("step", "recipe", "training step of {recipe}: T={T}, batch {batch} of {image}, {precision}, {layout}", {
         "contender": NAME,
-        "ms (20-80 %)": spread,
+        **spread("ms"),
         "images/s": key("images_per_s"),
         "peak MB": key("peak_bytes", megabytes),
         "of T ANN steps": key("twin_ratio"),
@@ -189,7 +192,7 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
     }),
     ("modes", "recipe", "blocks and modes, training step of {recipe}: T={T}, batch {batch} of {image}, {precision}", {
         "blocks, mode": NAME,
-        "ms (20-80 %)": spread,
+        **spread("ms"),
         "images/s": key("images_per_s"),
         "GPU ms": key("device_ms"),
         "GPU busy": key("busy", percent),
@@ -205,27 +208,29 @@ LAYOUTS: list[tuple[str, str, str, dict[str, Cell]]] = [
         "recipe": lambda row, group: "{recipe} (T={T}, batch {batch})".format(**row),
         "off, ms": lambda row, group: number(find(group, OFF).get("median_ms")),
         "measuring, ms": key("median_ms"),
-        "cost (20-80 %)": lambda row, group:
-            "{} ({} to {})".format(*(percent(row[k]) for k in ("cost", "cost_p20", "cost_p80"))),
-        "in training": lambda row, group:
-            f"{percent(row['cost_in_training'])} (every {row['measures_every']} steps)",
+        "cost": key("cost", percent),
+        "20 %": key("cost_p20", percent),
+        "80 %": key("cost_p80", percent),
+        "measured every .. steps": key("measures_every", str),
+        "cost in training": key("cost_in_training", percent),
     }),
     ("data", "recipe", "the loader alone, {recipe}: batch {batch}, augment {augment}, {cores} cores", {
-        "loaded by": lambda row, group:
-            row["contender"] + (f" ({row['workers']} workers)" if "workers" in row else ""),
-        "images/s": with_frames,
-        "ms a batch (20-80 %)": spread,
+        "loaded by": NAME,
+        "workers": key("workers", lambda count: BLANK if count is None else str(count)),
+        "images/s": key("images_per_s"),
+        "frames/s": key("frames_per_s"),
+        **spread("ms a batch"),
         "of what a step takes": key("of_step", times),
     }),
     ("data", "images_of", "images on one core: {images_of}, augment {augment}", {
         "prepared by": NAME,
         "images/s a core": key("images_per_s"),
-        "ms a batch (20-80 %)": spread,
+        **spread("ms a batch"),
         "time / spiketriton's": faster,
     }),
     ("host", "op", "process time of one layer, forward and backward: T={T}, [B, C, H, W] = {shape}", {
         "layer": NAME,
-        "us (20-80 %)": partial(spread, scale=1e3),
+        **spread("us", 1e3),
         "of F.batch_norm + relu": key("of_reference", times),
         "at most": key("allowed", times),
     }),
@@ -295,24 +300,18 @@ def of_parts(row: Row, title: str) -> Grid:
 
 def kernel_matrix(rows: list[Row]) -> list[Grid]:
     """One table for each operation and pass: a line for each case, a column for each contender."""
-
-    def cell(row: Row, group: list[Row]) -> str:
-        if "median_ms" not in row:
-            return row.get("status", BLANK)
-        ratio = BLANK if row["contender"] == OURS else faster(row, group)
-        return number(row["median_ms"]) + ("" if ratio == BLANK else f" ({ratio})") + mark(row)
-
     grids = []
     for op, mode in dict.fromkeys((row["op"], row["mode"]) for row in rows):
         chosen = [row for row in rows if (row["op"], row["mode"]) == (op, mode)]
         names = list(dict.fromkeys(row["contender"] for row in chosen))
-        title = f"{op}, {mode}: milliseconds (and times spiketriton's)"
-        header = ["T", "N", "dtype, layout", "GB/s (of copy)", *names]
+        title = f"{op}, {mode}: milliseconds"
+        header = ["T", "N", "dtype, layout", "GB/s", "of a copy", *names, "fastest other / ours"]
         grid = Grid(title, header, [], notes=notes(chosen))
         for group in by_case(chosen):
             ours, first = find(group, OURS), group[0]
-            speed = f"{number(ours.get('gb_per_s'))} ({percent(ours.get('of_copy'))})"
-            line = [str(first["T"]), f"{math.prod(first['shape']):,}", setting(first), speed]
-            grid.lines.append(line + [cell(find(group, name), group) for name in names])
+            line = [str(first["T"]), f"{math.prod(first['shape']):,}", setting(first)]
+            line += [number(ours.get("gb_per_s")), percent(ours.get("of_copy"))]
+            line += [middle(find(group, name), group) for name in names]
+            grid.lines.append([*line, times(fastest_other(group))])
         grids.append(grid)
     return grids
