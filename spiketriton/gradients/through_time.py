@@ -41,6 +41,7 @@ from spiketriton_kernels import use_backend
 from spiketriton_kernels.backends.choice import backend_for
 
 SCALE = 2.0**80
+MANY = 8  # steps, from which on calls side by side take less time
 Layers = Sequence[tuple[str, SpikingNeuron]]
 OURS = ("spiketriton.", "spiketriton_kernels.", "torch.nn.modules.")
 _BATCH_NORM = inspect.signature(F.batch_norm)
@@ -242,6 +243,8 @@ def _stepwise(neuron: SpikingNeuron) -> Callable[..., Tensor]:
         x = normalised(x)  # by its batch norm, of which a step alone has other statistics
         neuron.stateful = True
         try:
+            if whole is None and len(x) >= MANY:
+                return _side_by_side(neuron, call, x, *matrix)
             for t in range(len(x)):
                 if whole is not None and len(whole) == len(x):
                     neuron.probe = whole[t : t + 1]
@@ -254,6 +257,26 @@ def _stepwise(neuron: SpikingNeuron) -> Callable[..., Tensor]:
         return torch.cat(steps)
 
     return forward
+
+
+def _side_by_side(
+    neuron: SpikingNeuron, call: Callable[..., Tensor], x: Tensor, *matrix: Tensor
+) -> Tensor:
+    """The same of a stateful neuron: a call of each step without gradients, and one with them of all but the first.
+
+    Steps that do not know of each other are images to that one, each with the states that the step before it left.
+    """
+    first, states = call(x[:1], *matrix), list[Tensor]()
+    neuron.detach()
+    with torch.no_grad():
+        for t in range(1, len(x)):
+            assert neuron.held is not None
+            states.append(neuron.held)
+            call(x[t : t + 1], *matrix)
+    last, neuron.held = neuron.held, torch.cat(states, 1)
+    rest = call(x[1:].flatten(0, 1).unsqueeze(0), *matrix)
+    neuron.held = last
+    return torch.cat([first, rest.view_as(x[1:])])
 
 
 class _ConstantStatistics(TorchFunctionMode):

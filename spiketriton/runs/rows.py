@@ -186,7 +186,7 @@ class NoRows(Rows):
     def read(self) -> list[Row]:
         return []
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def add(self, text: str) -> None:
         pass
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:

@@ -8,8 +8,8 @@ from spiketriton.data import Data
 from spiketriton.plugins.tasks import Score
 from spiketriton.training.testing import Results
 
-SELDOM = 20  # measurements, of which one tells the ways through time apart, in two passes more
-APART = 300  # steps between measurements of a net that is judged, each of which costs up to four steps of 32 images
+SELDOM = 50  # measurements, of which one tells the ways through time apart, in two passes more
+APART = 500  # steps between measurements of a net that is judged, each of which costs up to four steps of 32 images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Plan:
         return every > 0 and (step in (1, self.steps) or step % every == 0)
 
     def tells_ways(self, step: int) -> bool:
-        """Whether the ways through time are told apart: at every twentieth measurement, the first and the last."""
+        """Whether the ways through time are told apart: at every fiftieth measurement, the first and the last."""
         return self.measures(step) and (
             step in (1, self.steps) or step % (SELDOM * self.measure_every) == 0
         )

@@ -44,7 +44,7 @@ class Recorder:
 
     def add_gradients(self, step: int, measured: Measurement) -> None:
         """The rows of gradients.jsonl for one step."""
-        self.folder.gradients.append(measured.rows(step))
+        self.folder.gradients.add(measured.lines(step))
 
     def judge(self, step: int, measured: Measurement, signal: Signal) -> None:
         """What `diagnose` would measure after this step; the report reads it in judged.jsonl."""

@@ -323,7 +323,9 @@ class Trainer:
         self.recorder.judge(self.step, measured, signal)
 
     def known_ways(self, step: int) -> Shares | None:
-        """`shares`, or None where they cannot be measured."""
+        """`shares`, or None where they cannot be measured; at step 1, which measures the untrained net, those of it."""
+        if step == 1 and self.ways is not None and self.ways[0] == 0:
+            return self.ways[1]
         with self.aside():
             try:
                 return self.shares(step)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from spiketriton.gradients.measurement import COLUMNS, Measurement
+from spiketriton.gradients.measurement import COLUMNS, TIME, Measurement
+from spiketriton.runs.rows import GRADIENTS, Rows
 from spiketriton_kernels import PROBE_FIELDS
 
 # layers a (2 neurons) and b (8 neurons), 3 time steps
@@ -66,6 +67,24 @@ def test_rows_and_measurements_are_the_same():
     assert again.names == ("a", "b")
     for field in {*COLUMNS} - {"nonfinite"}:
         assert np.array_equal(getattr(again, field), getattr(measured, field))
+
+
+@pytest.mark.parametrize("time", [True, False])
+def test_the_lines_of_a_file_are_those_of_its_rows(tmp_path, time):
+    """Also of a layer with quotes and signs in its name, and of values that are not finite."""
+    random = np.random.default_rng(0)
+    grads = {
+        name: random.random((2, 3)) * 10.0 ** -random.integers(0, 60, (2, 3)) for name in COLUMNS
+    }
+    grads["nonfinite"], grads["grad_input_max"][0, 1] = np.ones((2, 3)), np.inf
+    grads["time_factor"][1, 1] = np.nan
+    known = {name: value for name, value in grads.items() if time or name not in TIME}
+    measured = Measurement(names=("layers.0", '%d "{}"'), **known)
+    rows, lines = Rows(tmp_path / "rows", GRADIENTS), Rows(tmp_path / "lines", GRADIENTS)
+    rows.append(measured.rows(7))
+    lines.add(measured.lines(7))
+    assert lines.read() == rows.read()
+    assert [*map(list, lines.read())] == [*map(list, rows.read())]
 
 
 def test_null_and_keys_of_other_versions_are_nan():

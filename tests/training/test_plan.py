@@ -44,9 +44,9 @@ def test_when_things_are_due():
 def test_a_net_is_measured_again_at_few_tests():
     plan = dataclasses.replace(PLAN, steps=1010, test_every=44)
     tests = [step for step in range(1, 1011) if plan.tests(step)]
-    assert [step for step in tests if plan.judges(step)] == [308, 616, 924, 1010]
-    longer = dataclasses.replace(plan, test_every=400)
-    assert all(longer.judges(step) for step in (400, 800, 1010))
+    assert [step for step in tests if plan.judges(step)] == [528, 1010]
+    longer = dataclasses.replace(plan, test_every=600)
+    assert all(longer.judges(step) for step in (600, 1010))
 
 
 def test_the_plan_of_a_recipe():

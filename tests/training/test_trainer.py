@@ -118,7 +118,7 @@ def test_testing_and_watching_leave_no_trace_in_training(tmp_path):
 
 
 def test_the_ways_through_time_are_measured_once_after_a_step(tmp_path, monkeypatch):
-    """Before training, after the first step and after the last one, which the last verdict takes."""
+    """Before training, which the first step's rows take, and after the last step, which the last verdict takes."""
     measured, through_time = [], trainer_module.Prober.through_time
     trainer = quick_trainer(tmp_path, "train.max_steps=4")
 
@@ -128,11 +128,13 @@ def test_the_ways_through_time_are_measured_once_after_a_step(tmp_path, monkeypa
 
     monkeypatch.setattr(trainer_module.Prober, "through_time", counted)
     trainer.fit()
-    assert len(measured) == 3
+    assert len(measured) == 2
     assert {*measured} == {trainer.probed}
     assert trainer.ways[0] == 4
-    rows = [*map(json.loads, (tmp_path / "gradients.jsonl").read_text("utf-8").splitlines())]
-    last = [row["credit"] for row in rows if row["step"] == 4]
+    untrained, *_ = trainer.folder.judged.read()
+    rows = trainer.folder.gradients.read()
+    first, last = ([row["credit"] for row in rows if row["step"] == step] for step in (1, 4))
+    assert first == pytest.approx([row["credit"] for row in untrained["rows"]])
     assert last == pytest.approx(trainer.ways[1].credit.flatten().tolist())
 
 
