@@ -17,7 +17,9 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,8 +40,11 @@ if CUDA:  # this process keeps it, and what it starts sees none: the engine is t
 
 if not CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
-    from spiketriton_kernels.backends import triton_neuron  # noqa: F401 - decorates the kernels as interpreted
+    from spiketriton_kernels import backends
 
+    for module in iter_modules(backends.__path__):  # decorates the kernels as interpreted
+        if module.name.startswith("triton_"):
+            import_module(f"{backends.__name__}.{module.name}")
     del os.environ["TRITON_INTERPRET"]
 
 from spiketriton_kernels import use_backend  # noqa: E402 - Triton must be imported after that

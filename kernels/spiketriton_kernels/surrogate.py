@@ -1,4 +1,4 @@
-"""Surrogate slopes: the stand-in for ds/dh in the backward pass, each written twice (torch and Triton).
+"""Surrogate slopes: the stand-in for ds/dh in the backward pass, in PyTorch. ``triton_pointwise.py`` has Triton's.
 
 A surrogate is ``height * phi((h - threshold) / width)`` with ``phi(0) = 1``. Height and width are two numbers and are
 always stated apart: with unit height a wider surrogate makes gradients explode, with unit area a narrower one does,
@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from .triton_import import tl, triton
 
 SHAPES = ("fast_sigmoid", "atan", "sigmoid", "triangle", "rectangle", "gaussian")
 
@@ -220,67 +218,3 @@ class Surrogate:
     def gaussian(cls, sigma: float = 1.0) -> Surrogate:
         """The normal density of standard deviation sigma, unit area."""
         return cls("gaussian", height=1 / (sigma * math.sqrt(2 * math.pi)), width=sigma)
-
-
-@triton.jit
-def reciprocal(x):
-    """1 / x to 5e-7 for x >= 1: two instructions on any GPU, where a division takes ten."""
-    r = tl.rsqrt(x)
-    return r * r
-
-
-@triton.jit
-def phi(z, SHAPE: tl.constexpr):
-    """phi(z) of the table above, in the registers' dtype (float32)."""
-    if SHAPE == "fast_sigmoid":
-        r = reciprocal(1.0 + tl.abs(z))
-        value = r * r
-    elif SHAPE == "atan":
-        value = reciprocal(tl.fma(z, z, 1.0))
-    elif SHAPE == "sigmoid":
-        e = tl.exp(-tl.abs(z))
-        r = reciprocal(1.0 + e)
-        value = 4.0 * e * r * r
-    elif SHAPE == "triangle":
-        value = tl.maximum(1.0 - tl.abs(z), 0.0, propagate_nan=tl.PropagateNan.ALL)
-    elif SHAPE == "rectangle":
-        value = tl.where(tl.abs(z) < 1.0, 1.0, 0.0)
-    else:
-        value = tl.exp(-0.5 * z * z)
-    return value
-
-
-@triton.jit
-def primitive(z, SHAPE: tl.constexpr):
-    """Phi(z) of the table above, in float32. Triton's core has an erf, but no atan: see ``_atan``."""
-    if SHAPE == "fast_sigmoid":
-        value = z / (1.0 + tl.abs(z))
-    elif SHAPE == "atan":
-        value = _atan(z)
-    elif SHAPE == "sigmoid":
-        e = tl.exp(-tl.abs(z))
-        value = 2.0 * (1.0 - e) / (1.0 + e)
-        value = tl.where(z < 0.0, -value, value)
-    elif SHAPE == "triangle":
-        inside = tl.minimum(tl.maximum(z, -1.0), 1.0)
-        value = inside - 0.5 * inside * tl.abs(inside)
-    elif SHAPE == "rectangle":
-        value = tl.minimum(tl.maximum(z, -1.0), 1.0)
-    else:
-        value = 1.2533141373155003 * tl.erf(z * 0.7071067811865476)
-    return value
-
-
-@triton.jit
-def _atan(z):
-    """Arc tangent to 1e-7 (Cephes atanf): Triton's core has none, libdevice is not portable to AMD."""
-    a = tl.abs(z)
-    big = a > 2.414213562373095
-    middle = (a > 0.4142135623730950) & (a <= 2.414213562373095)
-    safe = tl.where(big, a, 1.0)
-    r = tl.where(big, -1.0 / safe, tl.where(middle, (a - 1.0) / (a + 1.0), a))
-    start = tl.where(big, 1.5707963267948966, tl.where(middle, 0.7853981633974483, 0.0))
-    q = r * r
-    poly = ((8.05374449538e-2 * q - 1.38776856032e-1) * q + 1.99777106478e-1) * q - 3.33329491539e-1
-    value = start + (poly * q * r + r)
-    return tl.where(z < 0.0, -value, value)

@@ -38,8 +38,7 @@ from spiketriton_kernels import (
     unpack_spikes,
 )
 from spiketriton_kernels import nn as kernels
-from spiketriton_kernels.backends import triton_neuron, triton_norm
-from spiketriton_kernels.convolutions import packed
+from spiketriton_kernels.backends import triton_neuron, triton_norm, triton_packed
 from spiketriton_kernels.neuron import Norm
 
 TARGETS = {
@@ -257,7 +256,7 @@ class Launch:
     @property
     def packs(self) -> bool:
         """Whether it works on bytes of 8 spikes: such kernels have no rows and columns."""
-        return self.kernel in (packed.pack_kernel, packed.unpack_kernel)
+        return self.kernel in (triton_packed.pack_kernel, triton_packed.unpack_kernel)
 
     @property
     def tile(self) -> int:

@@ -11,7 +11,7 @@ from spiketriton.config import TrainConfig
 from spiketriton.plugins.tasks import Batch
 from spiketriton.system.errors import warn_once
 from spiketriton.training import environment
-from spiketriton_kernels.triton_import import HAVE_TRITON
+from spiketriton_kernels.backends.choice import HAVE_TRITON
 
 Net = TypeVar("Net", bound=nn.Module)
 

@@ -23,7 +23,8 @@ def open_no_folder(path, flags, *rest, open=os.open, **options):
 os.open = open_no_folder
 for package in ("spiketriton", "spiketriton_kernels"):
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
-        if not module.name.endswith("__main__"):
+        # what nobody imports without Triton
+        if not module.name.endswith(("__main__", "gpu.precompile")) and ".triton_" not in module.name:
             importlib.import_module(module.name)
 from matplotlib.figure import Figure
 Figure.savefig = lambda self, file, **options: file.write(b"a picture")

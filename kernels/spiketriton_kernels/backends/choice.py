@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
 
 from ..steps.step import Step
-from ..triton_import import HAVE_TRITON, INTERPRETED
 from . import native
 
 log = logging.getLogger("spiketriton_kernels")
 
 Backend = Literal["auto", "triton", "native", "torch"]
 BACKENDS = get_args(Backend)
+HAVE_TRITON = find_spec("triton") is not None
+_TRITON = f"{__package__.rpartition('.')[0]}.triton_import"
+
+
+class Later:
+    """A module of this folder, imported when something of it is first asked for: a process that calls no Triton kernel
+    does not wait for Triton, which takes longer than all else here."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.module: Any = None
+
+    def __getattr__(self, attribute: str) -> Any:
+        if self.module is None:
+            self.module = importlib.import_module(f".{self.name}", __package__)
+        return getattr(self.module, attribute)
+
 
 _forced = os.environ.get("SPIKETRITON_BACKEND", "auto")
 if _forced not in BACKENDS:
@@ -31,11 +50,17 @@ def interpreting() -> bool:
     Raises RuntimeError where it was set later: only some of the code would be interpreted.
     """
     wanted = os.environ.get("TRITON_INTERPRET", "0") not in ("0", "")
-    if wanted and HAVE_TRITON and not INTERPRETED:
+    if wanted and HAVE_TRITON and not importlib.import_module(_TRITON).INTERPRETED:
         raise RuntimeError(
             "TRITON_INTERPRET is set, but was not when triton was imported; accepted: set before, or unset"
         )
     return wanted
+
+
+def _interpreted() -> bool:
+    """Whether Triton was imported, and to be interpreted."""
+    triton = sys.modules.get(_TRITON)
+    return triton is not None and triton.INTERPRETED
 
 
 @contextlib.contextmanager
@@ -76,7 +101,12 @@ def backend_for(x: torch.Tensor, step: Step | None = None, compiled: Any = nativ
         )
         return "torch"
     # Where Triton compiles, the variable is looked at once: reading it costs as much as the rest.
-    if (INTERPRETED or not _said) and interpreting() and HAVE_TRITON and x.dtype != torch.float64:
+    if (
+        (_interpreted() or not _said)
+        and interpreting()
+        and HAVE_TRITON
+        and x.dtype != torch.float64
+    ):
         return "triton"
     reason = compiled.failure(x.dtype, step)
     if reason is None:

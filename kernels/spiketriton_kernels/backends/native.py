@@ -55,7 +55,8 @@ _PACKAGE = Path(__file__).parents[1]
 _PRINTING = (*sorted((_PACKAGE / "steps").glob("*.py")), _PACKAGE / "neurons" / "stepping.py")
 """Whose text, with that of its own file, says what a whole kind is; a step's name does."""
 _FLAGS = (
-    "-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC",
+    "-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions",
+    "-shared", "-fPIC",
 )  # fmt: skip
 # Tried in turn: the machine's own vector units and threads, then less.
 _EXTRAS = (

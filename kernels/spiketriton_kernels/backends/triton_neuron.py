@@ -21,6 +21,7 @@ from ..neuron import NORM, Gradients, Inputs, Neuron, Outputs, Running, Upstream
 from ..steps.printed import EXPONENTIAL
 from ..steps.step import Step
 from ..surrogate import own_surrogate
+from .chunks import chunk_length
 from .triton_fire import CHANNEL, FLOAT, SCALAR, About, fire_kernel
 from .triton_launch import launch, repeat
 from .triton_norm import Norm, channel_statistics, norm_backward
@@ -28,7 +29,6 @@ from .triton_tiles import (
     WALKS,
     Tiling,
     Window,
-    chunk_length,
     grouped,
     join_groups,
     processors,

@@ -13,6 +13,7 @@ import torch
 
 from ..neuron import Neuron, Running
 from ..triton_import import tl, triton
+from .chunks import chunk_length
 from .triton_launch import launch
 from .triton_tiles import (
     JOIN_CHANNELS,
@@ -21,7 +22,6 @@ from .triton_tiles import (
     Size,
     Window,
     blocks,
-    chunk_length,
     over_owned,
     own_tile,
     part_place,

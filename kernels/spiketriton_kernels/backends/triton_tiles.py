@@ -31,10 +31,6 @@ from .triton_launch import WARPS, launch, scratch
 
 PROCESSORS = 132  # an H100's: where a launch is interpreted, or lowered for a GPU that is not here
 WALKS = 12  # programs on a processor, of walks that work on many tiles each
-CHUNK = 16  # time steps whose membranes a program holds in registers; of longer windows each chunk's first are kept
-NORM_CHUNK = (
-    8  # the same for a window of several chunks with batch norm, which also holds what it read
-)
 JOIN_PARTS, JOIN_CHANNELS = 128, 8  # of one tile; 8 float32 fill a sector of memory
 JOIN_ROW = 4096
 GROUP = tl.constexpr(32)  # of neighbouring partial sums: a cache line
@@ -385,14 +381,6 @@ def join_groups(
         join_groups_kernel, (partial.shape[1],), out,
         partial, out, n, PERIOD=period, MAXIMUM=maximum, BLOCK=JOIN_ROW,
     )  # fmt: skip
-
-
-def chunk_length(T: int, norm: bool) -> int:
-    """Steps per chunk: the window if it fits, else chunks as even as possible."""
-    if T <= CHUNK:
-        return T
-    chunks = -(-T // (NORM_CHUNK if norm else CHUNK))
-    return -(-T // chunks)
 
 
 def processors(device: torch.device) -> int:

@@ -379,13 +379,9 @@ struct Step{number} {{
         used = "\n".join([*body, *walk])
         package = __name__.partition(".")[0]
         imports = f"from {package}.triton_import import jit, tl"
-        for module, functions in (
-            ("surrogate", _SURROGATE),
-            ("backends.triton_pointwise", _POINTWISE),
-        ):
-            called = [f for f in functions if re.search(rf"(?<![.\w]){f}\(", used)]
-            if called:
-                imports += f"\nfrom {package}.{module} import {', '.join(called)}"
+        called = [f for f in _POINTWISE if re.search(rf"(?<![.\w]){f}\(", used)]
+        if called:
+            imports += f"\nfrom {package}.backends.triton_pointwise import {', '.join(called)}"
         return f'''\
 """{self.name}: what a step makes of its current x and the states before it, and the gradient's way back.
 
@@ -435,8 +431,9 @@ class Walked(NamedTuple):
     spikes: Tensor
 
 
-_SURROGATE = ("phi", "primitive")
-_POINTWISE = ("divided", "expm1", "log1p", "nearest", "sigmoid", "sign", "tanh", "trunc")
+_POINTWISE = (
+    "divided", "expm1", "log1p", "nearest", "phi", "primitive", "sigmoid", "sign", "tanh", "trunc",
+)  # fmt: skip
 
 
 def header(name: str, steps: Sequence[Step], whole: bool = False) -> str:
@@ -476,6 +473,7 @@ constexpr bool LEARNS[FORMS][CONSTANTS + 1] = {{{learns}}};  // the gradient of 
 {numbers("bool", "VARIES[FORMS]", varies)}  // whether a constant of one that it serves may differ between neurons
 constexpr bool WHOLE = {str(whole).lower()};  // whether what learns is compiled once
 constexpr bool WAITS = {str(waits).lower()};  // whether a step waits long for the one before
+constexpr bool CALLS = {str(any(step.calls for step in steps)).lower()};  // whether one calls functions of PyTorch's
 
 {"".join(step.struct(i, constants) for i, step in enumerate(steps))}
 using Steps = std::tuple<{", ".join(f"Step{i}" for i in range(len(steps)))}>;
@@ -706,5 +704,5 @@ def _word(name: str, taken: Sequence[str]) -> str:
 
 
 _TAKEN = (
-    "x", "c", "grad", "by", "kept", "states", "w", "V", "A", "tl", "phi", "primitive", "number", *_POINTWISE
+    "x", "c", "grad", "by", "kept", "states", "w", "V", "A", "tl", "number", *_POINTWISE
 )  # fmt: skip

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from ..arguments import PROBE_FIELDS
-from ..backends import beside, eager, native, triton_neuron, triton_norm, words
-from ..backends.choice import backend_for
-from ..backends.triton_tiles import CHUNK, chunk_length
+from ..backends import beside, eager, native, words
+from ..backends.choice import Later, backend_for
+from ..backends.chunks import CHUNK, chunk_length
 from ..layout import like
 from ..neuron import Call, Gradients, Inputs, Neuron, Outputs, Running, Upstream, membrane_dtype
 from ..surrogate import own_surrogate
 
-_NEURON = {"triton": triton_neuron, "native": native, "torch": eager}
-_STATISTICS = {"triton": triton_norm, "native": native, "torch": eager}
+_NEURON: dict[str, Any] = {"triton": Later("triton_neuron"), "native": native, "torch": eager}
+_STATISTICS: dict[str, Any] = {"triton": Later("triton_norm"), "native": native, "torch": eager}
 
 
 def serving(x: torch.Tensor, neuron: Neuron, compiled: Any = native) -> str:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..arguments import PROBE_FIELDS, check_call, check_like
-from ..backends import eager_recurrent, native_recurrent, triton_recurrent
-from ..backends.choice import say_once
+from ..backends import eager_recurrent, native_recurrent
+from ..backends.choice import Later, say_once
 from ..neuron import Call, Inputs, Neuron, Outputs, membrane_dtype, parsed
 from ..steps.forms import named
 from .fire import refuse_tangents, stack
@@ -50,7 +50,8 @@ class Found(NamedTuple):
     probe: Tensor | None  # [T, 8]
 
 
-_BACKENDS = {"triton": triton_recurrent, "native": native_recurrent, "torch": eager_recurrent}
+_TRITON = Later("triton_recurrent")
+_BACKENDS = {"triton": _TRITON, "native": native_recurrent, "torch": eager_recurrent}
 _CALL = "str words, float[] floats"
 _READ = "Tensor weight, Tensor? states, Tensor? constants, Tensor? probe"
 
@@ -110,10 +111,10 @@ def _read(x: Tensor, constants: Tensor | None, words: str, floats: list[float]) 
 def _backend(x: Tensor, neuron: Neuron) -> Any:
     """The module that serves a call."""
     served = serving(x, neuron, native_recurrent)
-    if served == "triton" and not triton_recurrent.fits(x):
+    if served == "triton" and not _TRITON.fits(x):
         say_once(
             f"spiketriton: {x.shape[2]} recurrent neurons on {x.device.type} run in PyTorch's loop (up to "
-            f"{triton_recurrent.MOST} in one kernel)"
+            f"{_TRITON.MOST} in one kernel)"
         )
         served = "torch"
     return _BACKENDS[served]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spiketriton_kernels import backend_for, multistep_lif, use_backend
+from spiketriton_kernels import backend_for, multistep_lif, triton_import, use_backend
 from spiketriton_kernels.backends import choice, native
 from spiketriton_kernels.nn import LIF
 from tests.conftest import need_native
@@ -63,9 +63,9 @@ def test_a_gpu_runs_triton_but_for_float64(monkeypatch):
 def test_the_interpreter_is_asked_for_by_its_variable(monkeypatch, value):
     monkeypatch.setenv("TRITON_INTERPRET", value)
     monkeypatch.setattr(choice, "HAVE_TRITON", True)
-    monkeypatch.setattr(choice, "INTERPRETED", True)
+    monkeypatch.setattr(triton_import, "INTERPRETED", True)
     assert choice.interpreting() == (value == "1")
-    monkeypatch.setattr(choice, "INTERPRETED", False)
+    monkeypatch.setattr(triton_import, "INTERPRETED", False)
     if value == "1":
         with pytest.raises(RuntimeError, match="was not when triton was imported"):
             choice.interpreting()

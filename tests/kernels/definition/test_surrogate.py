@@ -13,8 +13,8 @@ from spiketriton_kernels import (
     register_surrogate,
     use_backend,
 )
+from spiketriton_kernels.backends.triton_pointwise import phi, primitive
 from spiketriton_kernels.steps.fire import count, fire, relaxed
-from spiketriton_kernels.surrogate import phi, primitive
 from spiketriton_kernels.triton_import import tl, triton
 from tests.covering import each
 from tests.kernels.cases import PLAIN, answered, by_kernels, define, drawn

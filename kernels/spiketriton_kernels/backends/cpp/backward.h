@@ -10,19 +10,35 @@ namespace {
 enum Probe { GRAD_SPIKE_SQ, GRAD_INPUT_SQ, GRAD_CARRY_SQ, TIME_FACTOR, OUTSIDE, SPIKE_COUNT, GRAD_INPUT_MAX, NONFINITE, PROBE_FIELDS };
 constexpr double REACH = 0.01;
 
-// Everything that one chunk sums, joined later in chunk order.
+// Everything that the chunks sum, a row of doubles each, joined in their order.
 struct Sums {
-    std::vector<double> norm, constants, step_gain, probe;
+    enum Part { NORM, LEARNT, STEP_GAIN, PROBE, END };
+    int64_t begins[END + 1] = {};
+    Array<double> rows;
 
-    explicit Sums(const Call &c)
-        : norm(c.out_sums ? 2 * c.channels : 0), constants(c.out_constants ? c.rows * c.row_size : 0),
-          step_gain(c.out_step_gain ? c.steps : 0), probe(c.out_probe ? c.steps * PROBE_FIELDS : 0) {}
+    Sums(const Call &c, int64_t chunks) {
+        const int64_t counts[] = {c.out_sums ? 2 * c.channels : 0, c.out_constants ? c.rows * c.row_size : 0, c.out_step_gain ? c.steps : 0,
+                                  c.out_probe ? c.steps * PROBE_FIELDS : 0};
+        for (int part = 0; part < END; part++) begins[part + 1] = begins[part] + counts[part];
+        rows.resize(chunks * begins[END]);
+    }
 
-    void join(const Sums &more) {
-        for (auto part : {&Sums::norm, &Sums::constants, &Sums::step_gain})
-            for (size_t i = 0; i < (this->*part).size(); i++) (this->*part)[i] += (more.*part)[i];
-        for (size_t i = 0; i < probe.size(); i++)
-            probe[i] = i % PROBE_FIELDS == GRAD_INPUT_MAX ? std::max(probe[i], more.probe[i]) : probe[i] + more.probe[i];
+    double *at(int64_t chunk, Part part) const { return rows.data() + chunk * begins[END] + begins[part]; }
+
+    // The sums of all chunks, in the first row.
+    void join() const {
+        const int64_t size = begins[END];
+        double *all = rows.data();
+        for (const double *more = all + size; more < rows.end(); more += size)
+            for (int64_t i = 0; i < size; i++) {
+                const int64_t of_probe = i - begins[PROBE];
+                all[i] = of_probe >= 0 && of_probe % PROBE_FIELDS == GRAD_INPUT_MAX ? std::max(all[i], more[i]) : all[i] + more[i];
+            }
+    }
+
+    template <class X>
+    void write(Part part, X *out) const {
+        for (int64_t i = begins[part]; i < begins[part + 1]; i++) out[i - begins[part]] = X(rows[i]);
     }
 };
 
@@ -55,7 +71,8 @@ struct Kept {
     Array<A> states, of;                // of: ``kept`` of the window's steps, by kind
     Array<A> by, sum_dz, sum_dz_x;
     Array<A> learnt[CONSTANTS + 1];     // sums over the steps; empty of what has no row
-    Sums *sums = nullptr;
+    const Sums *sums = nullptr;
+    int64_t chunk = 0;
 
     Kept(const Call &c, int size) : states(STATES * size), by(STATES * size), sum_dz(size), sum_dz_x(size) {
         of.resize(KEPT * size_t(size) * c.steps);
@@ -160,9 +177,9 @@ __attribute__((noinline)) void back_block(const Block &b, const Forth &replay, c
                 for (int k = 0; k < STATES; k++) stores(by_of + k * size + i, by[k]);
         });
         if constexpr (MODE == OBSERVE) {
-            if (c.out_step_gain) kept.sums->step_gain[t] += total(by_step_gain);
+            if (c.out_step_gain) kept.sums->at(kept.chunk, Sums::STEP_GAIN)[t] += total(by_step_gain);
             if (!c.out_probe) continue;
-            double *fields = kept.sums->probe.data() + t * PROBE_FIELDS;
+            double *fields = kept.sums->at(kept.chunk, Sums::PROBE) + t * PROBE_FIELDS;
             for (int p = 0; p < PROBE_FIELDS; p++)
                 if (p != GRAD_INPUT_MAX) fields[p] += total(probe[p]);
             for (int l = 0; l < WIDE; l++) fields[GRAD_INPUT_MAX] = std::max(fields[GRAD_INPUT_MAX], double(((A *)&probe[GRAD_INPUT_MAX])[l]));
@@ -208,12 +225,13 @@ void walk_block(const Block &b, const Place &at, Kept &kept, int size, int mode,
     leave_states(c, kept.by, at, size, c.out_states);
     if (c.out_sums && (!b.aligned || at.number % 16 == 15 || at.last)) {
         const int lanes = b.aligned ? b.size : at.n;
-        gather(c, b.channel, at.start, lanes, kept.sum_dz.data(), kept.sums->norm.data());
-        gather(c, b.channel, at.start, lanes, kept.sum_dz_x.data(), kept.sums->norm.data() + c.channels);
+        double *by_channel = kept.sums->at(at.chunk, Sums::NORM);
+        gather(c, b.channel, at.start, lanes, kept.sum_dz.data(), by_channel);
+        gather(c, b.channel, at.start, lanes, kept.sum_dz_x.data(), by_channel + c.channels);
     }
     for (int p = 0; p < CONSTANTS; p++) {
         if (kept.learnt[p].empty()) continue;
-        double *row = kept.sums->constants.data() + c.constants[p].row * c.row_size;
+        double *row = kept.sums->at(at.chunk, Sums::LEARNT) + c.constants[p].row * c.row_size;
         gather(c, c.row_size > 1 ? b.channel : 0, at.start, at.n, kept.learnt[p].data(), row);
     }
 }
@@ -221,28 +239,24 @@ void walk_block(const Block &b, const Place &at, Kept &kept, int size, int mode,
 void walk_back(const Call &c) {
     const Cut cut(c, KEEPS[c.form]);
     const Norm norm(c);
-    std::vector<Sums> sums(cut.chunks, Sums(c));
+    const Sums sums(c, cut.chunks);
     const bool learns = LEARNING[c.form];
     const bool rare = c.out_probe || c.out_step_gain || c.grad_trace || (learns && (WHOLE || !c.out_constants));
     const int mode = rare ? OBSERVE : learns ? LEARN : c.mean ? ACCUMULATE : WRITE;
     const bool past = (!c.out_dx || streams(c, c.out_dx)) && (!c.out_dy || streams(c, c.out_dy));
     visit_blocks(c, norm, cut, [&](const Block &b) {
         return [&, kept = Kept(c, cut.padded())](const Place &at) mutable {
-            kept.sums = &sums[at.chunk];
+            kept.sums = &sums, kept.chunk = at.chunk;
             walk_block(b, at, kept, cut.padded(), mode, past);
         };
     });
-    Sums joined(c);
-    for (const Sums &s : sums) joined.join(s);
-    for (size_t i = size_t(c.channels); i < joined.norm.size(); i++)  // dz * xhat is dz * (x - mean) * rstd
-        joined.norm[i] *= double(norm.of[RSTD][i - c.channels]);
-    const auto write = [](const std::vector<double> &sums, auto *out) {
-        for (size_t i = 0; i < sums.size(); i++) out[i] = std::remove_reference_t<decltype(*out)>(sums[i]);
-    };
-    write(joined.norm, (A *)c.out_sums);
-    write(joined.constants, (A *)c.out_constants);
-    write(joined.step_gain, (A *)c.out_step_gain);
-    write(joined.probe, c.out_probe);
+    sums.join();
+    if (c.out_sums)  // dz * xhat is dz * (x - mean) * rstd
+        for (int64_t k = 0; k < c.channels; k++) sums.rows[c.channels + k] *= double(norm.of[RSTD][k]);
+    sums.write(Sums::NORM, (A *)c.out_sums);
+    sums.write(Sums::LEARNT, (A *)c.out_constants);
+    sums.write(Sums::STEP_GAIN, (A *)c.out_step_gain);
+    sums.write(Sums::PROBE, c.out_probe);
 }
 
 // Second pass of batch norm where dL/dx is stored: dy = scale * dz + (slope * (x - mean) + offset). dy may be dL/dx.

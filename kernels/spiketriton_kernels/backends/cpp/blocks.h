@@ -243,13 +243,14 @@ void share(const Call &c, int64_t n, Piece piece) {
     for (int64_t k = 0; k < n; k++) piece(k);
 }
 
-// Every block, chunk by chunk, on the call's threads: each begins with what it needs, which then visits its blocks.
+// Every block, chunk by chunk, on the call's threads: each begins with what it needs, which then visits its blocks. A call's
+// one thread and a team share the code, or a first call would wait for it twice.
 template <class Begin>
 void visit_blocks(const Call &c, const Norm &norm, const Cut &cut, Begin begin) {
-    on_threads(c, [&] {
+    on_threads(c, [&]() __attribute__((noinline)) {
         Block b(c, norm, cut);
         auto visit = begin(b);
-        share(c, cut.chunks, [&](int64_t k) {
+        share(c, cut.chunks, [&](int64_t k) __attribute__((noinline)) {
             const int64_t end = cut.edge(c, k + 1);
             int64_t number = 0;
             for (int64_t start = cut.edge(c, k); start < end; start += cut.size) {

@@ -65,10 +65,11 @@ extern "C" int spiketriton_gives_bits() { return WIDE == 16; }
 extern "C" int spiketriton_gives_bits() { return 0; }
 #endif
 
-// Where a function of PyTorch's is, one of arrays or of vectors; and it by itself, of n, a multiple of WIDE, for a comparison.
+// Where a function of PyTorch's is, one of arrays or of vectors; and it by itself, of n, a multiple of WIDE, for a comparison,
+// which only a step that calls one asks for.
 extern "C" void spiketriton_find(int function, void *of_arrays, void *of_vectors) { found[function] = {(OfArrays)of_arrays, (OfVectors)of_vectors}; }
 
-template <int F = 0>
+template <int F = printed::CALLS ? 0 : FUNCTIONS>
 void apply(int function, const A *x, A *y, int64_t n) {
     if constexpr (F < FUNCTIONS) {
         if (F != function) return apply<F + 1>(function, x, y, n);

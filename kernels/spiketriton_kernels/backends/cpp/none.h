@@ -4,7 +4,7 @@
 
 constexpr int FORMS = 1, STATES = 1, CONSTANTS = 0, KEPT = 1;
 constexpr int KEEPS[FORMS] = {1}, FORTH_AS[FORMS] = {0}, REPLAY_AS[FORMS] = {0};
-constexpr bool LEARNS[FORMS][CONSTANTS + 1] = {{0}}, LEARNING[FORMS] = {false}, VARIES[FORMS] = {false}, WHOLE = false, WAITS = false;
+constexpr bool LEARNS[FORMS][CONSTANTS + 1] = {{0}}, LEARNING[FORMS] = {false}, VARIES[FORMS] = {false}, WHOLE = false, WAITS = false, CALLS = false;
 
 struct Step0 {
     struct Constants {};

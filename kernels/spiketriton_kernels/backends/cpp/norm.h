@@ -31,7 +31,7 @@ void normalise_back(const Call &c) {
     const Norm norm(c);
     const int64_t copies = int64_t(c.count);
     const bool summed = copies > 1;
-    std::vector<std::vector<double>> sums(cut.chunks, std::vector<double>(2 * c.channels));
+    const Array<double> sums(cut.chunks * 2 * c.channels);
     visit_blocks(c, norm, cut, [&](const Block &b) {
         return [&, dz_of = Array<A>(cut.padded() + LANES), x_of = Array<A>(cut.padded() + LANES)](const Place &at) mutable {
             if (!b.aligned || at.number % 16 == 0)
@@ -53,14 +53,15 @@ void normalise_back(const Call &c) {
             });
             if (b.aligned && at.number % 16 != 15 && !at.last) return;
             const int lanes = b.aligned ? b.size : at.n;
-            gather(c, b.channel, at.start, lanes, sum, sums[at.chunk].data());
-            gather(c, b.channel, at.start, lanes, sum_x, sums[at.chunk].data() + c.channels);
+            double *by_channel = sums.data() + at.chunk * 2 * c.channels;
+            gather(c, b.channel, at.start, lanes, sum, by_channel);
+            gather(c, b.channel, at.start, lanes, sum_x, by_channel + c.channels);
         };
     });
     A *joined = (A *)c.out_sums;
     for (int64_t k = 0; k < 2 * c.channels; k++) {
         double all = 0;
-        for (const auto &chunk : sums) all += chunk[k];
+        for (int64_t chunk = 0; chunk < cut.chunks; chunk++) all += sums[chunk * 2 * c.channels + k];
         joined[k] = A(k < c.channels ? all : all * double(norm.of[RSTD][k - c.channels]));
     }
     Call second = c;

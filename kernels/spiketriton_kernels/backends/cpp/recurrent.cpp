@@ -4,6 +4,7 @@
 // way forth, so that no step is replayed. Sums run over chunks of samples fixed by their number, and are joined in order.
 
 #include <utility>
+#include <vector>
 
 #include "steps.h"
 
@@ -73,7 +74,8 @@ struct Layer {
         for (int p = 0; p < CONSTANTS; p++) {
             const Constant &of = c.constants[p];
             const A *values = static_cast<const A *>(of.values);
-            constants[p].resize(padded, values ? values[0] : A(of.number));
+            constants[p].resize(padded);
+            std::fill(constants[p].begin(), constants[p].end(), values ? values[0] : A(of.number));
             if (values && of.size > 1) std::copy_n(values, neurons, constants[p].begin());
         }
     }

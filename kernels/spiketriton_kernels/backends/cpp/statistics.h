@@ -41,18 +41,18 @@ void statistics(const Call &c) {
         return;
     }
     const int64_t chunks = std::min(rows, chunk_count(rows * C * inner, 16384));
-    std::vector<double> shift(C);
+    const Array<double> shift(C);
     for (int64_t j = 0; j < C; j++) shift[j] = load(x[j * inner]);
-    std::vector<std::vector<Moments>> shares(chunks, std::vector<Moments>(C));
+    const Array<Moments> shares(chunks * C);
     const auto eighth = [](int64_t n) { return std::max<int64_t>(1, (n + 7) / 8); };
     on_threads(c, [&] { share(c, chunks, [&](int64_t k) {
-        Moments *share = shares[k].data();
+        Moments *share = shares.data() + k * C;
         const int64_t first = rows * k / chunks, end = rows * (k + 1) / chunks;
         if (inner == 1) {
             // Several rows side by side, so that the vector units are full with few channels too, but no more: then a
             // block fits into the first-level cache, and four rows are one run of memory.
             const int64_t side = std::max<int64_t>(1, 64 / C), lanes = side * C;
-            Array<A> lane_s(lanes + LANES), lane_q(lanes + LANES), lane_mean(lanes + LANES);
+            const Array<A> lane_s(lanes + LANES), lane_q(lanes + LANES), lane_mean(lanes + LANES);
             A *__restrict s = lane_s.data(), *__restrict q = lane_q.data(), *__restrict mean = lane_mean.data();
             for (int64_t start = first * C; start < end * C; start += 64 * lanes) {
                 const int64_t stop = std::min(end * C, start + 64 * lanes), full = (stop - start) / lanes,
@@ -128,9 +128,9 @@ void statistics(const Call &c) {
     }); });
     for (int64_t j = 0; j < C; j++) {
         Moments total;
-        for (const auto &share : shares) {
-            total.sum += share[j].sum;
-            total.squares += share[j].squares;
+        for (const Moments *share = shares.data() + j; share < shares.end(); share += C) {
+            total.sum += share->sum;
+            total.squares += share->squares;
         }
         const double mean = total.sum / count;
         follow(c, j, shift[j] + mean, total.squares / count - mean * mean, count);

@@ -9,11 +9,6 @@
 #include <limits>
 #include <new>
 #include <type_traits>
-#include <vector>
-
-#if defined(__AVX__) && SPIKETRITON_DTYPE >= 2  // half a second of each compile
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -75,27 +70,39 @@ using Mask = decltype(V{} < V{});  // integers: -1 where true
 inline V all(Accumulator x) { return x - V{}; }
 inline V absolute(V x) { return (V)((Mask)x & ~(Mask)all(Accumulator(-0.0))); }
 
-// Arrays in cache begin on a line of it: malloc's 16 bytes would let every other vector straddle two. Aligned by hand: what
-// libraries align themselves they take from no cache, and a call on a tiny tensor is mostly its arrays.
+// Zeros in memory that begins on a line of the caches: malloc's 16 bytes would let every other vector straddle two. Aligned by
+// hand: what libraries align themselves they take from no cache, and a call on a tiny tensor is mostly its arrays. Not a
+// std::vector, whose code each place that makes one long would compile again.
+__attribute__((noinline)) char *zeros(size_t bytes) {
+    char *taken = static_cast<char *>(::operator new(bytes + 64));
+    char *line = taken + 64 - reinterpret_cast<uintptr_t>(taken) % 64;
+    line[-1] = char(line - taken);
+    return static_cast<char *>(std::memset(line, 0, bytes));
+}
+
 template <class X>
-struct Lines {
-    using value_type = X;
-    Lines() = default;
-    template <class Y> Lines(const Lines<Y> &) {}
-    X *allocate(size_t n) {
-        char *taken = static_cast<char *>(::operator new(n * sizeof(X) + 64));
-        char *line = taken + 64 - reinterpret_cast<uintptr_t>(taken) % 64;
-        line[-1] = char(line - taken);
-        return reinterpret_cast<X *>(line);
+class Array {
+    X *first = nullptr;
+    size_t count = 0;
+
+public:
+    Array() = default;
+    explicit Array(size_t n) { resize(n); }
+    Array(const Array &) = delete;
+    ~Array() {
+        if (first) ::operator delete((char *)first - ((char *)first)[-1]);
     }
-    void deallocate(X *p, size_t) {
-        char *line = reinterpret_cast<char *>(p);
-        ::operator delete(line - line[-1]);
+    void resize(size_t n) {  // of one that is empty
+        if (n) first = reinterpret_cast<X *>(zeros(n * sizeof(X)));
+        count = n;
     }
-    bool operator==(const Lines &) const { return true; }
-    bool operator!=(const Lines &) const { return false; }
+    X *data() const { return first; }
+    X *begin() const { return first; }
+    X *end() const { return first + count; }
+    size_t size() const { return count; }
+    bool empty() const { return !count; }
+    X &operator[](size_t i) const { return first[i]; }
 };
-template <class X> using Array = std::vector<X, Lines<X>>;
 
 // LANES elements of memory as accumulators, and back.
 typedef Accumulator Line __attribute__((vector_size(BYTES), aligned(alignof(Accumulator))));  // a vector anywhere
@@ -106,15 +113,28 @@ inline void store(Accumulator *p, V v) { *(Line *)p = v; }
 typedef uint16_t Halves __attribute__((vector_size(BYTES / 2)));
 typedef uint32_t Words __attribute__((vector_size(BYTES)));
 
-// The low half of each word, which has nothing above it. (Compilers take twice the instructions for both conversions.)
-#if defined(__AVX512F__)
-inline Words words(Halves h) { return (Words)_mm512_cvtepu16_epi32((__m256i)h); }
-inline Halves halves(Words w) { return (Halves)_mm512_cvtepi32_epi16((__m512i)w); }
-#elif defined(__AVX2__)
-inline Words words(Halves h) { return (Words)_mm256_cvtepu16_epi32((__m128i)h); }
+// The low half of each word, which has nothing above it. Compilers take twice the instructions for a conversion of vectors, and
+// a fifth of a second to read the header of intrinsics: instructions by their names, then.
+#ifdef __clang__  // which of both takes memory always
+#define SPIKETRITON_READ "v"
+#else
+#define SPIKETRITON_READ "vm"
+#endif
+#ifdef __AVX2__
+inline Words words(Halves h) {
+    Words w;
+    asm("vpmovzxwd %1, %0" : "=v"(w) : SPIKETRITON_READ(h));
+    return w;
+}
 inline Halves halves(Words w) {
-    const __m256i all = (__m256i)w;
-    return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    Halves h;
+#ifdef __AVX512F__
+    asm("vpmovdw %1, %0" : "=v"(h) : "v"(w));
+#else
+    asm("vextracti128 $1, %1, %0" : "=x"(h) : "x"(w));
+    asm("vpackusdw %0, %x1, %0" : "+x"(h) : "x"(w));
+#endif
+    return h;
 }
 #else
 inline Words words(Halves h) { return __builtin_convertvector(h, Words); }
@@ -127,12 +147,17 @@ inline Halves narrow(V v) {
     const Words word = (Words)v, rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
     return halves(v == v ? rounded : Words{} + 0x7fc0u);
 }
-#elif defined(__AVX512F__)
-inline V widen(Halves h) { return (V)_mm512_cvtph_ps((__m256i)h); }
-inline Halves narrow(V v) { return (Halves)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 #elif defined(__F16C__)
-inline V widen(Halves h) { return (V)_mm256_cvtph_ps((__m128i)h); }
-inline Halves narrow(V v) { return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+inline V widen(Halves h) {
+    V v;
+    asm("vcvtph2ps %1, %0" : "=v"(v) : SPIKETRITON_READ(h));
+    return v;
+}
+inline Halves narrow(V v) {  // to the nearest
+    Halves h;
+    asm("vcvtps2ph $8, %1, %0" : "=v"(h) : "v"(v));
+    return h;
+}
 #else
 inline V widen(Halves h) {
     _Float16 in[LANES];
