@@ -1,6 +1,6 @@
 """The table of docs/evaluation.md and the numbers of its first sentences, from rows.csv.
 
-sh docs/pictures.sh                    # trains, converts and compares the runs, then calls this
+sh studies/pictures/runs.sh            # trains, converts and compares the runs, then calls this
 python studies/evaluation/run.py RUN   # new rows, from RUN/evaluation/comparison.json, and the table
 python studies/evaluation/run.py       # the table; names every number of a sentence that the rows deny
 """

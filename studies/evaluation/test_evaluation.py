@@ -54,4 +54,6 @@ def test_rows_are_made_of_a_comparison(tmp_path, monkeypatch):
 
 
 def test_the_script_of_the_pictures_writes_the_rows():
-    assert 'studies/evaluation/run.py "$out/LIF"' in (DOCS / "pictures.sh").read_text("utf-8")
+    assert 'studies/evaluation/run.py "$out/LIF"' in (
+        DOCS.parent / "studies" / "pictures" / "runs.sh"
+    ).read_text("utf-8")

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-PAGE = Path(__file__).parents[2] / "docs" / "first_steps.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "first_steps.md"
+SCRIPT = ROOT / "studies" / "pictures" / "first_steps.py"
 NUMBER = re.compile(r"(\d+(?:\.\d+)?)( %)?")
 POINTS, SHARE = 6, 0.15  # a percentage, any other number: other processors round otherwise
 
@@ -58,7 +60,7 @@ def test_what_counts_as_another_output(shown, printed, wrong):
 def test_the_page_prints_what_it_shows(whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
-    script = runpy.run_path(str(PAGE.with_suffix(".py")))
+    script = runpy.run_path(str(SCRIPT))
     text = PAGE.read_text("utf-8")
     shown = script["BLOCK"].findall(text)
     assert text.count("```python\n") == len(shown) == 7

@@ -1,4 +1,4 @@
-"""docs/recording.py and the pictures that it made: what commands print."""
+"""recording.py and the pictures that it made: what commands print."""
 
 import re
 import runpy
@@ -6,11 +6,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("recording.py")
 TEXT = "{http://www.w3.org/2000/svg}text"
 
 
 def test_each_line_appears_when_it_came_and_the_last_ones_stay():
-    script = runpy.run_path(str(ROOT / "docs" / "recording.py"))
+    script = runpy.run_path(str(SCRIPT))
     rows, line = script["ROWS"], script["LINE"]
     lines = [(float(second), f"line {second} <of> & more") for second in range(1, rows + 3)]
     lines = [(0.0, "$ command"), *lines]
@@ -44,7 +45,7 @@ def test_the_diagnosis_finds_and_cures_something():
     root = ElementTree.parse(ROOT / "docs" / "img" / "diagnosis.svg").getroot()
     lines = [(text.text or "").replace("\N{NO-BREAK SPACE}", " ") for text in root.iter(TEXT)]
     commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-    assert commands == runpy.run_path(str(ROOT / "docs" / "recording.py"))["FILMS"]["diagnosis"]
+    assert commands == runpy.run_path(str(SCRIPT))["FILMS"]["diagnosis"]
     assert "conclusion: vanishing through time; these changes help:" in lines
     before, after = (float(line.split()[-2]) for line in lines if line.startswith("test accuracy"))
     assert before < 60 < 90 < after

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Draws the pictures of docs/img that come from runs: sh docs/pictures.sh (some three minutes on two cores).
-# docs/recording.py (a minute), docs/first_steps.py (half a minute), docs/schematics.py and the studies draw the others.
+# Draws the pictures of docs/img that come from runs: sh studies/pictures/runs.sh (some three minutes on two cores).
+# recording.py (a minute), first_steps.py (half a minute) and schematics.py beside it, and other studies, draw the others.
 set -e
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 out=${1:-$(mktemp -d)}
 spiketriton diagnose fashion_mnist_r20 --out "$out"
 spiketriton train quickstart --run-dir "$out/LIF"

@@ -1,6 +1,6 @@
 """Draws the schematics of docs/img: surrogate.png, blocks.png, traffic.png and rooms.png.
 
-python docs/schematics.py
+python studies/pictures/schematics.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from matplotlib.patches import FancyBboxPatch
 from spiketriton.show.figures import BLUE, GREY, STYLE, new_figure, write
 from spiketriton_kernels import Surrogate
 
-IMAGES = Path(__file__).parent / "img"
+ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "docs" / "img"
 LIGHT = "#edf2f7"
 DEFAULT = Surrogate("atan", height=1.0, width=0.3)
 OTHERS = {
@@ -180,7 +181,7 @@ def traffic() -> Figure:
     return figure
 
 
-CODE = Path(__file__).parents[1] / "spiketriton"
+CODE = ROOT / "spiketriton"
 ROOMS = ("diagnose", "evaluate", "export", "convert", "sweep", "report", "doctor", "events")
 CORE = {  # the core's folders and where they stand; what is low is imported by what is above it
     "training": (4.2, 4.0),

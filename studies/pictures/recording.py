@@ -1,6 +1,6 @@
 """Draws docs/img/quickstart.svg and diagnosis.svg: what commands print, line by line, as it came.
 
-    python docs/recording.py        # trains for about a minute
+    python studies/pictures/recording.py        # trains for about a minute
 
 A film lasts ten seconds and begins again; where a picture does not move, its last lines are seen.
 """
@@ -98,6 +98,6 @@ def drawn(lines: list[tuple[float, str]]) -> str:
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or FILMS:
-        picture = Path(__file__).parent / "img" / f"{name}.svg"
+        picture = Path(__file__).parents[2] / "docs" / "img" / f"{name}.svg"
         picture.write_text(drawn(record(FILMS[name])), "utf-8")
         print(picture)

@@ -1,6 +1,6 @@
 """Runs docs/first_steps.md block by block, writes each output below its block and draws the page's pictures.
 
-python docs/first_steps.py
+python studies/pictures/first_steps.py
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, new_figure, save
 from spiketriton_kernels import Surrogate
 
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).parents[2] / "docs" / "first_steps.md"
 BLOCK = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 
 
