@@ -153,10 +153,17 @@ CLAIMS = (
         ("then with four: accuracy, %", "trained: c100r50_t4"),
         ("then with ten: accuracy, %", "trained: c100r50_t10"),
     )),
-    ("(f) The ANN is more accurate", "yes", (
+    ("(f) A converted net needs about a thousand", "no: some sixteen", (
+        ("ResNet-50 with ReLU, converted, ten steps, of 256 images: accuracy, %", "measured: converted ten"),
+        ("sixteen steps", "measured: converted sixteen"),
+        ("64 steps", "measured: converted 64"),
+        ("256 steps", "measured: converted 256"),
+        ("sixteen steps, energy by operations: share of the twin's", "measured: converted sixteen energy"),
+    )),
+    ("(g) The ANN is more accurate", "yes", (
         ("ResNet-50 with ReLU, Imagenette: accuracy, %", "trained: r50im_ann"),
     )),
-    ("(g) Energy is saved", "not with ten steps", (
+    ("(h) Energy is saved", "not with ten steps", (
         ("ten steps, by operations: share of the twin's", "measured: energy ten"),
         ("ten steps, with the movement of data", "measured: energy ten data"),
         ("its first four steps, by operations", "measured: energy four"),
