@@ -629,8 +629,6 @@ class CheckpointConfig(Table):
 
     every: int = key(0, numbers=COUNT_OR_ZERO)
     """steps between checkpoints; 0: at the end of each epoch"""
-    keep: int = key(2, numbers=COUNT)
-    """recent checkpoints to keep besides the best; with 1 there is no older one to fall back on"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 REMOVED: dict[str, Any] = {
+    "checkpoint.keep": 2,
     "data.augmentation.drop": 0.0,
     "data.augmentation.rotate": "auto",
     "data.augmentation.shear": "auto",
@@ -28,17 +29,23 @@ REMOVED: dict[str, Any] = {
     "train.patience": 0,
 }
 
+HARMLESS = ("checkpoint.keep",)
+"""Those that moved no weight: a run folder is read whatever they are."""
+
 
 def taken_out(document: dict[str, Any]) -> Iterator[str]:
-    """Takes removed keys at their defaults out of a recipe's document, and names them."""
+    """Takes removed keys at their defaults out of a recipe's document, and names them; harmless ones without a word."""
     for dotted, default in REMOVED.items():
         *tables, name = dotted.split(".")
         table: Any = document
         for part in tables:
             table = table.get(part) if isinstance(table, dict) else None
-        if isinstance(table, dict) and name in table and same(table[name], default):
-            del table[name]
-            yield dotted
+        if isinstance(table, dict) and name in table:
+            if dotted in HARMLESS:
+                del table[name]
+            elif same(table[name], default):
+                del table[name]
+                yield dotted
 
 
 def same(value: Any, default: Any) -> bool:

@@ -53,7 +53,7 @@ def find_subject(target: str, overrides: Sequence[str], warn: Callable[[str], No
 def _of_run(folder: RunFolder, overrides: Sequence[str], warn: Callable[[str], None]) -> Subject:
     folder_recipe = folder.load_recipe(moved_plugins(overrides))
     recipe = replace(folder_recipe, *overrides)
-    state = Checkpoints(folder.checkpoints, warn, recipe.checkpoint.keep).load()
+    state = Checkpoints(folder.checkpoints, warn).load()
     if state is None:
         raise UserError(f"{folder.path} holds no checkpoint; diagnose its recipe instead")
     weights = dict(state["model"])

@@ -6,7 +6,7 @@ SHA-256 of all bytes before it: data and checksum are one file, so they can neve
 crash.
 
     checkpoints/last.pt     where --resume continues
-    checkpoints/last.1.pt   the one before it, and so on (`checkpoint.keep` of them in all)
+    checkpoints/last.1.pt   the one before it, should last.pt be damaged
     checkpoints/best.pt     at the best validation accuracy so far, if the recipe holds images out for it
 """
 
@@ -35,39 +35,40 @@ class DamagedCheckpoint(UserError):
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`: the last `keep` and the best.
+    """The checkpoints of one run in `folder`: the last two and the best.
 
     `warn` is called with what goes wrong without ending the run.
     """
 
-    def __init__(self, folder: Path, warn: Callable[[str], None], keep: int = 1) -> None:
-        self.folder, self.keep, self.warn = folder, keep, warn
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+        self.folder, self.warn = folder, warn
+        names = "last.pt", "last.1.pt", "best.pt"
+        self._last, self._before, self._best = map(folder.joinpath, names)
         self.loaded: Path | None = None  # the file that `load` took
         self._newest_step: int | None = None  # in last.pt, if this process has saved or loaded it
         self._failed: object = None  # file and step of the last that was not written
 
     def save_last(self, state: State) -> bool:
-        """Writes last.pt, after renaming the earlier ones; in place of one of the same step. See `save_as`."""
-        again = self._newest_step == state["step"] and self._last(0).exists()
-        saved = self.save_as(self._last(0), state, keep=1 if again else self.keep)
+        """Writes last.pt, after renaming the one before; in place of one of the same step. See `save_as`."""
+        again = self._newest_step == state["step"]
+        saved = self.save_as(self._last, state, keeps=not again)
         if saved:
             self._newest_step = state["step"]
         return saved
 
     def save_best(self, state: State) -> bool:
         """Writes best.pt; see `save_as`."""
-        return self.save_as(self.folder / "best.pt", state)
+        return self.save_as(self._best, state)
 
-    def save_as(self, path: Path, state: State, keep: int = 1) -> bool:
-        """Writes a state to a file, the `keep` - 1 earlier ones of last.pt renamed.
+    def save_as(self, path: Path, state: State, keeps: bool = False) -> bool:
+        """Writes a state to a file. keeps: last.pt, as it was, becomes last.1.pt.
 
         Whether the file could be written; if not (disk full), all earlier ones are intact.
         """
         try:
             part = _write_part(path, state)
-            for age in range(keep - 1, 0, -1):
-                if (newer := self._last(age - 1)).exists():
-                    os.replace(newer, self._last(age))
+            if keeps and self._last.exists():
+                os.replace(self._last, self._before)
             _rename(part, path)
         except OSError as error:
             if self._failed != (path, state["step"]):  # a step is tried again, after its test
@@ -110,18 +111,12 @@ class Checkpoints:
         state = valid[self.loaded]
         if damaged:
             self.warn(f"{self.loaded} of step {state['step']} is used instead")
-        elif self.loaded == self._last(0):  # a resumed run may save its step again, too
+        elif self.loaded == self._last:  # a resumed run may save its step again, too
             self._newest_step = state["step"]
         return state
 
-    def _last(self, age: int) -> Path:
-        return self.folder / (f"last.{age}.pt" if age else "last.pt")
-
     def _newest_first(self) -> Iterator[Path]:
-        ages = (path.suffixes[0][1:] for path in self.folder.glob("last.*.pt"))
-        older = sorted(int(age) for age in ages if age.isdigit())
-        paths = [self._last(0), *map(self._last, older), self.folder / "best.pt"]
-        return filter(Path.exists, paths)
+        return filter(Path.exists, (self._last, self._before, self._best))
 
 
 def read_checkpoint(path: str | Path) -> State:

@@ -17,7 +17,6 @@ MOVABLE = (
     "train.device",
     "train.threads",
     "checkpoint.every",
-    "checkpoint.keep",
     "plugins.modules",
 )
 

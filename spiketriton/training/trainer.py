@@ -117,7 +117,7 @@ class Trainer:
         )
         self.meters = Meters(self.device)
         self.stop = StopSignals(display.stopping, ranks)
-        self.checkpoints = Checkpoints(folder.checkpoints, display.warn, recipe.checkpoint.keep)
+        self.checkpoints = Checkpoints(folder.checkpoints, display.warn)
         self.saved_at: int | None = None  # step of the newest last.pt
         self.tester = Tester(
             model,

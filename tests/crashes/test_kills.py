@@ -124,7 +124,7 @@ class Killer:
     @staticmethod
     def progress(folder: Path) -> tuple[int, int]:
         """The step from which a resumed run would continue, and the last one that was taken."""
-        state = Checkpoints(folder / "checkpoints", keep=1, warn=pytest.fail).load()
+        state = Checkpoints(folder / "checkpoints", warn=pytest.fail).load()
         steps = [row["step"] for row in Rows(folder / "metrics.jsonl").read()]
         return (state["step"] if state else 0), max(steps, default=0)
 

@@ -22,7 +22,7 @@ def warnings() -> list[str]:
 
 @pytest.fixture
 def checkpoints(tmp_path, warnings) -> Checkpoints:
-    return Checkpoints(tmp_path, keep=1, warn=warnings.append)
+    return Checkpoints(tmp_path, warn=warnings.append)
 
 
 def state(step: int) -> dict:
@@ -50,7 +50,7 @@ def test_a_file_cut_short_is_found(checkpoints, tmp_path, kept):
 
 
 def test_the_newest_whole_checkpoint_replaces_a_damaged_one(tmp_path, warnings):
-    checkpoints = Checkpoints(tmp_path, keep=3, warn=warnings.append)
+    checkpoints = Checkpoints(tmp_path, warn=warnings.append)
     for step in (10, 20, 30):
         checkpoints.save_last(state(step))
         if step == 10:
@@ -64,7 +64,6 @@ def test_the_newest_whole_checkpoint_replaces_a_damaged_one(tmp_path, warnings):
     checkpoints.save_best(state(10))
 
     (tmp_path / "last.1.pt").write_bytes(b"")
-    (tmp_path / "last.2.pt").unlink()
     warnings.clear()
     assert checkpoints.load()["step"] == 10
     assert [w.split("/")[-1].split(" ")[0] for w in warnings] == ["last.pt", "last.1.pt", "best.pt"]
@@ -73,14 +72,12 @@ def test_the_newest_whole_checkpoint_replaces_a_damaged_one(tmp_path, warnings):
         checkpoints.load()
 
 
-@pytest.mark.parametrize("keep", [1, 2, 4])
-def test_the_last_ones_are_kept_and_no_more(tmp_path, keep):
-    checkpoints = Checkpoints(tmp_path, keep=keep, warn=pytest.fail)
+def test_the_last_two_are_kept_and_no_more(tmp_path):
+    checkpoints = Checkpoints(tmp_path, warn=pytest.fail)
     for step in range(1, 7):
         checkpoints.save_last(state(step))
-    names = ["last.pt", *(f"last.{age}.pt" for age in range(1, keep))]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
-    assert [read_checkpoint(tmp_path / name)["step"] for name in names] == [6, 5, 4, 3][:keep]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.1.pt", "last.pt"]
+    assert [read_checkpoint(tmp_path / name)["step"] for name in ("last.pt", "last.1.pt")] == [6, 5]
 
 
 def with_checksum(archive: bytes) -> bytes:
@@ -108,7 +105,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoints_as_they_are(tmp_path, warnings):
-    checkpoints = Checkpoints(tmp_path, keep=2, warn=warnings.append)
+    checkpoints = Checkpoints(tmp_path, warn=warnings.append)
     checkpoints.save_last(state(1))
     checkpoints.save_last(state(2))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -128,25 +125,22 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_as_they_are(tmp_path, warnin
 
 def test_a_step_that_is_saved_again_replaces_itself_also_in_a_resumed_run(tmp_path):
     """As after a test, when the run was killed between the two: the step before it is kept."""
-    first = Checkpoints(tmp_path, keep=2, warn=pytest.fail)
+    first = Checkpoints(tmp_path, warn=pytest.fail)
     for step in (18, 21):
         first.save_last(state(step))
-    resumed = Checkpoints(tmp_path, keep=2, warn=pytest.fail)
+    resumed = Checkpoints(tmp_path, warn=pytest.fail)
     assert resumed.load()["step"] == 21
     resumed.save_last(state(21))
     steps = [read_checkpoint(tmp_path / name)["step"] for name in ("last.pt", "last.1.pt")]
     assert steps == [21, 18]
 
 
-def test_the_older_ones_are_read_by_their_age_and_other_files_are_not(tmp_path, warnings):
+def test_other_files_are_not_read(tmp_path, warnings):
     checkpoints = Checkpoints(tmp_path, warnings.append)
-    for step, name in ((1, "last.10.pt"), (9, "last.2.pt"), (99, "last.old.pt")):
+    for step, name in ((1, "last.1.pt"), (99, "last.old.pt")):
         assert checkpoints.save_as(tmp_path / name, state(step))
-    assert checkpoints.load()["step"] == 9
-    assert checkpoints.loaded == tmp_path / "last.2.pt"
-    (tmp_path / "last.2.pt").write_bytes(b"")
     assert checkpoints.load()["step"] == 1
-    assert warnings[1].endswith("last.10.pt of step 1 is used instead")
+    assert checkpoints.loaded == tmp_path / "last.1.pt"
 
 
 def test_the_format_by_hand(checkpoints, tmp_path):

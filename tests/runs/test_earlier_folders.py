@@ -90,5 +90,7 @@ def test_a_recipe_of_ones_own_has_no_removed_key(tmp_path):
 def test_no_key_is_both_here_and_gone():
     assert not {*REMOVED} & {*KEYS}
     document: dict = {"train": {"patience": 0.0, "nesterov": False}, "data": 3}
+    document["checkpoint"] = {"keep": 7}  # of any value
     assert [*taken_out(document)] == ["train.nesterov"]
+    assert document.pop("checkpoint") == {}
     assert document == {"train": {"patience": 0.0}, "data": 3}

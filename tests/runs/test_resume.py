@@ -141,7 +141,7 @@ def test_random_draws_continue_where_they_were(tmp_path):
 
 
 def test_a_damaged_checkpoint_falls_back_and_the_run_is_still_exact(tmp_path):
-    keys = (*QUICK, "checkpoint.keep=2")
+    keys = QUICK
     small_trainer(tmp_path / "unbroken", *keys).fit()
     small_trainer(tmp_path / "resumed", *keys).fit(until=16)
     last = tmp_path / "resumed" / "checkpoints" / "last.pt"

@@ -20,5 +20,5 @@ def test_another_recipe_is_refused_with_the_keys_that_differ():
 
 def test_what_only_moves_a_run_may_change():
     assert set(KEYS) >= set(MOVABLE)
-    moved = ("data.root=/elsewhere", "data.workers=3", "checkpoint.keep=5")
+    moved = ("data.root=/elsewhere", "data.workers=3", "checkpoint.every=5")
     refuse_another_recipe(small_recipe(*moved), small_recipe())

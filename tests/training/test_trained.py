@@ -45,7 +45,7 @@ def test_runs_without_weights_or_with_others_are_named(tmp_path):
 
 
 def test_a_damaged_last_checkpoint_is_not_called_last(tmp_path):
-    keys = ["train.epochs=1", "checkpoint.keep=1", "data.validation=0.1"]
+    keys = ["train.epochs=1", "data.validation=0.1"]
     small_trainer(tmp_path / "run", *QUICK, *keys).fit()
     assert load_run(tmp_path / "run").checkpoint == "last"
     last = tmp_path / "run" / "checkpoints" / "last.pt"
