@@ -18,6 +18,7 @@ from spiketriton_kernels.backends import beside
 from spiketriton_kernels.convolutions import tiles
 from spiketriton_kernels.nn import LIF
 from tests.conftest import need_native
+from tests.covering import pairwise
 from tests.evaluate.test_stream import IMAGES, made
 from tests.models.support import build, parts_of
 
@@ -58,10 +59,10 @@ def pair(*sizes: int, dtype: torch.dtype = torch.float64, **options) -> tuple[nn
     return ours.to(dtype), theirs.to(dtype)
 
 
-@pytest.mark.parametrize("rows", [True, False], ids=["rows", "columns"])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("rows", "kernel", "stride", "layout"),
+    pairwise([True, False], [1, 3, 5], [1, 2, 3], [torch.contiguous_format, torch.channels_last]),
+)
 def test_products_equal_the_convolution(always, rows, kernel, stride, layout):
     always(torch.float64, rows)
     for height, width in ((1, 1), (2, 2), (4, 4), (3, 5), (1, 6), (7, 2)):
@@ -237,13 +238,15 @@ def test_a_matrix_unit_computes_of_spikes_in_fp32(kernel, stride, layout):
     assert ours(spikes.requires_grad_()).grad_fn is not None
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16])
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 2)])
-@pytest.mark.parametrize("floats", [0, convolutions.FLOATS])
+@pytest.mark.parametrize(
+    ("floats", "dtype", "kernel_and_stride"),
+    pairwise([0, convolutions.FLOATS], [F32, BF16], [(3, 1), (3, 2), (1, 2)]),
+)
 def test_the_gradient_of_others_is_added_where_it_is_written(
-    monkeypatch, floats, dtype, kernel, stride
+    monkeypatch, floats, dtype, kernel_and_stride
 ):
     """Once, as float64 says; also of what only the others read, and of numbers that are not finite."""
+    kernel, stride = kernel_and_stride
     monkeypatch.setattr(convolutions, "FLOATS", floats)
     conv = FasterConv2d(16, 32, kernel, stride, kernel // 2, bias=False)
     x = (torch.rand(6, 16, 9, 7) < 0.3).to(dtype).contiguous(memory_format=torch.channels_last)

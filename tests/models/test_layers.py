@@ -8,6 +8,7 @@ from spiketriton.models import memory
 from spiketriton.models.layers import StridedPointwise, norm_neuron, over_time
 from spiketriton.neurons import Norm, SpikingNeuron
 from spiketriton_kernels import nn as kernels
+from tests.covering import pairwise
 from tests.models.support import SHALLOW_MLP, B, T, build, images, norms_of
 
 
@@ -125,9 +126,10 @@ def test_a_constant_current_is_copied_once_over_time_in_its_memory_format():
     assert over_time(steps, 5) is steps
 
 
-@pytest.mark.parametrize("stride", [2, 3])
-@pytest.mark.parametrize("channels", [3, 4, 8])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("stride", "channels", "layout"),
+    pairwise([2, 3], [3, 4, 8], [torch.contiguous_format, torch.channels_last]),
+)
 def test_a_strided_pointwise_convolution_is_one(stride, channels, layout):
     """Forward and backward equal torch's; and nothing is written past its end."""
     ours = StridedPointwise(channels, 6, 1, stride=stride, bias=True).double()

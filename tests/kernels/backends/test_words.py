@@ -7,6 +7,7 @@ from torch import Tensor
 from spiketriton_kernels.backends import beside, words
 from spiketriton_kernels.convolutions import tiles
 from spiketriton_kernels.nn import LIF, PLIF, BatchNormLIF
+from tests.covering import pairwise
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +25,14 @@ def of(spikes: Tensor) -> Tensor | None:
     return words.of(spikes.flatten(0, 1).detach().permute(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("neuron", [LIF, PLIF])
-@pytest.mark.parametrize("size", [(3, 16, 5, 7), (2, 48, 9, 4), (2, 1104, 3, 2), (40, 16, 32, 32)])
+@pytest.mark.parametrize(
+    ("size", "neuron", "dtype"),
+    pairwise(
+        [(3, 16, 5, 7), (2, 48, 9, 4), (2, 1104, 3, 2), (40, 16, 32, 32)],
+        [LIF, PLIF],
+        [torch.float32, torch.bfloat16],
+    ),
+)
 def test_they_are_the_bits_of_the_spikes(size, neuron, dtype):
     for T in (1, 3, 4):
         layer, x = BatchNormLIF(size[1], neuron()), drawn(T, *size, dtype=dtype)

@@ -7,8 +7,17 @@ from torch.nn.functional import batch_norm
 
 from spiketriton_kernels.normalise import normalised, serves
 from tests.conftest import need_native
+from tests.covering import pairwise
 
-SIZES = [(8, 16, 28, 28), (5, 3, 7, 3), (9, 33), (4, 64, 5), (2, 1100, 2, 2), (70, 7, 1, 9)]
+SIZES = [
+    (72, 64, 16, 16),
+    (8, 16, 28, 28),
+    (5, 3, 7, 3),
+    (9, 33),
+    (4, 64, 5),
+    (2, 1100, 2, 2),
+    (70, 7, 1, 9),
+]
 
 
 def given(size: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format) -> list[Tensor]:
@@ -27,10 +36,16 @@ def both(function, tensors: list[Tensor], by: Tensor) -> tuple[list[Tensor], lis
     return [out, *torch.autograd.grad(out, tensors, by.to(out.dtype))], running
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    ("size", "steps", "dtype", "layout"),
+    pairwise(
+        SIZES,
+        [1, 4],
+        [torch.float32, torch.bfloat16, torch.float16],
+        [torch.contiguous_format, torch.channels_last],
+    ),
+    ids=str,
+)
 def test_it_is_torchs_batch_norm_at_every_step(size, steps, dtype, layout):
     """No further from float64 than twice torch's, of as many copies."""
     need_native()
