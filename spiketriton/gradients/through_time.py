@@ -8,10 +8,11 @@ ways from the loss to a current, so the difference is the sum over those that le
 is left where time is cut is `direct`, as the same share: all of it where the mean over time is read, nothing where the
 last step is.
 
-    remembered[t] = RMS(dL/dx[t]) / RMS(dL/dx[last]), both where no gradient goes through a reset
+    remembered[t] = RMS(dL/dx[t]) / RMS(dL/dx[last]), both where no gradient goes through a reset, nor through spikes
+    that come back by a matrix (`Recurrent`)
 
-A reset in the gradient sends a surrogate's slope from step to step, which may grow however little a membrane keeps: it
-says where spikes would move, and not what is remembered (studies/through_time).
+Both send a surrogate's slope from step to step, which may grow however little a membrane keeps: it says where spikes
+would move, and not what is remembered (studies/through_time).
 
 Batch norms take the statistics of the batch here, as in training, but as constants: through the mean that it subtracts
 a norm hands a little of each step's gradient to every other step, whether or not anything was remembered there.
@@ -39,6 +40,7 @@ from spiketriton.neurons.norm import Norm, as_constants
 from spiketriton.system.errors import UserError
 from spiketriton_kernels import use_backend
 from spiketriton_kernels.backends.choice import backend_for
+from spiketriton_kernels.nn import Recurrent
 
 SCALE = 2.0**80
 MANY = 8  # steps, from which on calls side by side take less time
@@ -59,7 +61,7 @@ class Shares:
 def through_time(
     model: nn.Module, layers: Layers, steps: int, loss: Callable[[], Tensor]
 ) -> Shares:
-    """Two forward and backward passes, one with time cut, and a third where resets are in the gradient.
+    """Two forward and backward passes, one with time cut, and a third where resets or returning spikes have gradients.
 
     The model is left as it was.
 
@@ -67,7 +69,7 @@ def through_time(
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
-    def measured(cut: bool = False) -> list[tuple[int, slice, Tensor]]:
+    def measured(cut: str = "") -> list[tuple[int, slice, Tensor]]:
         currents = [_Currents(steps) for _ in layers]
         watched = _watched(model, layers, cut=cut, currents=currents)
         alike = (
@@ -83,9 +85,10 @@ def through_time(
                 stack.enter_context(use_backend("torch"))
             return [*_gradients(loss(), currents)]
 
-    whole, alone = measured(), measured(cut=True)
+    whole, alone = measured(), measured(cut="time")
+    returned = any(isinstance(module, Recurrent) for module in model.modules())
     with _resets_detached(layers) as attached:
-        held = measured() if attached else whole
+        held = measured(cut="returned") if returned else measured() if attached else whole
     squares = np.zeros((4, len(layers), steps))
     for passes in zip(whole, alone, held, strict=True):
         layer, rows = passes[0][:2]
@@ -123,7 +126,7 @@ def cut_time(model: nn.Module) -> Iterator[None]:
     The states of spiking neurons are detached between steps. Any other module that mixes time, as a parallel neuron
     does, has an attribute `cut_time`, which is true here.
     """
-    with _watched(model, neurons_of(model), cut=True):
+    with _watched(model, neurons_of(model), cut="time"):
         yield
 
 
@@ -177,10 +180,13 @@ def _gradients(loss: Tensor, currents: Sequence[_Currents]) -> Iterator[tuple[in
 
 @contextlib.contextmanager
 def _watched(
-    model: nn.Module, layers: Layers, *, cut: bool, currents: Sequence[_Currents] = ()
+    model: nn.Module, layers: Layers, *, cut: str, currents: Sequence[_Currents] = ()
 ) -> Iterator[None]:
-    """Within the block each call's currents are kept, and with `cut` no gradient goes from step to step."""
-    mixing = [m for m in model.modules() if hasattr(m, "cut_time")] if cut else []
+    """Within the block each call's currents are kept, and gradients are cut.
+
+    cut: "time", all from step to step; "returned", those of spikes that come back by a matrix; "", none.
+    """
+    mixing = [m for m in model.modules() if hasattr(m, "cut_time")] if cut == "time" else []
     recomputed = [m for m in model.modules() if getattr(m, "checkpoint_blocks", False)]
     with one_by_one(model):  # so that each neuron is called by itself
         for module in recomputed:  # whose calls in the backward pass would be others
@@ -188,7 +194,7 @@ def _watched(
         for index, (_, layer) in enumerate(layers):
             call: Any = layer.forward
             if cut and not hasattr(layer, "cut_time"):
-                call = _stepwise(layer)
+                call = _stepwise(layer, spikes_alone=cut == "returned")
             if currents:
                 call = partial(_kept, layer, call, currents[index])
             layer.forward = call  # type: ignore[method-assign]
@@ -227,29 +233,38 @@ def _kept(
     return call(whole[0] if single else whole, *matrix)
 
 
-def _stepwise(neuron: SpikingNeuron) -> Callable[..., Tensor]:
+def _stepwise(neuron: SpikingNeuron, *, spikes_alone: bool) -> Callable[..., Tensor]:
     """The forward of a neuron that calls it for one step after another, and detaches the states in between.
 
-    The spikes that come back by a matrix are the last of these states.
+    The spikes that come back by a matrix are the last of these states. spikes_alone: no others are detached.
     """
     call = neuron.forward
 
+    def detach() -> None:
+        if spikes_alone:
+            assert neuron.held is not None
+            neuron.held = torch.cat([neuron.held[:-1], neuron.held[-1:].detach()])
+        else:
+            neuron.detach()
+
     def forward(x: Tensor, *matrix: Tensor) -> Tensor:
+        if spikes_alone and not matrix:
+            return call(x)
         if neuron.step_mode == "s":
             spikes = call(x, *matrix)
-            neuron.detach()
+            detach()
             return spikes
         whole, continues, steps = neuron.probe, neuron.stateful, []
         x = normalised(x)  # by its batch norm, of which a step alone has other statistics
         neuron.stateful = True
         try:
-            if whole is None and len(x) >= MANY:
+            if whole is None and len(x) >= MANY and not spikes_alone:
                 return _side_by_side(neuron, call, x, *matrix)
             for t in range(len(x)):
                 if whole is not None and len(whole) == len(x):
                     neuron.probe = whole[t : t + 1]
                 steps.append(call(x[t : t + 1], *matrix))
-                neuron.detach()
+                detach()
         finally:
             neuron.stateful, neuron.probe = continues, whole
             if not continues:

@@ -98,12 +98,14 @@ class LIMITS:
     # tell classes apart, by what a net remembers by (`Signal.memory`); of windows nothing, where none goes back so far,
     # and of recurrent nets the smallest share of a layer there of what reaches the last step, on all ways
     memory = {  # noqa: RUF012
-        "states": Remembers(0.03, 4, 46),
+        "states": Remembers(0.03, 4, 48),
         "windows": Remembers(0.0, 0, 12),
-        "feedback": Remembers(5e-4, 0, 7, 3),
+        "feedback": Remembers(5e-4, 0, 13, 3),
     }
+    # of recurrent nets that are read at the last step alone, also what membranes keep there by the whole gradient
+    kept = Remembers(5e-10, 2, 5, 3)
     # the largest share of a layer at any step, where the last one alone is read, without a limit on the gradient's norm
-    burst = {"states": Remembers(1e19, 0, 3), "feedback": Remembers(1e12, 0, 5, 3)}  # noqa: RUF012
+    burst = {"states": Remembers(1e19, 0, 5), "feedback": Remembers(1e12, 1, 11, 3)}  # noqa: RUF012
     window, longest = 8, 200  # steps of which these were tried, and of one step no other limit
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
@@ -314,6 +316,8 @@ class Through:
         is the smallest share of a layer there, on all ways, of what reaches the last step.
     memory: as `Signal.memory`; "" where the input stands still, and of a net that training has changed.
     apart: whether that is known.
+    kept: of a recurrent net, what of the first layer's whole gradient reaches these steps by what membranes keep, with
+        none through resets or returning spikes, by the norm over all steps. NaN where no row speaks of it.
     largest: share of a layer at any step, of its last one, by way of time.
     first, strongest: layers (index) of these two.
     steps: T.
@@ -331,6 +335,7 @@ class Through:
     steps: int = 1
     apart: bool = False
     memory: str = ""
+    kept: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -478,22 +483,26 @@ def _through(
     memory = "" if signal is None or changed else signal.memory
     most = shown.credit.max(1)
     apart = () if signal is None else signal.apart
-    largest, first = float(most.max()), 0
+    # where earlier steps are read, too, nets learnt whatever the growth
+    alone = shown.direct[-1, 0] < FAINT
+    largest, first, kept = float(most.max()), 0, math.nan
     if memory == "feedback":
         reaching = [_reaching(shares, apart) for shares in shown.credit]
         first = min(range(len(reaching)), key=lambda layer: reaching[layer][0])
         arrives, back = reaching[first]
+        if alone:
+            kept = _part_of(_reaching(shown.remembered[0], apart)[0], shown.arriving[0])
     else:
         arrives, back = _arriving(shown.remembered[0], apart)
     word, judged = Word.FREE, LIMITS.memory.get(memory)
     burst = LIMITS.burst.get(memory)
-    # where earlier steps are read, too, nets learnt whatever the growth
-    alone = shown.direct[-1, 0] < FAINT and not calm
-    grows = burst is not None and alone and largest > burst.limit
+    grows = burst is not None and alone and not calm and largest > burst.limit
     if judged is not None and arrives <= judged.limit and not (grows and memory == "feedback"):
         word = Word.FORGETS
     elif grows:
         word, judged = Word.BURSTS, burst
+    elif kept <= LIMITS.kept.limit:
+        word, judged, first = Word.FORGETS, LIMITS.kept, 0
     return Through(
         word,
         judged,
@@ -506,6 +515,7 @@ def _through(
         len(shown.remembered[0]),
         bool(apart),
         memory,
+        kept,
     )
 
 
@@ -525,13 +535,20 @@ def _reaching(shares: np.ndarray, apart: Sequence[float]) -> tuple[float, int]:
 def _arriving(shares: np.ndarray, apart: Sequence[float]) -> tuple[float, int]:
     """As `_reaching`, as a part of the layer's whole gradient."""
     arrives, back = _reaching(shares, apart)
+    return _part_of(arrives, shares), back
+
+
+def _part_of(share: float, shares: np.ndarray) -> float:
+    """A share by the norm of all of them, up to the last step that is reached."""
     reached = np.flatnonzero(shares)
-    if len(reached) and math.isfinite(arrives):
-        shares = shares[: reached[-1] + 1]
-        steps, largest = min(len(shares), LIMITS.longest), shares.max()
-        # of which the squares are summed, without overflow
-        arrives = float(arrives / largest / np.sqrt(steps * np.square(shares / largest).mean()))
-    return arrives, back
+    if not len(reached) or not math.isfinite(share):
+        return share
+    shares = shares[: reached[-1] + 1]
+    steps, largest = min(len(shares), LIMITS.longest), shares.max()
+    if not math.isfinite(largest):
+        return math.nan
+    # the squares are summed without overflow
+    return float(share / largest / np.sqrt(steps * np.square(shares / largest).mean()))
 
 
 def _told_by_signal(recipe: Recipe) -> Predicts | None:

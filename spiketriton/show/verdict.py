@@ -134,6 +134,12 @@ def through(verdict: Verdict) -> str:
         return f"{arrives}{back}; not judged: no row speaks of nets of this kind"
     if found.word == Word.FREE:
         return f"{arrives}{back} (limit {_beyond(found)})"
+    if found.judged is LIMITS.kept:
+        drowned = "by what membranes keep, and drowns in what comes back by spikes"
+        return (
+            f"vanishing: {times(found.kept)} of the whole window's gradient reaches {where} in "
+            f"{names[found.first]} {drowned}; limit {_beyond(found)}"
+        )
     return f"vanishing: {arrives}{back}; limit {_beyond(found)}"
 
 

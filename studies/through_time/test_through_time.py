@@ -40,6 +40,8 @@ def test_the_limits_are_those_of_the_rows_and_their_counts_of_those_that_chose_n
     fitted = run.nets_of(run.PULSES, "fitted")
     assert run.chosen(fitted) == pytest.approx(LIMITS.memory["states"].limit)
     assert run.chosen_of_recurrent() == LIMITS.memory["feedback"].limit
+    assert run.chosen_of_kept() == run.KEPT == LIMITS.kept.limit
+    assert LIMITS.kept[1:3] == run.beyond("vanishing", "feedback", run.KEPT)
     assert {kind: run.chosen_of_growth(kind) for kind in run.BURST} == run.BURST
     for kind, found in LIMITS.memory.items():
         assert (found.learnt, found.trainings) == run.beyond("vanishing", memory=kind), kind

@@ -359,10 +359,10 @@ def test_no_obstacle_is_found_only_where_rows_speak_of_all_that_may_stand_in_the
 def test_of_a_recurrent_net_counts_what_reaches_the_layer_that_gets_least(
     apart, least, arrives, word
 ):
-    """On all ways, and of the last step's gradient; what membranes remember is nothing here."""
+    """On all ways, and of the last step's gradient; what membranes remember is little here."""
     credit = np.array([[20.0, 1.0], [least, 1.0], [30.0, 1.0]])
-    none = np.zeros((3, 2))
-    shares = {"credit": credit, "direct": [[0, 1]] * np.ones((3, 1)), "remembered": none}
+    little = np.full((3, 2), 1e-6)
+    shares = {"credit": credit, "direct": [[0, 1]] * np.ones((3, 1)), "remembered": little}
     signal = Signal(np.full(3, 0.5), True, memory="feedback", apart=apart)
     found = judge(made(**shares), "adamw", signal)
     assert (found.word, found.through.arrives) == (word, pytest.approx(arrives))
@@ -372,6 +372,36 @@ def test_of_a_recurrent_net_counts_what_reaches_the_layer_that_gets_least(
         where = "steps that tell classes apart" if apart else "the first step"
         assert (
             f"of the last step's gradient reaches {where} in {'ab'[first]}" in sentences(found)[-2]
+        )
+
+
+@pytest.mark.parametrize(
+    ("kept", "grown", "read", "word"),
+    [
+        (4e-2, 1e8, "last", Word.FORGETS),  # 4e-10 of it
+        (6e-2, 1e8, "last", Word.FREE),
+        (4e-2, 1e8, "mean", Word.FREE),  # each step has a way of its own
+        (0.0, 1.0, "last", Word.FORGETS),
+        (0.0, 2e12, "last", Word.BURSTS),
+        (0.0, math.inf, "last", Word.BURSTS),
+    ],
+)
+def test_what_membranes_keep_drowns_in_what_comes_back_by_spikes(kept, grown, read, word):
+    """Of the first layer alone: a part of its whole gradient."""
+    credit, remembered = np.ones((2, 2)), np.array([[kept, 1.0], [0.0, 1.0]])
+    credit[0, 0] = grown
+    direct = [[float(read == "mean"), 1]] * np.ones((2, 1))
+    measured = made(2, credit=credit, direct=direct, remembered=remembered)
+    signal = Signal(np.full(2, 0.5), True, memory="feedback")
+    found = judge(measured, "adamw", signal)
+    assert found.through.word == word
+    if grown < 1e12:
+        whole = np.hypot(grown, 1)
+        assert found.through.kept == pytest.approx(kept / whole, rel=1e-6) or read == "mean"
+    if word == Word.FORGETS:
+        assert (
+            f"{times(found.through.kept)} of the whole window's gradient reaches the first step in a by what"
+            in (sentences(found)[-2])
         )
 
 
