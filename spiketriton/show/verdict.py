@@ -126,30 +126,32 @@ def through(verdict: Verdict) -> str:
     back = f"; a hundredth of the last one's reaches {found.back} steps back" if found.back else ""
     if found.word == Word.BURSTS:
         grown = f"up to {times(found.largest)} that at the last step in {names[found.strongest]}"
-        return f"exploding: {grown}, above the limit of {_beyond(found)}"
+        return f"exploding: {grown}, above the {_beyond(found)}"
     where = "steps that tell classes apart" if found.apart else "the first step"
     whole = "the last step's" if found.memory == "feedback" else "the whole window's"
     arrives = f"{times(found.arrives)} of {whole} gradient reaches {where} in {names[found.first]}"
     if found.judged is None:
         return f"{arrives}{back}; not judged: no row speaks of nets of this kind"
     if found.word == Word.FREE:
-        return f"{arrives}{back} (limit {_beyond(found)})"
+        return f"{arrives}{back} ({_beyond(found)})"
     if found.judged is LIMITS.kept:
         drowned = "by what membranes keep, and drowns in what comes back by spikes"
         return (
             f"vanishing: {times(found.kept)} of the whole window's gradient reaches {where} in "
-            f"{names[found.first]} {drowned}; limit {_beyond(found)}"
+            f"{names[found.first]} {drowned}; {_beyond(found)}"
         )
-    return f"vanishing: {arrives}{back}; limit {_beyond(found)}"
+    return f"vanishing: {arrives}{back}; {_beyond(found)}"
 
 
 def _beyond(found: Through) -> str:
     """A limit through time, and what became of the nets beyond it."""
     assert found.judged is not None
-    learnt, nets = found.judged.learnt or "none", found.judged.trainings
+    learnt, nets, limit = found.judged.learnt or "none", found.judged.trainings, found.judged.limit
+    if limit == 0:
+        return f"where none does, {learnt} of {nets} registered nets learnt"
     if not nets:
-        return f"{times(found.judged.limit)}, which was tried on no nets but those that it was chosen by"
-    return f"{times(found.judged.limit)}, beyond which {learnt} of {nets} registered nets learnt"
+        return f"limit {times(limit)}, which was tried on no nets but those that it was chosen by"
+    return f"limit {times(limit)}, beyond which {learnt} of {nets} registered nets learnt"
 
 
 def learned(known: Learned) -> str:

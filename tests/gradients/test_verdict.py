@@ -970,6 +970,9 @@ def test_a_limit_that_no_other_net_has_tried_is_no_count_of_nets():
         return show.through(SimpleNamespace(through=found, names=["a"]))
 
     assert said(Remembers(1e15, 0, 0)).endswith(
-        "the limit of 1e15x, which was tried on no nets but those that it was chosen by"
+        "above the limit 1e15x, which was tried on no nets but those that it was chosen by"
     )
     assert said(Remembers(1e15, 0, 7)).endswith("beyond which none of 7 registered nets learnt")
+    nothing = Through(Word.FORGETS, Remembers(0.0, 0, 12), arrives=0.0)
+    told = show.through(SimpleNamespace(through=nothing, names=["a"]))
+    assert told.endswith("; where none does, none of 12 registered nets learnt")
