@@ -158,6 +158,7 @@ def net_of(row: Row) -> str:
         given = model.arguments
         return f"{given.get('depth', 2)} layers of {given['width']}"
     net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
+    net += ", shortcuts of spikes" * (model.shortcut == "spikes")
     return {"sew": "SEW ", "plain": "plain "}.get(model.block, "") + net
 
 
