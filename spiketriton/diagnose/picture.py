@@ -88,4 +88,5 @@ def _reaches(axes: Axes, measured: Measurement) -> None:
         clip_on=False,
         label="a hundredth reaches so far",
     )
-    axes.legend(loc="lower right", fontsize=8, labelcolor="white")
+    shade = {"frameon": True, "facecolor": "black", "edgecolor": "none", "framealpha": 0.6}
+    axes.legend(loc="lower left", fontsize=8, labelcolor="white", **shade)

@@ -123,7 +123,8 @@ def backward(verdict: Verdict) -> str:
 
 def through(verdict: Verdict) -> str:
     found, names = verdict.through, verdict.names
-    back = f"; a hundredth of the last one's reaches {found.back} steps back" if found.back else ""
+    far = f"{found.back} step{'s' * (found.back > 1)}"
+    back = f"; a hundredth of the last one's reaches {far} back" if found.back else ""
     if found.word == Word.BURSTS:
         grown = f"up to {times(found.largest)} that at the last step in {names[found.strongest]}"
         return f"exploding: {grown}, above the {_beyond(found)}"
