@@ -35,9 +35,7 @@ class Block(nn.Module):
     sums_currents = True  # whether the last norm and the shortcut are two terms of one current
     fires_first = False  # whether each neuron is in front of its convolution, not behind its norm
     norms_first = False  # whether each norm is there, too, so that the first one takes a sum
-    shortcut_reads_spikes = (
-        False  # whether that of a shortcut that changes shape is the block's first neuron
-    )
+    shortcut_reads_spikes = False  # where it changes shape, those of the block's first neuron
 
     def __init__(
         self, parts: Parts, channels_in: int, width: int, stride: int, bottleneck: bool
