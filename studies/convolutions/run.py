@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,33 +111,36 @@ def measure(
     return list(zip(found[::2], found[1::2], strict=True))
 
 
+def table(columns: Sequence[str], parts: Sequence[str], ours: str) -> None:
+    """The heading: a column of oneDNN's time and one of ours for every part."""
+    pairs = [f"{part}: {name}" for part in parts for name in ("oneDNN", ours)]
+    print(f"| images | convolution | {' | '.join((*columns, *pairs))} |")
+    print("| ---: | --- |" + " ---: |" * len((*columns, *pairs)))
+
+
 def on_small_maps(dtype: torch.dtype) -> None:
     sizes = sizes_here(dtype) or next(iter(SIZES[dtype].values()))
-    print("| images | convolution | forward | by input | by weights |")
-    print("| ---: | --- | ---: | ---: | ---: |")
+    table((), ("forward", "by input", "by weights"), "products")
     for images, read, written, side, kernel, stride in CASES:
         x, weight = tensors(images, read, written, side, kernel)
         way = Rows if sizes.rows and kernel > 1 else Columns
         passes = ("output", "by_input", "by_weight")
         found = measure(x.to(dtype), weight.to(dtype), stride, way, *passes)
-        cells = " | ".join(f"{theirs:.2f} / {ours:.2f}" for theirs, ours in found)
+        cells = " | ".join(f"{theirs:.2f} | {ours:.2f}" for theirs, ours in found)
         name = f"{kernel}x{kernel}, {read} to {written}, {side}x{side} pixels"
         print(f"| {images} | {name}{', stride 2' if stride == 2 else ''} | {cells} |", flush=True)
 
 
 def of_spikes() -> None:
-    heads = [f"{name}, {n} %" for n in PERCENTS for name in ("forward", "by weights")]
-    print(f"| images | convolution | {' | '.join(heads)} |")
-    print("| ---: | --- |" + " ---: |" * len(heads))
+    table(("spikes, %",), ("forward", "by weights"), "spikes")
     for images, read, written, side in SPIKES:
-        cells = []
         for n in PERCENTS:
             x, weight = tensors(images, read, written, side, 3)
             fires = (torch.rand_like(x) < n / 100).float()
             found = measure(fires, weight, 1, sparse, "output", "by_weight")
-            cells += [f"{theirs:.2f} / {ours:.2f}" for theirs, ours in found]
-        name = f"3x3, {read} to {written}, {side}x{side} pixels"
-        print(f"| {images} | {name} | {' | '.join(cells)} |", flush=True)
+            cells = " | ".join(f"{theirs:.2f} | {ours:.2f}" for theirs, ours in found)
+            name = f"3x3, {read} to {written}, {side}x{side} pixels"
+            print(f"| {images} | {name} | {n} | {cells} |", flush=True)
 
 
 class Unit:
@@ -161,14 +165,13 @@ class Unit:
 
 def by_unit() -> None:
     assert tiles.available(), "needs AMX and a compiler"
-    print("| images | convolution | forward | by weights | by input |")
-    print("| ---: | --- | ---: | ---: | ---: |")
+    table((), ("forward", "by weights", "by input"), "ours")
     for images, read, written, side in SPIKES:
         x, weight = tensors(images, read, written, side, 3)
         fires = (torch.rand_like(x) < 0.15).float()
         passes = ("output", "by_weight", "by_input")
         found = measure(fires, weight, 1, Unit, *passes)
-        cells = " | ".join(f"{theirs:.2f} / {ours:.2f}" for theirs, ours in found)
+        cells = " | ".join(f"{theirs:.2f} | {ours:.2f}" for theirs, ours in found)
         name = f"3x3, {read} to {written}, {side}x{side} pixels"
         print(f"| {images} | {name} | {cells} |", flush=True)
 
@@ -181,8 +184,7 @@ def in_reach() -> None:
         source = Path(__file__).with_name("reach.cpp")
         subprocess.run(["c++", *flags, str(source), "-o", str(target)], check=True)
         library = ctypes.CDLL(str(target))
-    print("| images | convolution | 10 % in reach | 15 % | 30 % |")
-    print("| ---: | --- | ---: | ---: | ---: |")
+    table(("within reach, %",), ("by input",), "such products")
     for images, read, written, side in SPIKES:
         if read != written:
             continue
@@ -192,9 +194,8 @@ def in_reach() -> None:
         exact = torch.ops.aten.convolution_backward(
             dy.double(), x.double(), weight.double(), *options
         )[0]
-        cells = []
-        for share in (0.1, 0.15, 0.3):
-            mask = torch.rand(images, side, side, read) < share
+        for percent in (10, 15, 30):
+            mask = torch.rand(images, side, side, read) < percent / 100
             dx = torch.empty(images, side, side, read)
             times: tuple[list[float], list[float]] = ([], [])
             for _ in range(ROUNDS):
@@ -210,11 +211,9 @@ def in_reach() -> None:
             torch.testing.assert_close(
                 dx.double(), exact.permute(0, 2, 3, 1) * mask, rtol=1e-4, atol=1e-4
             )
-            cells.append(" / ".join(f"{statistics.median(kept[1:]):.2f}" for kept in times))
-        print(
-            f"| {images} | {read} channels, {side}x{side} pixels | {' | '.join(cells)} |",
-            flush=True,
-        )
+            cells = " | ".join(f"{statistics.median(kept[1:]):.2f}" for kept in times)
+            name = f"{read} channels, {side}x{side} pixels"
+            print(f"| {images} | {name} | {percent} | {cells} |", flush=True)
 
 
 def shares_of(run: Path) -> None:
@@ -248,7 +247,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     asked = sys.argv[1] if len(sys.argv) > 1 else "fp32"
-    print(f"{machine.cpu_name()}, torch {torch.__version__}, {asked}: ms of oneDNN / ours\n")
+    print(f"{machine.cpu_name()}, torch {torch.__version__}, {asked}: ms\n")
     if asked == "reach":
         shares_of(Path(sys.argv[2])) if len(sys.argv) > 2 else in_reach()
         return

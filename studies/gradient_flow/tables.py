@@ -81,9 +81,13 @@ class Rows:
 
     def seeds(self, settings: str, column: str = "validation") -> list[float]:
         """Of the seeds 0, 1, 2 that were trained."""
-        each = (f"{settings} seed={seed}" for seed in range(3))
-        found = [self.percent(one, column) for one in each if self.has(one)]
-        return found or [self.percent(settings, column)]
+        return list(self.by_seed(settings, column).values())
+
+    def by_seed(self, settings: str, column: str = "validation") -> dict[int, float]:
+        """KeyError: none was trained."""
+        each = {seed: f"{settings} seed={seed}" for seed in range(3)}
+        found = {seed: self.percent(one, column) for seed, one in each.items() if self.has(one)}
+        return found or {0: self.percent(settings, column)}
 
     def shown(self, settings: str, column: str = "validation") -> str:
         return ", ".join(one(value) for value in self.seeds(settings, column))
@@ -322,6 +326,24 @@ def lines(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in (head, rule, *body))
 
 
+def seeded(rows: Rows, head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A table whose lines end with settings: held-out and test accuracies of these, a column for each seed."""
+    body = list(body)
+    trained = sorted({seed for *_, words in body for seed in rows.by_seed(words)})
+    named = {"validation": "validation %", "test": "test %"}
+    found = []
+    for *label, words in body:
+        cells = [
+            one(each[seed]) if seed in each else ""
+            for column in named
+            for each in (rows.by_seed(words, column),)
+            for seed in trained
+        ]
+        found.append((*label, *cells))
+    heads = (f"{said}, seed {seed}" for said in named.values() for seed in trained)
+    return lines((*head, *heads), found)
+
+
 def on_cifar(rows: Rows, images: str = CIFAR, net: str = "resnet56") -> dict[str, str]:
     """The settings of each start on CIFAR-10 that has rows, at its best rate."""
     found = {}
@@ -347,18 +369,15 @@ def starts(rows: Rows) -> Iterator[tuple[str, ...]]:
 
 def tables(rows: Rows) -> dict[str, str]:
     """By the name of its marks."""
-    both, seeds = ("validation", "test"), ("validation %, a number a seed", "test %")
 
     def at(settings: str, values: Iterable[str], name: str) -> list[str]:
         each = (f"{settings} {name}={value}" for value in values)
         return [one(rows.percent(words)) if rows.has(words) else "" for words in each]
 
-    start = [(label, *(rows.shown(words, c) for c in both)) for label, words in START]
     small = [
-        (label, cell.rpartition("=")[2], *(rows.shown(cell, column) for column in both))
-        for label, cell in on_cifar(rows, SMALL_CIFAR).items()
+        (label, words.rpartition("=")[2], words)
+        for label, words in on_cifar(rows, SMALL_CIFAR).items()
     ]
-    longer = [(net, e, *(rows.shown(words, c) for c in both)) for net, e, words in LONGER]
     rates = [(label, *at(words, RATES, "train.lr")) for label, words in AT_RATES]
     widths = [
         (label, *at(words, WIDTHS, "neuron.surrogate.width"))
@@ -371,21 +390,18 @@ def tables(rows: Rows) -> dict[str, str]:
         (label, *at(words, ("0", gain, "1"), "model.residual_gain"))
         for label, words, gain in (*OPENING, *SUGGESTING)
     ]
-    tried = [
-        (label, *(rows.shown(f"{R56} train.lr=6e-3 {words}", column) for column in both))
-        for label, words in TRIED
-    ]
+    tried = [(label, f"{R56} train.lr=6e-3 {words}") for label, words in TRIED]
     return {
         "cifar": lines(STARTS_SAID, starts(rows)),
-        "small": lines(("ResNet-56, 600 steps of 32 images of CIFAR-10", "best rate", *seeds), small),
-        "start": lines(("ResNet-56, 600 steps of 32 images, AdamW 6e-3", *seeds), start),
-        "longer": lines(("net, AdamW 1e-2", "epochs", *seeds), longer),
+        "small": seeded(rows, ("ResNet-56, 600 steps of 32 images of CIFAR-10", "best rate"), small),
+        "start": seeded(rows, ("ResNet-56, 600 steps of 32 images, AdamW 6e-3",), START),
+        "longer": seeded(rows, ("net, AdamW 1e-2", "epochs"), LONGER),
         "widths": lines((WIDTHS_SAID, *WIDTHS), widths),
         "rates": lines(("validation %, seed 0, AdamW", *RATES), rates),
         "sgd": lines(("validation %, SGD", "0.1", "0.3", "0.1, clipped", "0.3, clipped"), sgd),
         "opening": lines(("validation % by initial weight", "0", "1 / sqrt(blocks)", "1 (usual)"), opening),
         "keys": lines(("default", "pairs", "ahead", "mean, points", "95 % from", "to"), worth(rows)),
-        "tried": lines(("plain ResNet-56, rate 6e-3", *seeds), tried),
+        "tried": seeded(rows, ("plain ResNet-56, rate 6e-3",), tried),
         "depth": by_depth(rows),
     }  # fmt: skip
 

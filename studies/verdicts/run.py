@@ -46,7 +46,7 @@ from spiketriton.training.display import make_display
 from spiketriton.training.environment import undisturbed
 from spiketriton.training.nonfinite import Diverged
 from spiketriton.training.session import Session
-from studies.pages import filled, share
+from studies.pages import filled, interval
 
 HERE = Path(__file__).resolve().parent
 ROWS, PAGE = HERE / "rows.csv", HERE / "log.md"
@@ -501,8 +501,8 @@ def table_again(rows: Sequence[Row]) -> str:
     trained = trained_of(rows, "2")
     groups = list(dict.fromkeys(row["group"] for row in rows if row["draw"] == "2"))
     lines = [
-        "| second draw | learnt (above 20 %) | an obstacle named: of these | of the others | healthy at a test, and "
-        "learnt | at chance at the end, and learnt |\n| --- | --- | --- | --- | --- | --- |\n"
+        "| second draw | nets | of these | what | is true of | % | 95 % from | to |\n"
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |\n"
     ]
     for group in ("all that can learn", *sorted(groups)):
         part = [
@@ -513,32 +513,36 @@ def table_again(rows: Sequence[Row]) -> str:
         did, others = [r for r in part if learnt(r)], [r for r in part if not learnt(r)]
         healthy = [r for r in part if Word.HEALTHY in r["said"]]
         stuck = [r for r in part if r["said"].endswith(Word.CHANCE)]
-        cells = [
-            share(len(did), len(part)),
-            *(share(sum(map(named, of)), len(of)) for of in (did, others)),
-        ]
-        cells += [share(sum(map(learnt, of)), len(of)) for of in (healthy, stuck)]
-        lines.append(f"| {group} | {' | '.join(cells)} |\n")
+        for nets, of, what, holds in (
+            ("all", part, "learnt (above 20 %)", learnt),
+            ("that learnt", did, "an obstacle was named", named),
+            ("that did not", others, "an obstacle was named", named),
+            ("called healthy at a test", healthy, "learnt", learnt),
+            ("at chance at the end", stuck, "learnt", learnt),
+        ):
+            if of:
+                hits = sum(map(holds, of))
+                told = f"{len(of)} | {what} | {hits} | {interval(hits, len(of))}"
+                lines.append(f"| {group} | {nets} | {told} |\n")
     return "".join(lines)
 
 
 def table(rows: Sequence[Row]) -> str:
     """Of the rows of the first draw that were trained: what was said, and how many learnt."""
     trained = trained_of(rows, "1")
-    nets = [row for row in trained if row["group"] in ("recipe", "drawn")]
-    never = [row for row in trained if row["group"] == "chance"]
-    sought = [row for row in trained if row["group"] == "sought"]
+    parts = {"drawn": ("recipe", "drawn"), "sought": ("sought",), "cannot learn": ("chance",)}
     lines = [
-        f"| what is said | of {len(nets)} drawn nets, above 20 % | of {len(sought)} sought ones | of {len(never)} nets "
-        "that cannot learn |\n| --- | --- | --- | ---: |\n"
+        "| what is said | nets | of them | said of | learnt (above 20 %) | % | 95 % from | to |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
     ]
     for label, column, words in SAID:
-        *found, wrong = (
-            [row for row in part if any(word in row[column] for word in words)]
-            for part in (nets, sought, never)
-        )
-        shares = [share(sum(map(learnt, said)), len(said)) for said in found]
-        lines.append(f"| {label} | {' | '.join(shares)} | {len(wrong)} |\n")
+        for name, groups in parts.items():
+            part = [row for row in trained if row["group"] in groups]
+            said = [row for row in part if any(word in row[column] for word in words)]
+            if said:
+                hits = sum(map(learnt, said))
+                told = f"{len(part)} | {len(said)} | {hits} | {interval(hits, len(said))}"
+                lines.append(f"| {label} | {name} | {told} |\n")
     return "".join(lines)
 
 

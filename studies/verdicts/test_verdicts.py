@@ -52,17 +52,19 @@ def test_what_is_said_is_counted():
             row("chance", "no obstacle found", "refused: nothing to train", ""),
         ]
     )
-    assert "of 3 drawn nets, above 20 % | of 1 sought ones | of 1 nets that cannot learn |" in made
-    for label, learnt, wrong in (
-        ("before training: no obstacle found", "1 of 2 (9-91 %) | ", 0),
-        ("before training: an obstacle", "1 of 1 (21-100 %) | 1 of 1 (21-100 %)", 1),
-        ("before a test: the loss falls", "1 of 1 (21-100 %) | ", 1),
-        ("before a test: the loss has hardly fallen", " | ", 0),
-        ("at the end: healthy, or learning", "2 of 2 (34-100 %) | 1 of 1 (21-100 %)", 0),
-        ("at the end: too early to tell", "0 of 1 (0-79 %) | ", 0),
-        ("at the end: at chance so far", " | ", 1),
-    ):
-        assert f"| {label} | {learnt} | {wrong} |\n" in made
+    _, _, *lines = made.splitlines()
+    assert lines == [
+        "| before training: no obstacle found | drawn | 3 | 2 | 1 | 50 | 9 | 91 |",
+        "| before training: an obstacle | drawn | 3 | 1 | 1 | 100 | 21 | 100 |",
+        "| before training: an obstacle | sought | 1 | 1 | 1 | 100 | 21 | 100 |",
+        "| before training: an obstacle | cannot learn | 1 | 1 | 0 | 0 | 0 | 79 |",
+        "| before a test: the loss falls | drawn | 3 | 1 | 1 | 100 | 21 | 100 |",
+        "| before a test: the loss falls | cannot learn | 1 | 1 | 0 | 0 | 0 | 79 |",
+        "| at the end: healthy, or learning | drawn | 3 | 2 | 2 | 100 | 34 | 100 |",
+        "| at the end: healthy, or learning | sought | 1 | 1 | 1 | 100 | 21 | 100 |",
+        "| at the end: too early to tell | drawn | 3 | 1 | 0 | 0 | 0 | 79 |",
+        "| at the end: at chance so far | cannot learn | 1 | 1 | 0 | 0 | 0 | 79 |",
+    ]
 
 
 def test_what_is_said_of_the_second_draw_is_counted():
@@ -89,17 +91,26 @@ def test_what_is_said_of_the_second_draw_is_counted():
             row("chain", "0.9", "100 healthy") | {"commit": ""},
         ]
     )
-    fifty = (
-        "2 of 3 (21-94 %)",
-        "1 of 2 (9-91 %)",
-        "1 of 1 (21-100 %)",
-        "1 of 2 (9-91 %)",
-        "1 of 2 (9-91 %)",
-    )
-    assert f"| fifty | {' | '.join(fifty)} |\n" in made
-    assert "| chain | 0 of 1 (0-79 %) |  | 0 of 1 (0-79 %) |  |  |\n" in made
-    assert "| all that can learn | 2 of 4 (15-85 %) | 1 of 2 (9-91 %) | 1 of 2 (9-91 %) |" in made
-    assert "| chance | 0 of 1 (0-79 %) |  | 0 of 1 (0-79 %) |  | 0 of 1 (0-79 %) |\n" in made
+    _, _, *lines = made.splitlines()
+    assert [line for line in lines if line.startswith("| fifty")] == [
+        "| fifty | all | 3 | learnt (above 20 %) | 2 | 67 | 21 | 94 |",
+        "| fifty | that learnt | 2 | an obstacle was named | 1 | 50 | 9 | 91 |",
+        "| fifty | that did not | 1 | an obstacle was named | 1 | 100 | 21 | 100 |",
+        "| fifty | called healthy at a test | 2 | learnt | 1 | 50 | 9 | 91 |",
+        "| fifty | at chance at the end | 2 | learnt | 1 | 50 | 9 | 91 |",
+    ]
+    assert [line for line in lines if line.startswith(("| chain", "| chance"))] == [
+        "| chain | all | 1 | learnt (above 20 %) | 0 | 0 | 0 | 79 |",
+        "| chain | that did not | 1 | an obstacle was named | 0 | 0 | 0 | 79 |",
+        "| chance | all | 1 | learnt (above 20 %) | 0 | 0 | 0 | 79 |",
+        "| chance | that did not | 1 | an obstacle was named | 0 | 0 | 0 | 79 |",
+        "| chance | at chance at the end | 1 | learnt | 0 | 0 | 0 | 79 |",
+    ]
+    for told in (
+        "all | 4 | learnt (above 20 %) | 2",
+        "that learnt | 2 | an obstacle was named | 1",
+    ):
+        assert f"| all that can learn | {told} | 50 |" in made
 
 
 @pytest.mark.parametrize("saved", [False, True])
