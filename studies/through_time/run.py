@@ -284,24 +284,26 @@ def draw_unseen() -> list[Row]:
     return [{"batch": 40, "channels": CHANNELS, "classes": CLASSES} | row for row in made]
 
 
-def draw_seventh() -> list[Row]:
-    """As the sixth draw's, for the word of nets whose membranes' share is lost in what comes back; in this order."""
-    dice, made = Dice(6209), list[Row]()
-    for index in range(56):
+def draw_mixed(name: str, draw: int, dice: Dice, count: int, longest: int) -> list[Row]:
+    """As the sixth draw's recurrent nets, every fourth of which may explode; in this order."""
+    made = list[Row]()
+    for index in range(count):
+        seed = 1000 * (draw + 3) + index
         if index % 4 == 3:
-            row = bursting(dice, 10_000 + index, fed=index % 8 == 7, longest=90)
+            row = bursting(dice, seed, fed=index % 8 == 7, longest=longest)
         else:
-            row = recurrent(dice, 10_000 + index, forgets=index % 2 > 0, longest=90)
-        row |= {"batch": 40, "channels": CHANNELS, "classes": CLASSES, "half": 2, "draw": 7}
+            row = recurrent(dice, seed, forgets=index % 2 > 0, longest=longest)
+        row |= {"batch": 40, "channels": CHANNELS, "classes": CLASSES, "half": 2, "draw": draw}
         row["tau"] = round(row["tau"], 2) if row["kind"] in LEAKY else 0.0
-        made.append(row | {"id": f"seventh-{row['family']}-{index}"})
+        made.append(row | {"id": f"{name}-{row['family']}-{index}"})
     return made
 
 
 def registered() -> list[Row]:
     first = (row | {"draw": 1} for row in draw())
     made = [*first, *draw_again(), *draw_more(), *draw_last(), *draw_held_out(), *draw_unseen()]
-    made += draw_seventh()
+    made += draw_mixed("seventh", 7, Dice(6209), 56, longest=90)
+    made += draw_mixed("eighth", 8, Dice(6210), 96, longest=70)
     usual = {"feedback": 0, "pulse": PULSE}
     return [row | {key: row.get(key, value) for key, value in usual.items()} for row in made]
 
