@@ -13,6 +13,8 @@ from profiling.render.tables import BLANK, Grid, number, times
 from spiketriton.system.errors import UserError
 
 START, END = "<!-- results: python profiling/run.py report -->", "<!-- end of results -->"
+SETTING = {"recipe": "recipe", "precision": "precision", "time steps": "T", "batch": "batch"}
+"""The first columns of a table of steps, and what they show of a row."""
 HEAD = """\
 # All results
 
@@ -114,19 +116,19 @@ def _steps(rows: list[Row]) -> tuple[Grid, Grid]:
     names = list(dict.fromkeys(row["contender"] for row in rows))
     speeds, peaks = [], []
     for group in groups:
-        setting = "{recipe}, T = {T}, batch {batch}, {precision}".format(**group[0])
+        setting = [str(group[0][name]) for name in SETTING.values()]
         found = [find(group, name) for name in names]
         speed = (
             number(row.get("images_per_s")) + (tables.mark(row) if row else "") for row in found
         )
-        speeds.append([setting, *speed])
+        speeds.append([*setting, *speed])
         if any("peak_bytes" in row for row in found):
             peak = (
                 tables.megabytes(row["peak_bytes"]) if "peak_bytes" in row else BLANK
                 for row in found
             )
-            peaks.append([setting, *peak])
+            peaks.append([*setting, *peak])
     return (
-        Grid("Training step, images/s", ["recipe", *names], speeds),
-        Grid("Training step, peak MB", ["recipe", *names], peaks),
+        Grid("Training step, images/s", [*SETTING, *names], speeds, left=2),
+        Grid("Training step, peak MB", [*SETTING, *names], peaks, left=2),
     )

@@ -74,11 +74,6 @@ def make(rows: Sequence[Row]) -> None:
         draw(rows, title, curves, IMAGES / name)
 
 
-def steps_of(row: Row) -> str:
-    """T; "T x D" of neurons with up to D spikes a step; "-" of an ANN."""
-    return row["T"] if row["levels"] in ("-", "1") else f"{row['T']} x {row['levels']}"
-
-
 def ranked(rows: Sequence[Row]) -> list[Row]:
     """By data and accuracy."""
     return sorted(rows, key=lambda row: (row["data"], -float(row["accuracy"])))
@@ -93,7 +88,8 @@ def trainings(row: Row, rows: Sequence[Row]) -> list[Row]:
 
 
 def epochs_of(row: Row, rows: Sequence[Row]) -> str:
-    return " + ".join(one["epochs"] for one in trainings(row, rows))
+    """Those of a row and of all whose weights it goes on with."""
+    return f"{sum(float(one['epochs']) for one in trainings(row, rows)):g}"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -299,18 +295,19 @@ def with_tables(path: Path, rows: Sequence[Row]) -> str:
 
 def table_of_weights(rows: Sequence[Row]) -> str:
     """The rows whose weights the repository has, in Markdown, by data and accuracy."""
-    lines = ["| file | data | net | epochs | test accuracy |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| file | data | net | neuron | levels | steps | seed | epochs | accuracy, % | test images |",
+        "| --- | --- | --- | --- |" + " ---: |" * 6,
+    ]
     for row in ranked(rows):
         if not row["weights"]:
             continue
         images = Rows(CURVES / f"{row['name']}.jsonl").read()[-1]["test_images"]
-        steps = "ANN" if row["T"] == "-" else f"{row['neuron']}, T = {steps_of(row)}"
         cells = [
             f"`{row['name']}`",
-            data_of(row),
-            f"{net_of(row)}, {steps}, seed {row['seed']}",
-            epochs_of(row, rows),
-            f"{row['accuracy']} % of {images:,}",
+            *(data_of(row), net_of(row), NAMES.get(row["neuron"], row["neuron"].upper())),
+            *(row["levels"], row["T"], row["seed"], epochs_of(row, rows)),
+            *(row["accuracy"], f"{images:,}"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

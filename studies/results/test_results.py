@@ -214,36 +214,38 @@ def test_pictures_name_rows_that_there_are_and_at_most_five():
             assert pages.seeds_of(name, ROWS)
 
 
-def test_a_row_that_begins_with_anothers_weights_counts_its_minutes():
-    first = {"name": "a", "minutes": "47.1", "command": "spiketriton train r.toml"}
+def test_a_row_that_begins_with_anothers_weights_counts_its_minutes_and_epochs():
+    first = {"name": "a", "minutes": "47.1", "epochs": "30", "command": "spiketriton train r.toml"}
     start = "spiketriton train r.toml train.init_from=examples/weights/{} train.lr=3e-3"
     rows = [first]
     for name, before in (("a", "b"), ("b", "c")):
         command = start.format(f"{name}.safetensors")
-        rows.append({"name": before, "minutes": "10", "command": command})
-    stranger = {"name": "d", "minutes": "5", "command": start.format("../theirs.safetensors")}
+        rows.append({"name": before, "minutes": "10", "epochs": "0.5", "command": command})
+    theirs = start.format("../theirs.safetensors")
+    stranger = {"name": "d", "minutes": "5", "epochs": "2", "command": theirs}
     longer = {
         "name": "e",
         "minutes": "7",
+        "epochs": "3",
         "command": "spiketriton train r.toml train.init_from=runs/c",
     }
     everything = [*rows, stranger, longer]
     found = [pages.whole_minutes(row, everything) for row in everything]
     assert found == pytest.approx([47.1, 57.1, 67.1, 5, 74.1])
+    epochs = [pages.epochs_of(row, everything) for row in everything]
+    assert epochs == ["30", "30.5", "31", "2", "34"]
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["neuron.kind=lif"], ("1", "4")),
-        (["neuron.kind=ilif", "neuron.levels=3"], ("3", "4 x 3")),
-        (["neuron.kind=relu"], ("-", "-")),
+        (["neuron.kind=lif"], "1"),
+        (["neuron.kind=ilif", "neuron.levels=3"], "3"),
+        (["neuron.kind=relu"], "-"),
     ],
 )
-def test_levels_stand_beside_the_steps(changes, said):
-    levels = script.levels_of(load_recipe("cifar10_r20", ["time_steps=4", *changes]))
-    steps = "-" if levels == "-" else "4"
-    assert (levels, pages.steps_of({"levels": levels, "T": steps})) == said
+def test_levels_are_those_of_the_neuron(changes, said):
+    assert script.levels_of(load_recipe("cifar10_r20", ["time_steps=4", *changes])) == said
 
 
 def test_a_command_loses_its_places_alone():
