@@ -9,7 +9,6 @@ from .base import SpikingNeuron
 from .clif import CLIF
 from .cuba import CuBaLIF
 from .ilif import ILIF
-from .leaky import Leaky
 from .lif import IF, LIF
 from .norm import BatchNormLIF
 from .plif import PLIF
@@ -26,7 +25,6 @@ __all__ = [
     "PSN",
     "BatchNormLIF",
     "CuBaLIF",
-    "Leaky",
     "MaskedPSN",
     "ParallelNeuron",
     "Recurrent",

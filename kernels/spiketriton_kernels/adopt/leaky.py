@@ -6,8 +6,9 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from .base import AllOptions, SpikingNeuron, keep, wide
-from .lif import Integrator
+from ..neurons.base import AllOptions, SpikingNeuron, keep, wide
+from ..neurons.lif import Integrator
+from .peers import read_norse, read_snntorch
 
 
 class Leaky(Integrator):
@@ -94,8 +95,6 @@ class Leaky(Integrator):
         Raises:
             ValueError: what has no equal here, by its name.
         """
-        from ..adopt.peers import read_snntorch
-
         return cls(**read_snntorch(leaky), return_mem=return_mem, **options)
 
     @classmethod
@@ -109,6 +108,4 @@ class Leaky(Integrator):
         Raises:
             ValueError: what has no equal here, by its name.
         """
-        from ..adopt.peers import read_norse
-
         return cls(**read_norse(cell), **options)
