@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,8 @@ def take_weights(
     A name that the network does not have may be one of SpikingJelly's ResNets (or of the SEW paper's code), which
     compute the same as blocks "plain", "sew" with ADD, and "ms" with stem "strided".
     """
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    saved, tensors = model.state_dict(), chain(model.named_parameters(), model.named_buffers())
+    own = {name: tensor for name, tensor in tensors if name in saved}
     report = Taken(source)
     ours = {given: given for given in weights}
     for given in (name for name in weights if name not in own):

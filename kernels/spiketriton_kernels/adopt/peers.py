@@ -197,6 +197,7 @@ def _parallel(make: Callable[..., ParallelNeuron]) -> Callable[[Any], SpikingNeu
         ours = make(node, surrogate=_spikingjelly_surrogate(node.surrogate_function))
         ours._parameters.update(node._parameters)
         ours._buffers.update(node._buffers)
+        ours._non_persistent_buffers_set = node._non_persistent_buffers_set  # the same state_dict
         return ours
 
     return translated

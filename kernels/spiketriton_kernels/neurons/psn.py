@@ -202,7 +202,13 @@ class PSN(ParallelNeuron):
         ValueError: T is below 1, or a constant out of its range.
     """
 
-    recipe: ClassVar[dict[str, Any]] = {"kind": "psn", "resets": ("none",)}
+    recipe: ClassVar[dict[str, Any]] = {
+        "kind": "psn",
+        "says": "a learnt matrix over the time steps (Fang et al. 2023)",
+        "resets": ("none",),
+        "parallel": True,
+        "window": "T",
+    }
     shown: tuple[str, ...] = ("T", "surrogate")
 
     def __init__(self, T: int, v_threshold: float = 1.0, **options: Any) -> None:
@@ -242,6 +248,8 @@ class MaskedPSN(PSN):
 
     recipe: ClassVar = {
         "kind": "masked_psn",
+        "says": "what is on and below the diagonal of such a matrix",
+        "keys": {"k": "order"},
         "own": {
             "order": (
                 2,
@@ -249,7 +257,10 @@ class MaskedPSN(PSN):
                 "steps that a step of masked_psn and sliding_psn reads: itself and those before it",
             )
         },
+        "always": {"lambda_init": 1.0},
         "resets": ("none",),
+        "parallel": True,
+        "window": "T",
     }
     shown = ("k", "lambda_", "T", "surrogate")
     _lambda_: Tensor
@@ -263,9 +274,15 @@ class MaskedPSN(PSN):
         self.k = _positive("k", k)
         ones = torch.ones(T, T)
         self.register_buffer("_lambda_", torch.zeros(()))  # under SpikingJelly's names
-        self.register_buffer("mask0", ones.tril().triu(1 - k))
-        self.register_buffer("mask1", ones)
+        self.register_buffer("mask0", ones.tril().triu(1 - k), persistent=False)
+        self.register_buffer("mask1", ones, persistent=False)
         self.lambda_ = lambda_init
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """SpikingJelly's weights hold the masks, too, which ``k`` and ``T`` say."""
+        for name in self._non_persistent_buffers_set:
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def lambda_(self) -> Tensor:
@@ -303,7 +320,13 @@ class SlidingPSN(ParallelNeuron):
         ValueError: k is below 1, or a constant out of its range.
     """
 
-    recipe: ClassVar = {"kind": "sliding_psn", "keys": {"k": "order"}, "resets": ("none",)}
+    recipe: ClassVar = {
+        "kind": "sliding_psn",
+        "says": "the same weights at each step",
+        "keys": {"k": "order"},
+        "resets": ("none",),
+        "parallel": True,
+    }
     shown = ("k", "surrogate")
 
     def __init__(

@@ -274,3 +274,11 @@ def test_spikingjellys_in_single_steps_stay():
     assert swap(net).left == {
         "0": "step_mode 's': the module here takes whole windows; accepted: 'm'"
     }
+
+
+def test_masks_are_no_weights_and_spikingjellys_load_with_them():
+    theirs = THEIRS["masked"](surrogate_function=surrogate.Sigmoid())
+    ours = nn.MaskedPSN(2, T)
+    assert {*theirs.state_dict()} - {*ours.state_dict()} == {"mask0", "mask1"}
+    ours.load_state_dict(theirs.state_dict())
+    assert torch.equal(ours.weight_of(T), theirs.masked_weight())
