@@ -2,10 +2,14 @@
 
 A class of `spiketriton_kernels/neurons/` that a recipe may name has a literal `recipe`:
 
-    kind     what neuron.kind calls it
-    keys     arguments of its constructor -> keys of [neuron] that others have too
-    own      its own keys, which are arguments of the same name: (default, (lowest, highest), what it means)
-    resets   what neuron.reset may be, first what `auto` stands for; without it hard, soft and none, and neuron.v_reset
+    kind      what neuron.kind calls it
+    says      what it is, in a few words
+    keys      arguments of its constructor -> keys of [neuron]
+    own       its own keys: (default, (lowest, highest), what it means); arguments of this name unless `keys` has them
+    resets    what neuron.reset may be, first what `auto` stands for; without it hard, soft and none, and neuron.v_reset
+    always    arguments that every recipe gives
+    window    the argument that takes the time steps of a window
+    parallel  True: it reads all steps at once, and has neither a reset nor a threshold that learns
 
 The files are read, not imported: a recipe is checked before torch is there.
 """
@@ -21,11 +25,20 @@ class Kind(NamedTuple):
     """A neuron that a recipe may name."""
 
     name: str
+    says: str
     module: str
     made_by: str  # the class
     keys: dict[str, str]
     own: dict[str, tuple[Any, tuple[float, float], str]]
     resets: tuple[str, ...]
+    always: dict[str, Any]
+    window: str
+    parallel: bool
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """Of its constructor, and the keys that they come from."""
+        return self.keys | {name: name for name in self.own if name not in self.keys.values()}
 
     @property
     def leaks(self) -> bool:
@@ -45,11 +58,15 @@ def kinds() -> dict[str, Kind]:
             if isinstance(definition, ast.ClassDef) and (said := _recipe(definition)):
                 kind = Kind(
                     said["kind"],
+                    said["says"],
                     f"spiketriton_kernels.neurons.{file.stem}",
                     definition.name,
                     said.get("keys", {}),
                     said.get("own", {}),
                     said.get("resets", ()),
+                    said.get("always", {}),
+                    said.get("window", ""),
+                    said.get("parallel", False),
                 )
                 found[kind.name] = kind
     first = [name for name in _FIRST if name in found]
@@ -70,3 +87,8 @@ def _recipe(definition: ast.ClassDef) -> dict[str, Any]:
 def with_key(key: str) -> tuple[str, ...]:
     """The kinds that have a key of [neuron]."""
     return tuple(k.name for k in kinds().values() if key in (*k.keys.values(), *k.own))
+
+
+def reset_by(reset: str) -> tuple[str, ...]:
+    """The kinds for which `auto` of neuron.reset is this."""
+    return tuple(k.name for k in kinds().values() if k.resets[:1] == (reset,))

@@ -74,7 +74,7 @@ NONE = "-"
 """No teacher, and no weights to begin with."""
 
 LEAKY = tuple(kind.name for kind in kinds().values() if kind.leaks)
-PARALLEL = ("psn", "masked_psn", "sliding_psn")
+PARALLEL = tuple(kind.name for kind in kinds().values() if kind.parallel)
 _RESETS = ("hard", "soft", "none")
 RESETS_OF = {
     kind.name: ("auto", *(reset for reset in _RESETS if reset in kind.resets))

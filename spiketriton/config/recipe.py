@@ -28,7 +28,7 @@ from typing import (
 )
 
 from spiketriton.config import parts, rules
-from spiketriton.config.kinds import kinds, with_key
+from spiketriton.config.kinds import kinds, reset_by, with_key
 from spiketriton.config.names import (
     ARRAYS,
     BLOCK_NETS,
@@ -54,7 +54,7 @@ from spiketriton.config.names import (
     Sequences,
     SmallResNet,
 )
-from spiketriton.config.words import number, short, shown, whole
+from spiketriton.config.words import joined, number, short, shown, whole
 from spiketriton.system.errors import UserError
 
 
@@ -433,6 +433,9 @@ if TYPE_CHECKING:
     Kind = str
 else:
     Kind = Literal[(*kinds(), "relu")]
+_SAID = "; ".join(
+    [*(f"`{kind.name}`: {kind.says}" for kind in kinds().values()), "`relu`: the ANN twin"]
+)
 
 
 def _with_keys_of_kinds(table: type) -> type:
@@ -455,23 +458,27 @@ class NeuronConfig(TableOfPart):
     path: ClassVar[str] = "neuron"
     _unless: ClassVar[Conditions] = {"model.name": FOREIGN}
 
-    kind: Kind = key("lif")  # noqa: RUF009 - a field, as every key
-    """integrate-and-fire without a leak, with one, with a learnable one; with up to `levels` spikes a step (I-LIF,
-    Luo et al. 2024); with a complementary potential (CLIF, Huang et al. 2024); with a threshold that rises with each
-    spike (ALIF, Bellec et al. 2018); behind a synapse whose current decays (CuBa-LIF); parallel (Fang et al. 2023), a
-    learnt matrix over the time steps: the whole of it, what is on and below the diagonal, or the same weights at each
-    step; `relu`: the ANN twin"""
-    tau: float = key(2.0, numbers=TAU, only={"neuron.kind": (*LEAKY, "relu")})
-    """time constant of lif, plif, ilif, clif, alif and cuba: 1 - 1/tau of the membrane stays each step"""
-    decay_input: bool = key(False, only={"neuron.kind": (*with_key("decay_input"), "relu")})
-    """multiply the input current of lif, plif and cuba by 1/tau"""
+    kind: Kind = key("lif", _SAID)  # noqa: RUF009 - a field, as every key
+    tau: float = key(
+        2.0,
+        f"time constant of {joined(LEAKY)}: 1 - 1/tau of the membrane stays each step",
+        numbers=TAU,
+        only={"neuron.kind": (*LEAKY, "relu")},
+    )
+    decay_input: bool = key(
+        False,
+        f"multiply the input current of {joined(with_key('decay_input'))} by 1/tau",
+        only={"neuron.kind": (*with_key("decay_input"), "relu")},
+    )
     v_threshold: float = key(1.0, numbers=Range(0, 1e6, open="low"))
     """membrane potential at which a neuron fires"""
     threshold_learnt: bool | Literal["channel"] = key(False, unless={"neuron.kind": PARALLEL})
     """v_threshold is where training begins: each layer learns its own, or with `channel` each channel"""
-    reset: Literal["auto", "hard", "soft", "none"] = key("auto")
-    """a spike sets the membrane to v_reset, lowers it by v_threshold, or does neither; `auto`: soft for ilif, clif
-    and alif, none for the parallel ones, hard for the others"""
+    reset: Literal["auto", "hard", "soft", "none"] = key(
+        "auto",
+        "a spike sets the membrane to v_reset, lowers it by v_threshold, or does neither; `auto`: "
+        f"soft for {joined(reset_by('soft'))}, none for {joined(reset_by('none'))}, hard for the others",
+    )
     v_reset: float = key(
         0.0, numbers=Range(-1e6, 1e6), only={"neuron.reset": ("auto", "hard")}, always=0
     )

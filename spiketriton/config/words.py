@@ -64,3 +64,8 @@ def quoted(text: str) -> str:
 def some(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more there are: `a, b and 3 more`."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def joined(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

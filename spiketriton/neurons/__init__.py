@@ -14,7 +14,6 @@ from torch import nn
 from spiketriton import plugins
 from spiketriton.config import NeuronConfig
 from spiketriton.config.kinds import kinds
-from spiketriton.config.names import PARALLEL
 from spiketriton.config.parts import chosen
 from spiketriton.neurons.base import SpikingNeuron, adopt, spiking, told_of_spikes
 from spiketriton.neurons.norm import Norm, constant_statistics, one_by_one
@@ -68,24 +67,16 @@ def _relu(config: NeuronConfig, steps: int, channels: int | None) -> nn.Module:
     return nn.ReLU()
 
 
-@plugins.neuron(*PARALLEL)
-def _parallel(config: NeuronConfig, steps: int, channels: int | None) -> nn.Module:
-    options: dict[str, Any] = {"v_threshold": config.v_threshold, "surrogate": _surrogate(config)}
-    if config.kind == "psn":
-        return kernels.PSN(steps, **options)
-    order = getattr(config, "order")  # noqa: B009 - which its class declares
-    if config.kind == "masked_psn":
-        return kernels.MaskedPSN(order, steps, lambda_init=1.0, **options)
-    return kernels.SlidingPSN(order, **options)
-
-
-@plugins.neuron(*(kind for kind in kinds() if kind not in PARALLEL))
-def _with_membrane(config: NeuronConfig, steps: int, channels: int | None) -> nn.Module:
+@plugins.neuron(*kinds())
+def _declared(config: NeuronConfig, steps: int, channels: int | None) -> nn.Module:
     kind = kinds()[config.kind]
     make = getattr(import_module(kind.module), kind.made_by)
-    named = kind.keys | {name: name for name in kind.own}
-    options: dict[str, Any] = {argument: getattr(config, key) for argument, key in named.items()}
-    options |= {"v_threshold": config.v_threshold, "detach_reset": config.detach_reset}
+    options: dict[str, Any] = {"v_threshold": config.v_threshold, **kind.always}
+    options |= {argument: getattr(config, key) for argument, key in kind.arguments.items()}
+    if kind.window:
+        options[kind.window] = steps
+    if not kind.parallel:
+        options["detach_reset"] = config.detach_reset
     if config.threshold_learnt:
         shape = _shape("threshold_learnt", config.threshold_learnt, channels)
         options["v_threshold"] = nn.Parameter(torch.full(shape, config.v_threshold))

@@ -41,6 +41,7 @@ class ALIF(Beyond):
     options: ClassVar = {"reset_mode": ("soft", "hard", "none"), "detach_reset": (True, False)}
     recipe: ClassVar = {
         "kind": "alif",
+        "says": "with a threshold that rises with each spike (Bellec et al. 2018)",
         "keys": {"tau": "tau"},
         "own": {
             "tau_adaptation": (10.0, (1, 1e6), "time constant of alif's threshold"),

@@ -34,7 +34,12 @@ class CLIF(Beyond):
     states = ("v", "m")
     complements: ClassVar = {"leak": "decay"}
     options: ClassVar = {"detach_reset": (True, False)}
-    recipe: ClassVar = {"kind": "clif", "keys": {"tau": "tau"}, "resets": ("soft",)}
+    recipe: ClassVar = {
+        "kind": "clif",
+        "says": "with a complementary potential (Huang et al. 2024)",
+        "keys": {"tau": "tau"},
+        "resets": ("soft",),
+    }
     resets = ("soft",)
     leak: float | Tensor
 

@@ -37,6 +37,7 @@ class CuBaLIF(Beyond):
     options: ClassVar = {"reset_mode": ("soft", "hard", "none"), "detach_reset": (True, False)}
     recipe: ClassVar = {
         "kind": "cuba",
+        "says": "behind a synapse whose current decays",
         "keys": {"tau": "tau", "decay_input": "decay_input"},
         "own": {
             "tau_synapse": (

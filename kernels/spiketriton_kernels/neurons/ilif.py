@@ -39,6 +39,7 @@ class ILIF(Beyond):
     options: ClassVar = {"detach_reset": (True, False)}
     recipe: ClassVar = {
         "kind": "ilif",
+        "says": "with up to `levels` spikes a step (Luo et al. 2024)",
         "keys": {"tau": "tau"},
         "own": {"levels": (4, (1, 255), "the most spikes of ilif in one time step")},
         "resets": ("soft",),

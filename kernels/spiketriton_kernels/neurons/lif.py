@@ -85,7 +85,7 @@ class Integrator(SpikingNeuron):
 class IF(Integrator):
     """Integrate and fire: h[t] = v[t-1] + x[t]. Arguments: see ``SpikingNeuron``."""
 
-    recipe: ClassVar = {"kind": "if"}
+    recipe: ClassVar = {"kind": "if", "says": "integrate and fire, without a leak"}
     decay = gain = 1.0
 
 
@@ -104,7 +104,11 @@ class LIF(Integrator):
         ValueError: a constant out of its range.
     """
 
-    recipe: ClassVar = {"kind": "lif", "keys": {"tau": "tau", "decay_input": "decay_input"}}
+    recipe: ClassVar = {
+        "kind": "lif",
+        "says": "with a leak",
+        "keys": {"tau": "tau", "decay_input": "decay_input"},
+    }
     shown = ("tau", "decay_input", *SpikingNeuron.shown)
 
     def __init__(

@@ -30,6 +30,7 @@ class PLIF(Integrator):
 
     recipe: ClassVar = {
         "kind": "plif",
+        "says": "with a leak that learns (Fang et al. 2021)",
         "keys": {"init_tau": "tau", "decay_input": "decay_input"},
     }
     shown = ("init_tau", "decay_input", "per_channel", *SpikingNeuron.shown)
