@@ -6,6 +6,7 @@ made from a `Measurement`; `Measurement.of_rows` reads one back from a file.
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +28,7 @@ COLUMNS = (
     "direct",
     "remembered",
 )
+NOT_FINITE = re.compile(": -?(inf|nan)\\b")  # of numbers
 TIME = ("credit", "direct", "remembered")  # which are there where `through_time` was asked for
 
 """What is known of a layer and a time step: fields of a `Measurement`, and keys of a row of gradients.jsonl."""
@@ -163,15 +165,16 @@ class Measurement:
 
     def lines(self, step: int) -> str:
         """`rows` as lines of gradients.jsonl, as `Rows.append` would write them, in less time."""
-        keys = [f', "{name}": ' for name in self.known]
-        values = np.stack([getattr(self, name) for name in self.known], -1).tolist()
-        made = []
+        known = self.known
+        cells = "".join(f', "{name}": %.7g' for name in known)
+        values = np.stack([getattr(self, name) for name in known], -1)
+        whole, made = bool(np.isfinite(values).all()), []
         for index, layer in enumerate(self.names):
             place = json.dumps({"step": step, "layer": layer, "index": index})[:-1]
-            for t, cells in enumerate(values[index]):
-                texts = [f"{cell:.7g}" if math.isfinite(cell) else "null" for cell in cells]
-                pairs = "".join(map(str.__add__, keys, texts))
-                made.append(f'{place}, "time_step": {t}{pairs}}}\n')
+            row = f'{place.replace("%", "%%")}, "time_step": %d{cells}}}\n'
+            for t, numbers in enumerate(values[index].tolist()):
+                line = row % (t, *numbers)
+                made.append(line if whole else NOT_FINITE.sub(": null", line))
         return "".join(made)
 
     @property
