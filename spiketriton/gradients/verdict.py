@@ -98,14 +98,15 @@ class LIMITS:
     # tell classes apart, by what a net remembers by (`Signal.memory`); of windows nothing, where none goes back so far,
     # and of recurrent nets the smallest share of a layer there of what reaches the last step, on all ways
     memory = {  # noqa: RUF012
-        "states": Remembers(0.03, 4, 48),
+        "states": Remembers(0.03, 5, 50),
         "windows": Remembers(0.0, 0, 12),
-        "feedback": Remembers(5e-4, 0, 13, 3),
+        "feedback": Remembers(5e-4, 1, 19, 3),
     }
-    # of recurrent nets that are read at the last step alone, also what membranes keep there by the whole gradient
-    kept = Remembers(5e-10, 2, 5, 3)
+    # of recurrent nets that are read at the last step alone, also what membranes keep there by the whole gradient,
+    # where that is not more than `memory["states"]` of what they keep of all steps
+    kept = Remembers(5e-10, 0, 1, 3)
     # the largest share of a layer at any step, where the last one alone is read, without a limit on the gradient's norm
-    burst = {"states": Remembers(1e19, 0, 5), "feedback": Remembers(1e12, 1, 11, 3)}  # noqa: RUF012
+    burst = {"states": Remembers(1e19, 1, 10), "feedback": Remembers(1e12, 4, 20, 3)}  # noqa: RUF012
     window, longest = 8, 200  # steps of which these were tried, and of one step no other limit
     rate = 1e-3  # spikes per neuron and time step of every layer that should fire
     loss = 0.95  # in training, by that of answering with the shares of the classes, ...
@@ -318,6 +319,7 @@ class Through:
     apart: whether that is known.
     kept: of a recurrent net, what of the first layer's whole gradient reaches these steps by what membranes keep, with
         none through resets or returning spikes, by the norm over all steps. NaN where no row speaks of it.
+    own: the same by what membranes keep of all steps, as `arrives` of a net without recurrence.
     largest: share of a layer at any step, of its last one, by way of time.
     first, strongest: layers (index) of these two.
     steps: T.
@@ -336,6 +338,7 @@ class Through:
     apart: bool = False
     memory: str = ""
     kept: float = math.nan
+    own: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -485,13 +488,14 @@ def _through(
     apart = () if signal is None else signal.apart
     # where earlier steps are read, too, nets learnt whatever the growth
     alone = shown.direct[-1, 0] < FAINT
-    largest, first, kept = float(most.max()), 0, math.nan
+    largest, first, kept, own = float(most.max()), 0, math.nan, math.nan
     if memory == "feedback":
         reaching = [_reaching(shares, apart) for shares in shown.credit]
         first = min(range(len(reaching)), key=lambda layer: reaching[layer][0])
         arrives, back = reaching[first]
         if alone:
             kept = _part_of(_reaching(shown.remembered[0], apart)[0], shown.arriving[0])
+            own, _ = _arriving(shown.remembered[0], apart)
     else:
         arrives, back = _arriving(shown.remembered[0], apart)
     word, judged = Word.FREE, LIMITS.memory.get(memory)
@@ -501,7 +505,7 @@ def _through(
         word = Word.FORGETS
     elif grows:
         word, judged = Word.BURSTS, burst
-    elif kept <= LIMITS.kept.limit:
+    elif kept <= LIMITS.kept.limit and own <= LIMITS.memory["states"].limit:
         word, judged, first = Word.FORGETS, LIMITS.kept, 0
     return Through(
         word,
@@ -516,6 +520,7 @@ def _through(
         bool(apart),
         memory,
         kept,
+        own,
     )
 
 

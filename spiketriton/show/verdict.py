@@ -130,7 +130,8 @@ def through(verdict: Verdict) -> str:
         return f"exploding: {grown}, above the {_beyond(found)}"
     where = "steps that tell classes apart" if found.apart else "the first step"
     whole = "the last step's" if found.memory == "feedback" else "the whole window's"
-    arrives = f"{times(found.arrives)} of {whole} gradient reaches {where} in {names[found.first]}"
+    share = times(found.arrives) if found.arrives else "none"
+    arrives = f"{share} of {whole} gradient reaches {where} in {names[found.first]}"
     if found.judged is None:
         return f"{arrives}{back}; not judged: no row speaks of nets of this kind"
     if found.word == Word.FREE:
@@ -152,7 +153,8 @@ def _beyond(found: Through) -> str:
         return f"where none does, {learnt} of {nets} registered nets learnt"
     if not nets:
         return f"limit {times(limit)}, which was tried on no nets but those that it was chosen by"
-    return f"limit {times(limit)}, beyond which {learnt} of {nets} registered nets learnt"
+    plural = "s" * (nets > 1)
+    return f"limit {times(limit)}, beyond which {learnt} of {nets} registered net{plural} learnt"
 
 
 def learned(known: Learned) -> str:

@@ -40,6 +40,7 @@ from studies.through_time.nets import (
     Row,
     trained,
 )
+from studies.untrained import run as untrained
 
 HERE = Path(__file__).parent
 PAGE, DOCS = HERE / "README.md", HERE.parents[1] / "docs" / "gradient_flow.md"
@@ -417,7 +418,11 @@ def measure(root: str) -> None:
         said = judge_net(prober.measure(time=True), row["optimizer"], signal).through
         made = {"id": name, "credit": f"{said.credit:.3g}", "arrives": f"{said.arrives:.3g}"}
         made |= {"largest": f"{said.largest:.3g}", "back": said.back}
-        found.append(made | {"kept": "" if math.isnan(said.kept) else f"{said.kept:.3g}"})
+        of_membranes = {"kept": said.kept, "own": said.own}
+        made |= {
+            k: "" if math.isnan(value) else f"{value:.3g}" for k, value in of_membranes.items()
+        }
+        found.append(made)
         write(MEASURED, found)
 
 
@@ -446,7 +451,7 @@ def told(
         return "vanishing"
     if bursts:
         return "exploding"
-    if known["kept"] != "" and known["kept"] <= kept:
+    if known["kept"] != "" and known["kept"] <= kept and known["own"] <= LIMITS["states"]:
         return "vanishing"
     return "not finite" if known["largest"] == math.inf else ""  # as `Backward` says
 
@@ -464,7 +469,7 @@ def nets_of(families: tuple[str, ...], which: str = "all") -> Pairs:
     """Register and rows of trained and measured nets. which: "all", "fitted", by which limits were chosen, or "new".
 
     New are the second halves of the first two draws, whose growth alone chose anything, and the draws after the fifth;
-    the sixth's recurrent nets chose one limit (`chosen_of_kept`).
+    of these the sixth's and the seventh's recurrent nets chose one limit (`chosen_of_kept`).
     """
     register = {row["id"]: row for row in read(REGISTER)}
     said, found = {row["id"]: row for row in read(MEASURED)}, []
@@ -602,8 +607,9 @@ def judge() -> Iterator[str]:
     yield HEAD
     fitted, new = nets_of(PULSES, "fitted"), nets_of(PULSES, "new")
     attached = [(r, k) for r, k in new if remembers_by(r) == "states" and not r["detach"]]
-    fed, held = of_draw((3, 4, 5, 6), ("recurrent",)), of_draw((7,), ("recurrent",))
-    of_growth, bursts = of_draw((1, 2, 3, 4, 5), GROWING), of_draw((6, 7), ("burst",))
+    fed, held = of_draw((3, 4, 5, 6, 7), ("recurrent",)), of_draw((8,), ("recurrent",))
+    of_growth, bursts = of_draw((1, 2, 3, 4, 5), GROWING), of_draw((8,), ("burst",))
+    both = of_draw((8,), ("recurrent", "burst"))
     for name, counts in (
         ("**second half of the pulses, which did not choose the limit**", counted(new)),
         ("of these, with the reset in the gradient", counted(attached)),
@@ -613,15 +619,23 @@ def judge() -> Iterator[str]:
         ("spoken digits, second draw", counted(of_draw((2,), ("digits",)))),
         ("spoken digits, first draw", counted(of_draw((1,), ("digits",)))),
         ("permuted pixels", counted(nets_of(("pixels",)))),
-        ("**recurrent nets, seventh draw**", counted(held)),
+        ("**recurrent nets, eighth draw**", counted(held)),
         ("the same, by the first of their two limits", counted(held, partial(told, kept=-1))),
+        ("**drawn to explode, eighth draw**", counted(bursts)),
+        ("**both of the eighth draw**", counted(both)),
         (
-            "recurrent nets, sixth draw, which chose the second one",
-            counted(of_draw((6,), ("recurrent",))),
+            "recurrent nets, sixth and seventh draw, which chose the second limit",
+            counted(of_draw((6, 7), ("recurrent",))),
         ),
-        ("the same, by the first", counted(of_draw((6,), ("recurrent",)), partial(told, kept=-1))),
+        (
+            "the same, by the first",
+            counted(of_draw((6, 7), ("recurrent",)), partial(told, kept=-1)),
+        ),
         ("recurrent nets that chose both", counted(of_draw((3, 4, 5), ("recurrent",)))),
-        ("**drawn to explode, sixth and seventh draw**", counted(bursts)),
+        (
+            "drawn to explode, sixth and seventh draw, which changed one reading",
+            counted(of_draw((6, 7), ("burst",))),
+        ),
         ("drawn to explode, which chose the limit", counted(of_draw((3,), ("burst",)))),
     ):
         yield from fates(name, counts)
@@ -691,38 +705,58 @@ def page(text: str) -> str:
 def gradient_flow(text: str) -> str:
     """The tables of docs/gradient_flow.md."""
     lines = HEAD.splitlines()
-    for name, counts in (
-        (
-            "second half of the pulses, which did not choose the limit",
-            counted(nets_of(PULSES, "new")),
-        ),
-        ("either half, by the limit that the other chooses", crossed()),
-        ("spoken digits", counted(nets_of(("digits",)))),
-        ("recurrent nets that chose nothing", counted(of_draw((7,), ("recurrent",)))),
-        ("nets drawn to explode that chose nothing", counted(of_draw((6, 7), ("burst",)))),
-    ):
-        lines += fates(name, counts)
+    for name, pairs in held_out().items():
+        lines += fates(name, counted(pairs))
+    lines += fates("either half of the pulses, by the limit that the other chooses", crossed())
     tables = {"five": five(), "credit": lines, "cures": cured(), "both": both()}
     for name, table in (tables | {"growth": growth(), "calmed": calmed()}).items():
         text = filled(text, f"{MADE}, {name}", table)
     return text
 
 
+def held_out() -> dict[str, Pairs]:
+    """All nets that chose no limit, by what they are, and at last all of them."""
+    second = [(r, k) for r, k in nets_of(("digits", "pixels")) if r["half"] == 2]
+    found = {
+        "pulses": [*nets_of(PULSES, "new"), *of_draw((6,), ("sizes",))],
+        "spoken digits": [(r, k) for r, k in second if r["family"] == "digits"],
+        "permuted pixels": [(r, k) for r, k in second if r["family"] == "pixels"],
+        "recurrent nets": of_draw((8,), ("recurrent",)),
+        "nets drawn to explode": of_draw((8,), ("burst",)),
+    }
+    return found | {"**all of these**": [pair for pairs in found.values() for pair in pairs]}
+
+
 def five() -> Iterator[str]:
     """What a reader needs who has five minutes: word, cure, and how often each is right."""
-    yield "| through time | word | what to change | fail | of these told so | learn | of these told so |"
+    yield "| nets that chose no limit | word | what to change | fail | told so, % | learn | told so, % |"
     yield "| --- | --- | --- | ---: | ---: | ---: | ---: |"
     forgets = "`neuron.tau` = T, `neuron.kind=if`, `alif` or `psn`; read the mean"
-    fed, calm = (
-        "`neuron.tau` = T, `neuron.kind=if`",
-        "`neuron.detach_reset=true`, a surrogate of height 1",
-    )
-    for name, word, change, pairs in (
-        ("too little", "vanishing", forgets, nets_of(PULSES, "new")),
-        ("too little, recurrent", "either", fed, of_draw((7,), ("recurrent",))),
-        ("too much", "exploding", calm, of_draw((6, 7), ("burst",))),
-    ):
-        yield f"| {name} | {word} | {change} | {' | '.join(map(str, counted(pairs)))} |"
+    fed = "`neuron.tau` = T, `neuron.kind=if`"
+    calm = "`neuron.detach_reset=true`, a surrogate of height 1"
+    says = {
+        "pulses": ("vanishing", forgets),
+        "spoken digits": ("vanishing", forgets),
+        "permuted pixels": ("vanishing", forgets),
+        "recurrent nets": ("either", fed),
+        "nets drawn to explode": ("exploding", calm),
+        "**all of these**": ("either", "as above"),
+    }
+    for name, pairs in held_out().items():
+        yield _shares(name, *says[name], counted(pairs))
+    chains = untrained.nets("new")
+    counts = list[int]()
+    for fails in (True, False):
+        said = [word for _, word, failed in chains if failed == fails]
+        counts += [len(said), sum(word not in untrained.UNNAMED for word in said)]
+    start = "`model.start=identity`, `model.norm=bn`"
+    yield _shares("**chains, through depth**", "lost, silent, exploding", start, counts)
+
+
+def _shares(name: str, word: str, change: str, counts: list[int]) -> str:
+    fail, right, learn, alarms = counts
+    shares = f"{fail} | {100 * right / fail:.0f} | {learn} | {100 * alarms / learn:.0f}"
+    return f"| {name} | {word} | {change} | {shares} |"
 
 
 def failing(pairs: Pairs) -> str:
@@ -768,13 +802,13 @@ def growth() -> Iterator[str]:
 def beyond(word: str, memory: str, kept: float = -1) -> tuple[int, int]:
     """Of pulses that did not choose a word's limit and are told it, how many learnt, and how many there are.
 
-    kept: the limit of what membranes keep; those beyond it alone are counted, which the seventh draw did not choose.
+    kept: the limit of what membranes keep; those beyond it alone are counted, which the eighth draw did not choose.
     """
     found = nets_of((*PULSES, *MORE), "new")
     if word == "exploding":
-        found = of_draw((6, 7), MORE)
+        found = of_draw((6, 7, 8), MORE)
     elif kept >= 0:
-        found = [(r, k) for r, k in of_draw((7,), MORE) if not told(r, k, kept=-1)]
+        found = [(r, k) for r, k in of_draw((8,), MORE) if not told(r, k, kept=-1)]
     mine = [k for r, k in found if told(r, k, kept=kept) == word and remembers_by(r) == memory]
     return sum(not known["fails"] for known in mine), len(mine)
 
@@ -791,8 +825,8 @@ def chosen_of_recurrent() -> float:
 
 
 def chosen_of_kept() -> float:
-    """The limit of what membranes keep: on draws 3 to 6 the highest recall with at most 4 % false alarms, the least."""
-    best, pairs = (0, 0.0), of_draw((3, 4, 5, 6), ("recurrent",))
+    """The limit of what membranes keep: on draws 3 to 7 the highest recall with at most 4 % false alarms, the least."""
+    best, pairs = (0, 0.0), of_draw((3, 4, 5, 6, 7), ("recurrent",))
     for limit in (float(f"{digit}e-{power}") for power in range(14, 4, -1) for digit in (1, 2, 5)):
         _, right, learn, alarms = counted(pairs, partial(told, kept=limit))
         if alarms <= 0.04 * learn:
