@@ -35,13 +35,13 @@ def main(words: list[str] | None = None) -> int:
     if given.jobs < 1:
         parser.error(f"--jobs {given.jobs}: accepted: a number from 1 on")
     wanted = [
-        (dtype, kind) for dtype in dict.fromkeys(given.dtype) for kind in dict.fromkeys(kinds)
+        (dtype, name) for dtype in dict.fromkeys(given.dtype) for name in dict.fromkeys(kinds)
     ]
     started = time.perf_counter()
     with ThreadPoolExecutor(given.jobs) as pool:
         running: dict[Future[Any], str] = {
-            pool.submit(native.load, getattr(torch, dtype), kind): f"{kind} {dtype}"
-            for dtype, kind in wanted
+            pool.submit(native.load, getattr(torch, dtype), name): f"{name} {dtype}"
+            for dtype, name in wanted
         }
         for name, dtype in library.NAMES.items():
             if not given.kinds and str(dtype).removeprefix("torch.") in given.dtype:

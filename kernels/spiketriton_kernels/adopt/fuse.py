@@ -241,23 +241,23 @@ def _ending_norm(
     module: nn.Module, path: str, folds: bool
 ) -> tuple[nn.Module, str, nn.Module, bool] | str:
     """(norm, its path, what holds it, whether it sees folded steps) of a norm, or of a container that ends with one."""
-    kind = type(module).__name__
+    name = type(module).__name__
     root = type(module).__module__.split(".")[0]
-    if root == "spikingjelly" and kind == "SeqToANNContainer" and len(module._modules):
+    if root == "spikingjelly" and name == "SeqToANNContainer" and len(module._modules):
         last = list(module._modules)[-1]
         norm = module._modules[last]
         known = type(norm).__module__.startswith(("torch.nn.", "spikingjelly."))
         if known and type(norm).__name__ in _NORMS:
             return norm, f"{path}.{last}", module, True  # type: ignore[return-value]
-    elif kind in _NORMS and root == "torch" and folds:
+    elif name in _NORMS and root == "torch" and folds:
         return module, path, module, True
-    elif kind in _NORMS and root == "torch":
+    elif name in _NORMS and root == "torch":
         return f"{path} in front of it normalises what is not folded"
-    elif kind in _NORMS and root == "spikingjelly":
+    elif name in _NORMS and root == "spikingjelly":
         if module.step_mode != "m":
             return f"{path} in front of it has step_mode 's'"
         return module, path, module, False
-    return f"{path} ({kind}) is in front of it, no batch norm"
+    return f"{path} ({name}) is in front of it, no batch norm"
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -33,32 +33,32 @@ def translate(module: nn.Module) -> SpikingNeuron | None:
 
     Raises ``ValueError`` with the reason for one that stays.
     """
-    library, kind = _kind(module)
+    library, theirs = _named(module)
     if library is None:
         return None
-    kinds = _LIBRARIES[library]
+    known = _LIBRARIES[library]
     own = _overridden(module, library)
     if own:
-        raise Left(f"{type(module).__name__} is a {kind} that overrides {', '.join(own)}")
-    if kind not in kinds:
-        raise Left(f"{kind}: no kernel has its equation; known are {', '.join(kinds)}")
-    ours = kinds[kind](module)
+        raise Left(f"{type(module).__name__} is a {theirs} that overrides {', '.join(own)}")
+    if theirs not in known:
+        raise Left(f"{theirs}: no kernel has its equation; known are {', '.join(known)}")
+    ours = known[theirs](module)
     for name in ("v", "m"):  # a node in the middle of a window goes on from there
         state = getattr(module, name, None)
         if isinstance(state, torch.Tensor):
             setattr(ours, name, state if state.dtype == torch.float64 else state.float())
     extra = set(dict(module.named_parameters())) - set(dict(ours.named_parameters()))
     if extra:
-        raise Left(f"{kind} with parameters of its own: {', '.join(sorted(extra))}")
+        raise Left(f"{theirs} with parameters of its own: {', '.join(sorted(extra))}")
     return ours
 
 
 def is_neuron(module: nn.Module) -> bool:
     """Whether it is a neuron of one of the libraries, equal to one of ours or not."""
-    return _kind(module)[0] is not None
+    return _named(module)[0] is not None
 
 
-def _kind(module: nn.Module) -> tuple[str | None, str]:
+def _named(module: nn.Module) -> tuple[str | None, str]:
     """The library of a peer's neuron, and the name of its class there."""
     for cls in type(module).__mro__:
         for library in _LIBRARIES:

@@ -275,9 +275,9 @@ def compare(
         copied = _in_mode(_copied(after), other).to(dtype)
         found = _run(copied, _cast(inputs, dtype), call, backward)
         compared = {
-            kind: values for kind, values in expected.items() if backward or kind != "gradients"
+            what: values for what, values in expected.items() if backward or what != "gradients"
         }
-        apart = {kind: _difference(found[kind], values) for kind, values in compared.items()}
+        apart = {what: _difference(found[what], values) for what, values in compared.items()}
         word = str(dtype).removeprefix("torch.")
         if not max(apart.values()) <= _TOLERANCE[dtype]:
             text = ", ".join(f"{kind} differ by {value:.1e}" for kind, value in apart.items())
