@@ -17,7 +17,7 @@ OFF, EVERY = f"{OURS} monitor off", f"{OURS} monitor on every step"
 class Monitoring(TrainingStep):
     def __init__(self, recipe: Recipe, options: Options) -> None:
         super().__init__(recipe, options)
-        self.spec["measures_every"] = recipe.monitor.every or recipe.train.log_every
+        self.spec["measures_every"] = recipe.train.log_every
 
     def contenders(self, options: Options) -> list[Contender]:
         bench = Bench(self, options.device)

@@ -623,9 +623,7 @@ class MonitorConfig(Table):
     path: ClassVar[str] = "monitor"
 
     enabled: bool = key(True)
-    """record gradient norms by layer and time step"""
-    every: int = key(0, numbers=COUNT_OR_ZERO, only={"monitor.enabled": (True,)})
-    """steps between measurements; 0: at each logged step"""
+    """record gradient norms by layer and time step, at each logged step"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ REMOVED: dict[str, Any] = {
     "loss.feature_weight": 0.0,
     "model.connect": "add",
     "model.drop_path": 0.0,
+    "monitor.every": 0,
     "monitor.tensorboard": False,
     "monitor.wandb": "off",
     "monitor.wandb_project": "spiketriton",
@@ -29,7 +30,7 @@ REMOVED: dict[str, Any] = {
     "train.patience": 0,
 }
 
-HARMLESS = ("checkpoint.keep",)
+HARMLESS = ("checkpoint.keep", "monitor.every")
 """Those that moved no weight: a run folder is read whatever they are."""
 
 

@@ -36,7 +36,7 @@ class Plan:
             log_every=train.log_every,
             test_every=epoch_steps,
             save_every=recipe.checkpoint.every or epoch_steps,
-            measure_every=(recipe.monitor.every or train.log_every) * recipe.monitor.enabled,
+            measure_every=train.log_every * recipe.monitor.enabled,
             test_images=data.test.images,
         )
 

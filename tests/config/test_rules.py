@@ -72,7 +72,6 @@ IDLE = {  # overrides, of which the last has no effect -> the key that is why
     ("data.name=spoken_digits", "data.image_size=8"): "data.name",
     ("data.name=n_mnist", "data.split_seed=1"): "data.split",
     ("data.name=imagefolder", "data.augment=none", "data.augmentation.crop_scale=[0.08, 1]"): "data.augment",
-    ("monitor.enabled=false", "monitor.every=5"): "monitor.enabled",
 }  # fmt: skip
 
 

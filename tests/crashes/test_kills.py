@@ -33,7 +33,6 @@ KEYS = [
     "data.validation=0.05",
     "train.log_every=1",
     "train.accumulate=2",
-    "monitor.every=2",
     f"checkpoint.every={EVERY}",
 ]
 

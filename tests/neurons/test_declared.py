@@ -5,10 +5,10 @@ import importlib
 import pytest
 import torch
 
-from spiketriton.config import NeuronConfig
+from spiketriton.config import NeuronConfig, SurrogateConfig
 from spiketriton.config.kinds import kinds
 from spiketriton.neurons import build_neuron
-from spiketriton_kernels import use_backend
+from spiketriton_kernels import Surrogate, use_backend
 from tests.conftest import need_native
 
 T, B, C = 4, 3, 5
@@ -41,12 +41,28 @@ def test_a_declared_neuron_is_its_step(name, backend):
         torch.testing.assert_close(by_kernels, by_definition, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in kinds().items() if kind.own])
-def test_a_key_of_its_own_has_an_effect_for_it_alone(name):
-    kind = kinds()[name]
-    neuron = build_neuron(NeuronConfig(kind=name), T)
-    for key, (default, _, doc) in kind.own.items():
-        value = type(default)(default + 1)
-        other = build_neuron(NeuronConfig(kind=name, **{key: value}), T)
-        assert doc
-        assert repr(other) != repr(neuron)
+def told(name: str, **keys) -> str:
+    """A neuron as it says itself, with its weights."""
+    torch.manual_seed(0)
+    neuron = build_neuron(NeuronConfig(kind=name, **keys), T)
+    return f"{neuron} { {key: value.tolist() for key, value in neuron.state_dict().items()} }"
+
+
+@pytest.mark.parametrize("name", kinds())
+def test_every_key_has_an_effect(name):
+    kind, config, plain = kinds()[name], NeuronConfig(kind=name), told(name)
+    surrogate = SurrogateConfig(shape="gaussian", height=0.5, width=0.25)
+    keys = {key: getattr(config, key) for key in kind.arguments.values()}
+    keys = {key: value is False or type(value)(value + 1) for key, value in keys.items()}
+    keys |= {"v_threshold": 2.0}
+    keys |= {} if kind.parallel else {"detach_reset": False}
+    keys |= {} if kind.resets else {"v_reset": -1.0}
+    for key, value in keys.items():
+        assert told(name, **{key: value}) != plain, key
+    if "surrogate" in plain and name != "ilif":
+        expected = repr(Surrogate("gaussian", height=0.5, width=0.25))
+        assert expected in told(name, surrogate=surrogate)
+    for reset in set(kind.resets or ("hard", "soft", "none")) - {config.resets_by}:
+        assert f"reset={reset}" in told(name, reset=reset)
+    assert kind.says
+    assert all(doc for _, _, doc in kind.own.values())

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from spiketriton.config.names import BLOCK_NETS
+from spiketriton.config.kinds import kinds
+from spiketriton.config.names import BLOCK_NETS, PARALLEL
 from spiketriton.config.reading import recipe_from_toml
 from spiketriton.diagnose.ablations import Experiment
 from spiketriton.diagnose.diagnosed import find_subject
@@ -17,7 +18,6 @@ from spiketriton.neurons import SpikingNeuron, build_neuron
 from spiketriton.plugins.tasks import build_loss
 from spiketriton.system.errors import UserError
 from spiketriton.training.trained import load_run
-from spiketriton_kernels.nn import ALIF, CLIF, ILIF, PSN, CuBaLIF, MaskedPSN, SlidingPSN
 from tests.covering import each
 from tests.small_runs import small_trainer
 
@@ -33,8 +33,6 @@ kind = "{kind}"
 {more}
 """
 LEARNT = 'threshold_learnt = "channel"'
-KINDS = {"ilif": ILIF, "clif": CLIF, "alif": ALIF, "cuba": CuBaLIF}
-PARALLEL = {"psn": PSN, "masked_psn": MaskedPSN, "sliding_psn": SlidingPSN}
 
 
 def recipe_of(kind: str, block: str = "plain", more: str = "", model: str = ""):
@@ -52,15 +50,7 @@ def batch():
     return torch.randn(4, 1, 16, 16, generator=generator), torch.arange(4)
 
 
-@pytest.mark.parametrize(
-    ("kind", "block"),
-    [
-        *each(list(KINDS) * 2, ("plain", "sew", "ms")),
-        ("psn", "plain"),
-        ("masked_psn", "sew"),
-        ("sliding_psn", "ms"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "block"), each([*kinds()], ("plain", "sew", "ms")))
 def test_gradients_of_every_kind_reach_every_layer(kind, block):
     recipe = recipe_of(kind, block, model="residual_gain = 0.5")
     net, (images, labels) = built(recipe), batch()
@@ -70,7 +60,7 @@ def test_gradients_of_every_kind_reach_every_layer(kind, block):
     measured = Prober(net, [(images, labels)], loss).measure()
     assert (measured.depth_profile > 0).all()
     neurons = [m for m in net.modules() if isinstance(m, SpikingNeuron)]
-    assert {type(neuron) for neuron in neurons} == {(KINDS | PARALLEL)[kind]}
+    assert {type(neuron).__name__ for neuron in neurons} == {kinds()[kind].made_by}
 
 
 @pytest.mark.parametrize("kind", PARALLEL)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spiketriton.config import NeuronConfig, SurrogateConfig
+from spiketriton.config import NeuronConfig
 from spiketriton.neurons import Norm, SpikingNeuron, adopt, build_neuron
 from spiketriton.system import errors
 from spiketriton_kernels import Surrogate, multistep_lif_reference
@@ -22,22 +22,6 @@ def currents(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
     """Strong enough that about a third of the neurons fire at each step."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * 2 + 0.7).to(dtype)
-
-
-@pytest.mark.parametrize(("kind", "type_"), [("if", IF), ("lif", LIF), ("plif", PLIF)])
-def test_build_neuron_hands_every_key_to_the_neuron(kind, type_):
-    leak = {} if kind == "if" else {"tau": 3.0, "decay_input": True}
-    surrogate = SurrogateConfig(shape="gaussian", height=0.5, width=0.25)
-    keys = {"v_threshold": 2.0, "v_reset": -1.0, "detach_reset": False, "surrogate": surrogate}
-    neuron = build_neuron(NeuronConfig(kind=kind, **keys, **leak))
-    assert type(neuron) is type_
-    arguments = neuron.neuron_arguments()
-    assert arguments["threshold"] == 2.0
-    assert (arguments["reset"], arguments["v_reset"]) == ("hard", -1.0)
-    assert arguments["detach_reset"] is False
-    assert repr(arguments["surrogate"]) == repr(Surrogate("gaussian", height=0.5, width=0.25))
-    constants = [torch.as_tensor(arguments[name]).item() for name in ("decay", "gain")]
-    assert constants == pytest.approx([1.0, 1.0] if kind == "if" else [2 / 3, 1 / 3])
 
 
 def test_build_neuron_of_the_twin_and_of_a_soft_reset():

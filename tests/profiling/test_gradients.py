@@ -23,9 +23,8 @@ def test_the_monitor_measures_in_the_steps_that_are_timed(quick):
     assert [one.name for one in case.contenders(quick)] == [OFF, EVERY]
 
 
-@pytest.mark.parametrize("key", ["train.log_every", "monitor.every"])
-def test_the_cost_is_the_ratio_round_by_round_spread_over_the_steps_between(key, quick):
-    case = Monitoring(find_recipe("quickstart", [f"{key}=5"]), quick)
+def test_the_cost_is_the_ratio_round_by_round_spread_over_the_steps_between(quick):
+    case = Monitoring(find_recipe("quickstart", ["train.log_every=5"]), quick)
     timings = {OFF: Timing((1.0, 1.0, 2.0)), EVERY: Timing((1.1, 1.2, 2.6))}
     assert case.numbers(timings) == {
         EVERY: {

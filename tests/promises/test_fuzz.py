@@ -228,7 +228,7 @@ def in_time():
 def whole(tmp_path_factory):
     """A run with a file of every kind."""
     path = tmp_path_factory.mktemp("fuzz") / "run"
-    keys = ["train.epochs=1", "monitor.every=3"]
+    keys = ["train.epochs=1", "train.log_every=3"]
     trainer = small_trainer(path, *keys)
     trainer.fit()
     plain = {

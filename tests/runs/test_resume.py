@@ -63,8 +63,8 @@ KINDS = {
         *(*QUICK, "data.augmentation.cutout=3", "data.augmentation.erasing=0.3"),
         *("train.mixup=0.2", "train.cutmix=1", "train.accumulate=2", "loss.kind=tet"),
     ],
-    "fp16": [*QUICK, "train.precision=fp16", "monitor.every=3"],
-    "bf16": [*QUICK, "train.precision=bf16", "monitor.every=3"],
+    "fp16": [*QUICK, "train.precision=fp16", "train.log_every=3"],
+    "bf16": [*QUICK, "train.precision=bf16", "train.log_every=3"],
     "twin": [*QUICK, "neuron.kind=relu", "train.optimizer=sgd"],
     "muon": [*QUICK, "train.optimizer=muon", "train.weight_decay=0.1"],
 }

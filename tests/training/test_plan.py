@@ -55,7 +55,7 @@ def test_the_plan_of_a_recipe():
     plan = Plan.of(recipe, data)
     assert (plan.steps, plan.epoch_steps, plan.test_every, plan.save_every) == (15, 5, 5, 5)
     assert (plan.batch_size, plan.test_images, plan.measure_every) == (16, 50, plan.log_every)
-    keys = ["train.max_steps=9", "checkpoint.every=2", "monitor.every=3"]
+    keys = ["train.max_steps=9", "checkpoint.every=2", "train.log_every=3"]
     plan = Plan.of(replace(recipe, *keys), data)
     assert (plan.steps, plan.save_every, plan.measure_every) == (9, 2, 3)
     assert Plan.of(replace(recipe, "train.max_steps=99"), data).steps == 15

@@ -106,7 +106,7 @@ def test_testing_and_watching_leave_no_trace_in_training(tmp_path):
     alone = small_trainer(tmp_path / "alone", *few, "monitor.enabled=false", "train.log_every=9")
     alone.plan = replace(alone.plan, test_every=alone.plan.steps)
     alone.fit()
-    watched = small_trainer(tmp_path / "watched", *few, "monitor.every=1")
+    watched = small_trainer(tmp_path / "watched", *few, "train.log_every=1")
     watched.fit()
     for trainer in (alone, watched):
         assert_equal(weights(often), weights(trainer))

@@ -235,7 +235,7 @@ def test_no_node_of_a_step_outlives_it(tmp_path, overrides, monkeypatch):
 EXACT = (
     "train.lr=0.0078125",  # halves of it are exact in float32, in which a graph reads them
     *("train.schedule=step", "train.milestones=[0.2, 0.4]", "train.gamma=0.5", "train.warmup=0"),
-    "monitor.every=2",
+    "train.log_every=2",
 )
 STEPS = 12  # the first and each second one are measured: the last one by a replay
 

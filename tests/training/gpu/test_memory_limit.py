@@ -304,7 +304,7 @@ def test_runs_with_and_without_are_the_same_to_the_last_bit(tmp_path, changes):
     """Weights, batch norm's statistics, and the monitor's measurements, none of them twice."""
     for name in ("false", "true"):
         again = f"model.checkpoint_blocks={name}"
-        small_trainer(tmp_path / name, *changes, again, "monitor.every=1").fit(until=2)
+        small_trainer(tmp_path / name, *changes, again, "train.log_every=1").fit(until=2)
     kept, again = (last_state(tmp_path / name) for name in ("false", "true"))
     assert kept.pop("recipe") != again.pop("recipe")
     assert_equal(again, kept)
