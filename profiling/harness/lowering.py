@@ -156,6 +156,17 @@ class Adaptive(kernels.SpikingNeuron):
         return s, torch.where(s > 0, 0.0, h), 0.9 * a + 0.1 * s
 
 
+class Quadratic(kernels.SpikingNeuron):
+    """A step of one's own, of which two values are kept for the way back."""
+
+    states = ("v",)
+
+    def step(self, x: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        h = v + 0.25 * v * (v - 0.5) + x
+        s = self.fire(h - 1.0)
+        return s, torch.where(s > 0, 0.0, h)
+
+
 def _adaptive(x: torch.Tensor) -> None:
     _training(Adaptive(x.shape[2]), x)
 
@@ -225,6 +236,7 @@ CASES: dict[str, tuple[Callable[..., None], int | str]] = {
     },
     "own step forward": (_adaptive, 0),
     "own step backward": (_adaptive, 1),
+    "quadratic step backward": (lambda x: _training(Quadratic(), x), 1),
     **{f"{name} forward": (partial(_training, one), 0) for name, one in _STATES.items()},
     **{f"{name} backward": (partial(_training, one), 1) for name, one in _STATES.items()},
 }

@@ -63,7 +63,7 @@ def test_a_recipe_that_names_code_needs_consent(trained, tmp_path):
 
 RELEASED = Path(__file__).parents[2] / "examples" / "weights"
 FEW = 250  # test images of the larger nets
-ROW = re.compile(r"^\| `(\w+)` \|.*\| ([\d.]+) % of ", re.M)
+ROW = re.compile(r"^\| `(\w+)` \|.*\| ([\d.]+) \| [\d,]+ \|$", re.M)
 TABLE = dict(ROW.findall((RELEASED / "README.md").read_text("utf-8")))
 
 

@@ -57,21 +57,24 @@ def _walk_width(walk: Walk) -> int:
     """``vector_width`` of a walk back.
 
     Where it holds more than one value of a step of a chunk: 4 elements (8 bytes in half precision, still whole cache
-    lines a warp) with batch norm, a learnt constant, or a step that is not light; more would take all registers or
-    spill. 2 beyond 8 steps behind batch norm, where a step takes long and where it learns by channel or several
-    constants, and beyond 4 with a learnt width, whose slopes take much arithmetic: a tenth to a fifth more
-    instructions, and 16 to 20 warps on a processor instead of 8 or 12 (studies/speed/log.md).
+    lines a warp) with batch norm, a learnt constant, or a step that is not light or keeps two values; more would take
+    all registers or spill. 2 beyond 8 steps behind batch norm, where a step takes long and where it learns by channel
+    or several constants, beyond 10 where a step keeps two values, and beyond 4 with a learnt width, whose slopes take
+    much arithmetic: a tenth to a fifth more instructions, and 16 to 20 warps on a processor instead of 8 or 12
+    (studies/speed/log.md).
     """
     x, neuron, out = walk.inputs.x, walk.neuron, walk.out
     widest, chunk = vector_width(x), chunk_length(x.shape[0], neuron.holds_more)
     learns = out.constants is not None
-    if _is_light(neuron) and not learns and not neuron.has_norm:
+    if _is_light(neuron) and len(neuron.step.kept) == 1 and not learns and not neuron.has_norm:
         return widest if chunk <= 10 or AMD else min(widest, 4)
     if x.shape[0] > 8 and neuron.step.operations & EXPONENTIAL:
         return 2
     if x.shape[0] > 4 and learns and neuron.step.learns_width:
         return 2
     if x.shape[0] > 8 and learns and max(neuron.channels, neuron.rows) > 1 and not AMD:
+        return 2
+    if chunk > 10 and len(neuron.step.kept) > 1 and not AMD:
         return 2
     only_sums = out.dx is None and out.dy is None
     if neuron.has_norm and chunk > (10 if only_sums else 8) and not AMD:

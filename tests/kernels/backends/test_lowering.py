@@ -149,6 +149,7 @@ BARS = {
     ("own step backward", "sm_80"): 168,
     ("own step backward", "sm_90"): 128,
     ("own step backward", "gfx942"): 89,
+    ("quadratic step backward", "sm_90"): 128,  # with as many elements a thread as LIF 255
     ("alif backward", "sm_80"): 95,
     ("alif backward", "sm_90"): 82,
     ("alif backward", "gfx942"): 63,
