@@ -11,7 +11,7 @@ from spiketriton.diagnose.diagnosis import Diagnosis
 from spiketriton.gradients.measurement import Measurement
 from spiketriton.gradients.verdict import FAINT
 from spiketriton.show import figures
-from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, new_figure, positive
+from spiketriton.show.figures import BLUE, DASHES, GREY, ORANGE, heat_map, new_figure, positive
 from spiketriton.show.verdict import line
 
 LEAST = 1e-4  # the darkest share
@@ -42,7 +42,8 @@ def draw(found: Diagnosis, path: Path) -> None:
             if ablation.change == Change.TWICE_WIDTH:
                 lines.append(("twice as wide", ablation.measured, ORANGE))
         for label, shown, colour in lines:
-            style: dict[str, Any] = {"color": colour, "marker": "o", "label": label}
+            style: dict[str, Any] = {"color": colour, "ls": DASHES[colour], "marker": "o"}
+            style["label"] = label
             profile = positive(shown.depth_profile)
             depth.plot(profile, range(len(profile)), **style)
             time.plot(positive(shown.time_profile), **style)

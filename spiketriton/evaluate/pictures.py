@@ -16,7 +16,18 @@ from spiketriton.evaluate.results import Evaluation
 from spiketriton.plugins.tasks import Score
 from spiketriton.runs.rows import METRICS, Rows, replace_file
 from spiketriton.show import figures
-from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, heat_map, layer_figure, new_figure
+from spiketriton.show.figures import (
+    BLUE,
+    DASHES,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    heat_map,
+    layer_figure,
+    new_figure,
+)
 from spiketriton.show.words import in_unit, scored, synthetic_note, unit
 
 if TYPE_CHECKING:
@@ -28,7 +39,7 @@ PICTURES = (
     "confusion.png", "sample.png"
 )  # fmt: skip
 """Names of all files that ``draw_evaluations`` may write."""
-COLOURS = (BLUE, ORANGE, "#805ad5", "#c53030", GREY)
+COLOURS = (BLUE, ORANGE, PURPLE, RED, GREY)
 
 
 def coloured(evaluations: list[Evaluation]) -> list[tuple[Evaluation, str]]:
@@ -79,12 +90,12 @@ def accuracy(evaluations: list[Evaluation], title: str) -> Figure:
         values = _drawn(one)
         low, high = 100 * np.array(one.interval).T
         if one.kind == "ann" and one.steps == 1:
-            axes.axhline(values[0], color=colour, ls="--", label=one.label)
+            axes.axhline(values[0], color=colour, ls=DASHES[colour], label=one.label)
             axes.axhspan(low[0], high[0], color=colour, alpha=0.12, lw=0)
             continue
         steps = np.arange(1, one.steps + 1)
         marker = "o" if one.steps <= 32 else None
-        axes.plot(steps, values, color=colour, marker=marker, label=one.label)
+        axes.plot(steps, values, color=colour, ls=DASHES[colour], marker=marker, label=one.label)
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
         _diamond(axes, one, steps, colour)
     if longest > 32:
@@ -127,7 +138,8 @@ def learning(evaluations: list[Evaluation], title: str) -> Figure | None:
         tests = [row for row in rows if row["kind"] == "eval"]
         scores = ((row["epoch"], Score.of_row(row)) for row in tests)
         if points := [(epoch, in_unit(found)) for epoch, found in scores if found]:
-            axes.plot(*zip(*points, strict=True), color=colour, marker="o", label=one.label)
+            look = {"color": colour, "ls": DASHES[colour], "marker": "o", "label": one.label}
+            axes.plot(*zip(*points, strict=True), **look)
             ends[one.label] = points[-1][1]
     if len(ends) < 2:
         return None
@@ -162,7 +174,8 @@ def energy(evaluations: list[Evaluation], title: str) -> Figure | None:
             marker, size = ("*", 11) if one.kind == "ann" else ("o", None)
             marker = marker if one.steps <= 32 else ""
             x, y = getattr(one, field), _drawn(one)
-            axes.plot(x, y, marker=marker, ms=size, color=colour, label=one.label)
+            look = {"color": colour, "ls": DASHES[colour], "label": one.label}
+            axes.plot(x, y, marker=marker, ms=size, **look)
             if one.kind != "ann":
                 _diamond(axes, one, x, colour)
         figures.log_scale(axes, "x")

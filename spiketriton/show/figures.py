@@ -32,6 +32,16 @@ GRADIENT = (
 )
 # in every picture: blue for what is looked at, green for ANNs, orange and grey for what it is compared with
 BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#718096"
+PURPLE, RED = "#805ad5", "#c53030"
+DASHES: dict[str, Any] = {
+    BLUE: "-",
+    GREEN: "--",
+    ORANGE: "-.",
+    GREY: ":",
+    PURPLE: (0, (8, 2)),
+    RED: (0, (1, 1, 5, 1)),
+}
+"""By its colour how a line is dashed beside others: printed in grey, the colours are much alike."""
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -41,6 +51,7 @@ STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "legend.frameon": False,
+    "legend.handlelength": 2.8,  # a dash, a dot and a dash
     "legend.framealpha": 0.85,  # of those that may lie over a line
     "lines.linewidth": 1.3,
     "lines.markersize": 4,

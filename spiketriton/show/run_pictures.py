@@ -13,7 +13,7 @@ from spiketriton.plugins.tasks import Score
 from spiketriton.runs.folder import RunFolder
 from spiketriton.runs.rows import Row
 from spiketriton.show import figures
-from spiketriton.show.figures import BLUE, GREY, ORANGE, heat_map, layer_figure, positive
+from spiketriton.show.figures import BLUE, DASHES, GREY, ORANGE, heat_map, layer_figure, positive
 from spiketriton.show.words import in_unit, in_words, scored, unit
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def curves(rows: list[Row], title: str) -> Figure | None:
     loss, score, rate, norm = figure.subplots(2, 2, sharex=True).flat
 
     loss.plot(*_xy(train, "loss"), color=BLUE, label="training")
-    loss.plot(*_xy(tests, "test_loss"), color=ORANGE, marker="o", label="test")
+    loss.plot(*_xy(tests, "test_loss"), color=ORANGE, ls=DASHES[ORANGE], marker="o", label="test")
     loss.set(title="Loss", ylabel="loss (nats)")
     loss.legend()
 
@@ -57,7 +57,7 @@ def curves(rows: list[Row], title: str) -> Figure | None:
             continue
         kind = found[-1][1]
         x, y = zip(*((epoch, in_unit(one)) for epoch, one in found), strict=True)
-        score.plot(x, y, color=colour, marker=marker, label=label)
+        score.plot(x, y, color=colour, ls=DASHES[colour], marker=marker, label=label)
         last = last or f", last {scored(kind)}"
         if of != "test":
             score.legend()
@@ -90,7 +90,8 @@ def gradients(rows: list[Row], title: str) -> Figure | None:
         if len(profile) != len(last.names):
             layers = f"{len(profile)} layers, step {steps[-1]} has {len(last.names)}"
             raise ValueError(f"step {step} has {layers}")
-        depth.plot(profile, range(len(profile)), color=colour, marker="o", label=f"step {step}")
+        look = {"color": colour, "ls": DASHES[colour], "marker": "o", "label": f"step {step}"}
+        depth.plot(profile, range(len(profile)), **look)
     figures.through_depth(depth, heat, last.depth_gain, " at the end")
     depth.set_xlabel("gradient (RMS over all time steps, log scale)")
     figures.legend_below(depth)

@@ -206,7 +206,7 @@ def page(text: str, rows: list[dict[str, str]]) -> str:
 
 
 SHOWN = (
-    ("width 0.1", GREEN, "-"), ("width 0.3", BLUE, "-"), ("width 1", ORANGE, "-"), ("width 1, cut", ORANGE, ":"),
+    ("width 0.1", GREEN, "-."), ("width 0.3", BLUE, "o-"), ("width 1", ORANGE, "-"), ("width 1, cut", ORANGE, ":"),
     ("width 1, ours, branches at 0.5", ORANGE, "--"),
 )  # fmt: skip
 

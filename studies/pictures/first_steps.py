@@ -40,18 +40,21 @@ def membrane(names: dict[str, Any]) -> Figure:
     axes = figure.subplots()
     after = names["membrane"][:, 0]
     before = names["current"][:, 0] + 0.5 * torch.cat([after.new_zeros(1), after[:-1]])
-    axes.step(range(60), before, where="mid", color=BLUE, label="membrane,\nbefore its reset")
-    axes.step(range(60), names["current"][:, 0], where="mid", color=GREY, label="current")
+    axes.step(range(60), before, where="mid", color=BLUE)
+    axes.step(range(60), names["current"][:, 0], where="mid", color=GREY, lw=2.2, ls=":")
     fired = names["spikes"][:, 0].nonzero()[:, 0]
-    axes.plot(fired, [1.45] * len(fired), "|", color="black", markersize=10, label="spike")
-    axes.axhline(1.0, linestyle="--", color=ORANGE, label="threshold")
+    axes.plot(fired, [1.45] * len(fired), "|", color="black", markersize=10)
+    axes.axhline(1.0, linestyle="--", color=ORANGE)
+    axes.text(8, 0.63, "membrane", color=BLUE)
+    axes.text(8, 0.17, "current", color=GREY)
+    axes.text(8, 1.03, "threshold", color=ORANGE)
+    axes.text(8, 1.41, "spikes")
     axes.set(
         xlabel="time step",
         ylabel="membrane, current",
         ylim=(-0.05, 1.6),
         title="One neuron, three currents",
     )
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -59,12 +62,12 @@ def surrogate(names: dict[str, Any]) -> Figure:
     figure = new_figure(9, 3)
     left, right = figure.subplots(1, 2)
     u = torch.linspace(-2, 2, 4001)
-    for width, colour in zip(names["by_width"], (ORANGE, BLUE, GREY), strict=True):
-        left.plot(
-            u, Surrogate("atan", width=width).slope(u), color=colour, label=f"width {width:g}"
-        )
-    left.set(xlabel="membrane - threshold", ylim=(-0.05, 1.5), title="Surrogate gradient")
-    left.legend(loc="upper center", ncols=3, fontsize=8)
+    places = ((-1.9, -0.11), (0.4, 0.5), (-1.9, 1.04))
+    looks = zip(names["by_width"], (ORANGE, BLUE, GREY), places, strict=True)
+    for width, colour, place in looks:
+        left.plot(u, Surrogate("atan", width=width).slope(u), color=colour)
+        left.text(*place, f"width {width:g}", color=colour)
+    left.set(xlabel="membrane - threshold", ylim=(-0.15, 1.2), title="Surrogate gradient")
     widths = [f"{width:g}" for width in names["by_width"]]
     right.bar(widths, list(names["by_width"].values()), color=(ORANGE, BLUE, GREY), width=0.6)
     right.set_axisbelow(True)
@@ -85,29 +88,32 @@ def time(names: dict[str, Any]) -> Figure:
 def depth(names: dict[str, Any]) -> Figure:
     figure = new_figure(7, 3)
     axes = figure.subplots()
-    for (name, signal), colour in zip(names["signal"].items(), (ORANGE, GREEN), strict=True):
-        axes.plot(range(len(signal)), signal, "o-", color=colour, label=name)
+    looks = ((ORANGE, 0.13), (GREEN, 0.9))
+    for (name, signal), (colour, high) in zip(names["signal"].items(), looks, strict=True):
+        axes.plot(range(len(signal)), signal, "o-", color=colour)
+        axes.text(12, high, name, color=colour)
     axes.set(
         xlabel="layer",
         ylabel="similarity (1: same)",
         ylim=(0, 1.05),
         title="Forward signal before training",
     )
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
 def credit(names: dict[str, Any]) -> Figure:
     figure = new_figure(7, 3)
     axes = figure.subplots()
-    for (tau, share), colour in zip(names["credit"].items(), (ORANGE, GREEN), strict=True):
+    looks = ((ORANGE, 1e-7), (GREEN, 6e-3))
+    for (tau, share), (colour, high) in zip(names["credit"].items(), looks, strict=True):
         share = share[:-1]  # nothing reaches the last step by way of time
-        axes.semilogy(range(len(share)), share, "o-", color=colour, label=f"tau {tau:.0f}")
-    axes.axvspan(-0.5, 3.5, color=GREY, alpha=0.2, label="the pulse")
+        axes.semilogy(range(len(share)), share, "o-", color=colour)
+        axes.text(21, high, f"tau {tau:.0f}", color=colour)
+    axes.axvspan(-0.5, 3.5, color=GREY, alpha=0.2)
+    axes.text(1.5, 1e-6, "the pulse", color=GREY, rotation=90, ha="center", va="center")
     axes.set(
         xlabel="time step", ylabel="share", title="Gradient by way of time, by the last step's"
     )
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

@@ -4,7 +4,7 @@
 set -e
 cd "$(dirname "$0")/../.."
 out=${1:-$(mktemp -d)}
-spiketriton diagnose fashion_mnist_r20 --out "$out"
+spiketriton diagnose digits_rows neuron.kind=lif --out "$out"
 spiketriton train quickstart --run-dir "$out/LIF"
 spiketriton train quickstart neuron.kind=if --run-dir "$out/IF"
 spiketriton train quickstart neuron.kind=relu --run-dir "$out/ANN twin"

@@ -39,14 +39,15 @@ def surrogate() -> Figure:
     )
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     u = torch.linspace(-1.5, 1.5, 1201)
-    left.plot(u, (u >= 0).float(), color="black", label="forward: the spike, a step")
-    left.plot(u, DEFAULT.slope(u), color=BLUE, label="backward: the surrogate (ATan)")
+    left.plot(u, (u >= 0).float(), color="black")
+    left.plot(u, DEFAULT.slope(u), color=BLUE)
     left.plot([0, DEFAULT.width], [0.5, 0.5], color=BLUE, marker="|", markersize=10)
     left.annotate("width 0.3", (DEFAULT.width, 0.5), (0.42, 0.49), color=BLUE, fontsize=11)
     left.plot([0, 0], [0, 1], color=GREY, ls=":")
     left.annotate("height 1", (0, 1), (-0.95, 0.97), color=BLUE, fontsize=11)
-    left.set(xlabel="membrane potential - threshold", ylabel="spike; surrogate", ylim=(-0.04, 1.42))
-    left.legend(loc="upper left", fontsize=10)
+    left.set(xlabel="membrane potential - threshold", ylabel="spike; surrogate", ylim=(-0.04, 1.2))
+    left.text(0.35, 0.82, "forward:\nthe spike, a step", fontsize=9.5)
+    left.text(-1.5, 0.5, "backward:\nthe surrogate\n(ATan)", color=BLUE, fontsize=9.5)
     left.set_title("What replaces what")
     names = [*OTHERS, "default here: ATan, 0.3"]
     widths = [one.width for one in OTHERS.values()] + [DEFAULT.width]
@@ -184,16 +185,16 @@ def traffic() -> Figure:
 CODE = ROOT / "spiketriton"
 ROOMS = ("diagnose", "evaluate", "export", "convert", "sweep", "report", "doctor", "events")
 CORE = {  # the core's folders and where they stand; what is low is imported by what is above it
-    "training": (4.2, 4.0),
-    "show": (8.9, 3.5),
-    "gradients": (7.6, 2.65),
-    "models": (3.2, 2.0),
-    "runs": (8.9, 1.75),
-    "data": (1.0, 2.65),
-    "plugins": (1.0, 0.45),
-    "neurons": (5.2, 1.25),
-    "config": (3.2, 0.45),
-    "system": (3.2, -0.25),
+    "training": (5.0, 4.0),
+    "show": (5.0, 3.15),
+    "gradients": (5.0, 2.3),
+    "data": (2.5, 1.3),
+    "models": (5.0, 1.45),
+    "runs": (7.5, 1.3),
+    "neurons": (5.0, 0.6),
+    "plugins": (1.25, -0.25),
+    "config": (3.75, -0.25),
+    "system": (6.25, -0.25),
 }
 
 
@@ -207,6 +208,14 @@ def imported() -> set[tuple[str, str]]:
             if module and module.startswith("spiketriton."):
                 found.add((above, module.split(".")[1]))
     return {(above, below) for above, below in found if above != below}
+
+
+def shortest(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Without those of which the first imports the second by way of another, too."""
+    far = set(pairs)
+    for _ in CORE:
+        far |= {(a, d) for a, b in far for c, d in far if b == c}
+    return {(a, b) for a, b in pairs if not any((a, c) in far and (c, b) in far for c in CORE)}
 
 
 def rooms() -> Figure:
@@ -223,10 +232,10 @@ def rooms() -> Figure:
     axes.plot([0.1, 9.9], [4.5, 4.5], color=GREY, ls=":")
     axes.text(0.1, 4.6, "rooms: a folder for each command", fontsize=10.5, color=GREY)
     axes.text(0.1, 4.22, "core", fontsize=10.5, color=GREY)
-    for above, below in sorted(pairs):
-        if above in CORE and below in CORE and below not in ("plugins", "config", "system"):
-            (x0, y0), (x1, y1) = CORE[above], CORE[below]
-            arrow(axes, (x0, y0 - 0.29), (x1, y1 + 0.29), colour=GREY)
+    layers = CORE.keys() - {"plugins", "config", "system"}
+    for above, below in sorted(shortest({pair for pair in pairs if {*pair} <= layers})):
+        (x0, y0), (x1, y1) = CORE[above], CORE[below]
+        arrow(axes, (x0, y0 - 0.26), (x1, y1 + 0.26), colour=GREY)
     for name, (x, y) in CORE.items():
         box(
             axes,
@@ -237,7 +246,9 @@ def rooms() -> Figure:
             "white" if name == "training" else "black",
             False,
         )
-    axes.text(4.2, 0.1, "imported by all of them", fontsize=10.5, color=GREY, va="center")
+    axes.text(7.3, -0.25, "imported by all of them", fontsize=10.5, color=GREY, va="center")
+    said = "an arrow: the upper folder\nimports the lower one, and\nmay import what comes later"
+    axes.text(0.1, 3.4, said, fontsize=10.5, color=GREY, va="center")
     return figure
 
 

@@ -268,6 +268,7 @@ HEADINGS = {
         "twin": "对应 ANN %",
         "minutes": "分钟",
         "threads": "线程",
+        "machine": "机器",
     },
 }
 SHOWN = re.compile(r"(<!-- rows ([^:]+): (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
