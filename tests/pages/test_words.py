@@ -108,6 +108,17 @@ def test_the_front_page_has_the_numbers_of_the_page_of_speed():
             assert number == f"{float(measured[contender].replace(',', '')):.0f}", (case, contender)
 
 
+def test_the_front_page_has_the_hit_rate_of_the_page_of_the_gradient():
+    """README.md: of the nets that chose no limit how many were told, and how many wrongly."""
+    page = (ROOT / "docs" / "gradient_flow.md").read_text("utf-8").partition("## Through time")[2]
+    rows = re.findall(r"\| \*\*all of these\*\* \| (\w+) \| (\d+) \| (\d+) \|", page)
+    assert [fate for fate, *_ in rows] == ["fail", "learn"]
+    (_, failed, told), (_, learnt, wrongly) = rows
+    front = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert f"[{told} of the {failed} nets](docs/gradient_flow.md#through-time)" in front
+    assert f"with {wrongly} false alarms among the {learnt} that" in front
+
+
 def cells(table: str) -> list[list[str]]:
     """Of each line of a table in Markdown; what is left of its heading begins behind the first cell."""
     return [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()]
