@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from spiketriton.config import parts, schema
+from spiketriton.config.kinds import kinds
 from spiketriton.config.recipe import KEYS, TABLES, PartOptions, Spec, Table
 from spiketriton.config.words import shown
 from spiketriton.system.errors import run_command
@@ -45,7 +46,21 @@ def markdown() -> str:
     built_in = {path: t for path, t in TABLES.items() if not issubclass(t, PartOptions)}
     lines = ["## The first ten", "", "| key | default | meaning |", "| --- | --- | --- |"]
     lines += [f"| `{dotted}` | {_default(KEYS[dotted])} | {KEYS[dotted].doc} |" for dotted in FIRST]
-    return "\n".join([INTRODUCTION, *lines, "", tables(built_in)])
+    return "\n".join([INTRODUCTION, *lines, "", tables(built_in), neurons()])
+
+
+def neurons() -> str:
+    """A table of what the neurons' files say of each."""
+    lines = [
+        "## Neurons",
+        "",
+        "| `neuron.kind` | what it is | its keys | `--to nir`, by `neuron.reset` |",
+    ]
+    lines.append("| --- | --- | --- | --- |")
+    for kind in kinds().values():
+        keys = ", ".join(f"`{key}`" for key in kind.arguments.values())
+        lines.append(f"| `{kind.name}` | {kind.says} | {keys} | {kind.nir} |")
+    return "\n".join([*lines, ""])
 
 
 def _default(spec: Spec) -> str:

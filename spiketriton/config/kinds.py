@@ -4,6 +4,7 @@ A class of `spiketriton_kernels/neurons/` that a recipe may name has a literal `
 
     kind      what neuron.kind calls it
     says      what it is, in a few words
+    nir       the nodes that it is in NIR, by reset; or why there are none
     keys      arguments of its constructor -> keys of [neuron]
     own       its own keys: (default, (lowest, highest), what it means); arguments of this name unless `keys` has them
     resets    what neuron.reset may be, first what `auto` stands for; without it hard, soft and none, and neuron.v_reset
@@ -26,6 +27,7 @@ class Kind(NamedTuple):
 
     name: str
     says: str
+    nir: str
     module: str
     made_by: str  # the class
     keys: dict[str, str]
@@ -59,6 +61,7 @@ def kinds() -> dict[str, Kind]:
                 kind = Kind(
                     said["kind"],
                     said["says"],
+                    said["nir"],
                     f"spiketriton_kernels.neurons.{file.stem}",
                     definition.name,
                     said.get("keys", {}),

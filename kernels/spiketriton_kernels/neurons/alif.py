@@ -42,6 +42,7 @@ class ALIF(Beyond):
     recipe: ClassVar = {
         "kind": "alif",
         "says": "with a threshold that rises with each spike (Bellec et al. 2018)",
+        "nir": "no: its step carries more than a membrane and a synaptic current",
         "keys": {"tau": "tau"},
         "own": {
             "tau_adaptation": (10.0, (1, 1e6), "time constant of alif's threshold"),

@@ -37,6 +37,7 @@ class CLIF(Beyond):
     recipe: ClassVar = {
         "kind": "clif",
         "says": "with a complementary potential (Huang et al. 2024)",
+        "nir": "no: its step is not linear between two spikes (sigmoid)",
         "keys": {"tau": "tau"},
         "resets": ("soft",),
     }

@@ -38,6 +38,7 @@ class CuBaLIF(Beyond):
     recipe: ClassVar = {
         "kind": "cuba",
         "says": "behind a synapse whose current decays",
+        "nir": "hard: CubaLIF; soft: LI, Threshold, Scale; none: LI, Threshold",
         "keys": {"tau": "tau", "decay_input": "decay_input"},
         "own": {
             "tau_synapse": (

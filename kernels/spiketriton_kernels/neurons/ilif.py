@@ -40,6 +40,7 @@ class ILIF(Beyond):
     recipe: ClassVar = {
         "kind": "ilif",
         "says": "with up to `levels` spikes a step (Luo et al. 2024)",
+        "nir": "soft: LI, Threshold, Scale",
         "keys": {"tau": "tau"},
         "own": {"levels": (4, (1, 255), "the most spikes of ilif in one time step")},
         "resets": ("soft",),

@@ -85,7 +85,11 @@ class Integrator(SpikingNeuron):
 class IF(Integrator):
     """Integrate and fire: h[t] = v[t-1] + x[t]. Arguments: see ``SpikingNeuron``."""
 
-    recipe: ClassVar = {"kind": "if", "says": "integrate and fire, without a leak"}
+    recipe: ClassVar = {
+        "kind": "if",
+        "says": "integrate and fire, without a leak",
+        "nir": "hard: IF; soft: I, Threshold, Scale; none: I, Threshold",
+    }
     decay = gain = 1.0
 
 
@@ -107,6 +111,7 @@ class LIF(Integrator):
     recipe: ClassVar = {
         "kind": "lif",
         "says": "with a leak",
+        "nir": "hard: LIF; soft: LI, Threshold, Scale; none: LI, Threshold",
         "keys": {"tau": "tau", "decay_input": "decay_input"},
     }
     shown = ("tau", "decay_input", *SpikingNeuron.shown)

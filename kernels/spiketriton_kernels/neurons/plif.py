@@ -31,6 +31,7 @@ class PLIF(Integrator):
     recipe: ClassVar = {
         "kind": "plif",
         "says": "with a leak that learns (Fang et al. 2021)",
+        "nir": "hard: LIF; soft: LI, Threshold, Scale; none: LI, Threshold",
         "keys": {"init_tau": "tau", "decay_input": "decay_input"},
     }
     shown = ("init_tau", "decay_input", "per_channel", *SpikingNeuron.shown)

@@ -205,6 +205,7 @@ class PSN(ParallelNeuron):
     recipe: ClassVar[dict[str, Any]] = {
         "kind": "psn",
         "says": "a learnt matrix over the time steps (Fang et al. 2023)",
+        "nir": "no: its step reads all steps of a window at once",
         "resets": ("none",),
         "parallel": True,
         "window": "T",
@@ -249,6 +250,7 @@ class MaskedPSN(PSN):
     recipe: ClassVar = {
         "kind": "masked_psn",
         "says": "what is on and below the diagonal of such a matrix",
+        "nir": "no: its step reads all steps of a window at once",
         "keys": {"k": "order"},
         "own": {
             "order": (
@@ -323,6 +325,7 @@ class SlidingPSN(ParallelNeuron):
     recipe: ClassVar = {
         "kind": "sliding_psn",
         "says": "the same weights at each step",
+        "nir": "no: its step reads all steps of a window at once",
         "keys": {"k": "order"},
         "resets": ("none",),
         "parallel": True,
