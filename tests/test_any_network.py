@@ -16,6 +16,7 @@ from spiketriton.plugins.tasks import build_loss
 from spiketriton.runs.folder import RunFolder
 from spiketriton.system.errors import UserError
 from spiketriton.train import main
+from spiketriton_kernels.nn import LIF
 from tests.models.test_foreign import HERE, SMALL_ONES, build, recipe_of
 from tests.small_runs import assert_equal, last_state, small_recipe
 
@@ -113,6 +114,26 @@ def test_networks_of_other_libraries_train_and_resume_to_the_same_bits(name, tmp
     Path("whole/checkpoints/last.pt").unlink()
     spiketriton.train(resume="whole", quiet=True)
     assert_equal(last_state(Path("whole"))["model"], wanted["model"])
+
+
+def test_a_step_at_which_the_ways_through_time_are_measured_has_rows(tmp_path, monkeypatch):
+    """The last one; its neurons see all 9 steps at once, and others where time is cut."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.neuron, self.head = nn.Linear(64, 16), LIF(), nn.Linear(16, 10)
+
+        def forward(self, x):
+            return self.head(self.neuron(self.enter(x.flatten(2))))
+
+    monkeypatch.chdir(tmp_path)
+    recipe = small_recipe(*SHORT, "time_steps=9", "data.image_size=8")
+    Path("small.toml").write_text(to_toml(recipe))
+    spiketriton.train(Whole(), "small.toml", run_dir="whole", quiet=True)
+    rows = RunFolder(Path("whole")).gradients.read()
+    assert {row["step"] for row in rows} == {1, 2, 4, 6}
+    assert "credit" in rows[-1]
 
 
 def test_two_arguments_are_a_network_and_a_recipe():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spiketriton.config import Recipe
 from spiketriton.config.names import BLOCK_NETS, CHAINS, LEAKY, SKIPLESS
-from spiketriton.gradients.verdict import Verdict, Word, starts_closed
+from spiketriton.gradients.verdict import LIMITS, Verdict, Word, starts_closed
 from spiketriton_kernels.neurons.handed import Handed
 from spiketriton_kernels.nn import SpikingNeuron
 
@@ -85,6 +85,8 @@ def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
     if model.name not in known:  # somebody's own
         own = ":" in model.name and (lost or stuck)
         return [*found, *([NORM, INPUT, THRESHOLD] if own else []), *[slower] * stuck]
+    if lost and neuron.v_threshold > 1:
+        found.append(Cure("neuron.v_threshold", 1.0, Why.THRESHOLD))
     blocks = model.name in BLOCK_NETS and model.block != "preact"
     if model.norm == "none":
         found.append(Cure("model.norm", "bn", Why.NORM))
@@ -103,25 +105,38 @@ def cures(recipe: Recipe, verdict: Verdict) -> list[Cure]:
     return [*found, *[slower] * stuck]
 
 
+def _longer(steps: int) -> Cure:
+    """Of neurons that no recipe changes."""
+    told = f"tau = {steps}, the length of the window, of every neuron"
+    return Cure("", told, Why.TAU, steps)
+
+
 def _through_time(recipe: Recipe, verdict: Verdict) -> list[Cure]:
     """What lets more of the gradient back through time, or less where it explodes; other readings last."""
     neuron, loss, steps = recipe.neuron, recipe.loss, verdict.through.steps
+    stuck = verdict.word in (Word.CHANCE, Word.FLAT)
     attached = not neuron.detach_reset and neuron.resets_by != "none"
     detached = [Cure("neuron.detach_reset", True, Why.DETACHED)] * attached
     alone = [Cure("model.recurrent", False, Why.NO_FEEDBACK)] * recipe.model.recurrent
     if verdict.through.word == Word.BURSTS:
         high = neuron.kind != "ilif" and neuron.surrogate.height > 1
         return [*detached, *[Cure("neuron.surrogate.height", 1.0, Why.HEIGHT)] * high, *alone]
-    if verdict.through.word != Word.FORGETS:
+    # where no row speaks of a net like it, nothing is tried before it is stuck
+    little = verdict.through.arrives <= LIMITS.memory["states"].limit
+    unknown = stuck and verdict.through.memory == "other" and little
+    if verdict.through.word != Word.FORGETS and not unknown:
         return []
     found = []
-    if neuron.kind in LEAKY and neuron.tau < steps:
-        found.append(Cure("neuron.tau", float(steps), Why.TAU))
-    if neuron.kind != "if":
-        found.append(Cure("neuron.kind", "if", Why.NO_LEAK))
-    found += [*detached, *alone]
-    if neuron.kind != "psn" and not alone:  # which has no step before that could come back
-        found.append(Cure("neuron.kind", "psn", Why.PARALLEL))
+    if ":" in recipe.model.name:  # whose neurons no key of a recipe changes
+        found.append(_longer(steps))
+    else:
+        if neuron.kind in LEAKY and neuron.tau < steps:
+            found.append(Cure("neuron.tau", float(steps), Why.TAU))
+        if neuron.kind != "if":
+            found.append(Cure("neuron.kind", "if", Why.NO_LEAK))
+        found += [*detached, *alone]
+        if neuron.kind != "psn" and not alone:  # which has no step before that could come back
+            found.append(Cure("neuron.kind", "psn", Why.PARALLEL))
     if loss.read == "last":
         found.append(Cure("loss.read", "mean", Why.MEAN))
     if loss.kind == "cross_entropy":
@@ -139,8 +154,7 @@ def own_cures(neurons: Sequence[SpikingNeuron], verdict: Verdict) -> list[Cure]:
     if through.word == Word.BURSTS:
         found += [DETACHED, HEIGHT]
     if through.word == Word.FORGETS:
-        told = f"tau = {through.steps}, the length of the window, of every neuron"
-        found += [Cure("", told, Why.TAU, through.steps), DETACHED]
+        found += [_longer(through.steps), DETACHED]
     found = [cure for cure in found if cure is CLIPPING or any(_fits(cure, n) for n in neurons)]
     if {Word.LOST, Word.SILENT, Word.CHANCE} & {
         verdict.word,

@@ -221,6 +221,8 @@ class Measurement:
         reached = (last > 0) & np.isfinite(last)
         if self.grad_input_rms.shape[1] == 1 or not reached.any():
             return None
+        if not np.isfinite(first[reached]).all():
+            return math.inf
         with np.errstate(divide="ignore"):
             return float(np.exp(np.log(first[reached] / last[reached]).mean()))
 

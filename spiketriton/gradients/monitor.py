@@ -87,14 +87,17 @@ class GradientMonitor:
         with self.probes.watching():
             yield
 
-    def read(self, step: int, shares: Shares | None = None) -> None:
-        """Waits for the device, and writes what was measured last, as of this step; with what is known of time."""
+    def read(self, step: int, ways: Callable[[], Shares | None] | None = None) -> None:
+        """Waits for the device, and writes what was measured last, as of this step.
+
+        ways: measures what is known of time, or None; it calls the neurons again.
+        """
         if self.counts_steps and self._strayed(step):
             return
         # each rank's loss is the mean over its own images, so its gradients are world_size times as large
         scale = self.scaled * self.ranks.world_size
         measured = self.probes.measured([self.probes.read()], scale, self.ranks)
-        if shares is not None:
+        if ways is not None and (shares := ways()) is not None:
             measured = replace(measured, **vars(shares))
         rate = float(np.average(measured.firing_rate.mean(1), weights=self.probes.elements))
         ratios = _finite(measured.depth_ratio), _finite(measured.time_ratio)

@@ -212,4 +212,8 @@ def advice(half: bool, neuron: NeuronConfig, clipping: float) -> str:
     usual = 0.3 * neuron.v_threshold  # the default
     if neuron.kind != "relu" and neuron.surrogate.width > 2 * usual:
         tips.append(f"neuron.surrogate.width={usual:.3g}")
+    if neuron.kind not in ("relu", "ilif") and neuron.surrogate.height > 1:
+        tips.append("neuron.surrogate.height=1")
+    if neuron.kind != "relu" and not neuron.detach_reset and neuron.resets_by != "none":
+        tips.append("neuron.detach_reset=true")
     return ", ".join(tips[:-1]) + f" or {tips[-1]}" if len(tips) > 1 else tips[0]

@@ -236,8 +236,8 @@ class Trainer:
         measured = bool(self.monitor.layers) and self.plan.measures(self.step + 1)
         total, norm = self.run(parts, measured)
         if measured:
-            told = self.plan.tells_ways(self.step + 1)
-            self.monitor.read(self.step + 1, self.known_ways(self.step + 1) if told else None)
+            ways = partial(self.known_ways, self.step + 1)
+            self.monitor.read(self.step + 1, ways if self.plan.tells_ways(self.step + 1) else None)
         self.lr = self.update.advance()
         self.progress.step += 1
         self.meters.step(self.recipe.train.batch_size, total, norm)

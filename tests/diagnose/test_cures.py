@@ -18,10 +18,12 @@ from spiketriton.diagnose.cures import (
 )
 from spiketriton.diagnose.words import WHY, change
 from spiketriton.gradients.measurement import Signal
-from spiketriton.gradients.verdict import Verdict, Word, judge
+from spiketriton.gradients.verdict import Learned, Verdict, Word, judge
 from spiketriton.neurons import adopt
+from spiketriton.plugins.tasks import Score
 from spiketriton_kernels import nn as kernels
 from spiketriton_kernels.nn import LIF
+from tests.models.test_foreign import HERE, recipe_of
 from tests.show.support import measurement
 from tests.small_runs import small_recipe
 
@@ -84,6 +86,36 @@ def test_a_recipe_is_tried_with_what_reaches_further(changes, word, expected):
     recipe = small_recipe("model.norm=bn", "train.clip_grad_norm=0", *changes)
     assert [change(cure) for cure in cures(recipe, verdict(word))][: len(expected)] == expected
     assert all(cure.why in WHY for cure in cures(recipe, verdict(word)))
+
+
+def test_a_net_that_is_stuck_is_tried_with_them_where_no_row_speaks_of_it():
+    """Of 20 steps whose first one gets little; before training nothing is tried."""
+    recipe, ones = small_recipe("loss.read=last", "model.norm=bn"), np.ones((2, 20))
+    shares = {"credit": 1e-3 ** np.linspace(1, 0, 20) * ones, "direct": 0 * ones}
+    measured = measurement(ones, firing_rate=ones, **shares, remembered=shares["credit"])
+    stuck = Learned(None, 2.3, Score(value=0.1, chance=0.1, spread=0.01), 360, 2.3)
+    for memory, learned, tau in (("other", stuck, 1), ("other", None, 0), ("", stuck, 0)):
+        signal = Signal(np.ones(2), True, memory=memory)
+        found = judge(measured, recipe, signal, learned, begun=learned is not None)
+        assert found.word == (Word.NOT_JUDGED if learned is None else Word.CHANCE)
+        assert [change(cure) for cure in cures(recipe, found)].count("neuron.tau=20") == tau
+
+
+def test_the_neurons_of_a_network_that_a_recipe_names_are_given_a_longer_memory():
+    recipe = recipe_of(f"{HERE}:Shared", "loss.read=last")
+    found = [change(cure) for cure in cures(recipe, verdict(Word.FORGETS))]
+    longer = "tau = 20, the length of the window, of every neuron"
+    assert found == [longer, "loss.read=mean", "loss.kind=tet"]
+
+
+def test_a_silent_net_of_a_high_threshold_is_tried_with_the_default():
+    for threshold, expected in ((50, ["neuron.v_threshold=1", "model.norm=bn"]), (0.5, [])):
+        recipe = small_recipe(
+            "model.name=mlp", "model.depth=2", "model.norm=none", f"neuron.v_threshold={threshold}"
+        )
+        measured = measurement(np.ones((2, 4)), firing_rate=np.zeros((2, 4)))
+        found = judge(measured, recipe, Signal(np.zeros(2), False))
+        assert [change(cure) for cure in cures(recipe, found)][: len(expected)] == expected
 
 
 def test_a_net_that_is_asleep_is_tried_with_changes():

@@ -136,6 +136,7 @@ def test_the_ratio_and_the_gain_through_depth(grads, ratio, gain):
         ([[INF, 1], [1, 1]], INF),
         ([[1, INF], [8, 2]], 4),
         ([[1, INF], [1, NAN]], None),
+        ([[NAN, 1], [0, 1]], INF),
     ],
 )
 def test_the_ratio_through_time(grads, ratio):

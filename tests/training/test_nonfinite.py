@@ -274,6 +274,10 @@ def test_parameters_whose_gradient_is_not_finite(grads, finding):
             "a lower train.lr, train.clip_grad_norm=1, train.precision=fp32 or "
             "neuron.surrogate.width=0.3",
         ),
+        (
+            ["neuron.detach_reset=false", "neuron.surrogate.height=5", "train.clip_grad_norm=1"],
+            "a lower train.lr, neuron.surrogate.height=1 or neuron.detach_reset=true",
+        ),
     ],
 )
 def test_only_advice_that_is_not_taken_is_given(keys, advice):
