@@ -28,13 +28,6 @@ def test_the_page_is_that_of_the_rows(monkeypatch):
     assert run.page(text) != text
 
 
-def test_the_front_page_has_the_counts_of_both_halves():
-    fail, told, learn, alarms = run.crossed()
-    text = " ".join((run.DOCS.parents[1] / "README.md").read_text("utf-8").split())
-    assert f"{told} of the {fail} nets]" in text
-    assert f"{alarms} false alarms among the {learn}" in text
-
-
 def test_the_limits_are_those_of_the_rows_and_their_counts_of_those_that_chose_nothing():
     assert {kind: found.limit for kind, found in LIMITS.memory.items()} == run.LIMITS
     fitted = run.nets_of(run.PULSES, "fitted")
