@@ -54,8 +54,13 @@ def small_recipe(*overrides: str) -> Recipe:
     return replace(recipe_from_toml(SMALL.replace("width = 4\n", keys), "small"), *overrides)
 
 
+CHOOSE = environment.choose_precision
+
+
 def as_on_a_gpu(wanted: str, device: torch.device) -> environment.Choice:
     """`choose_precision` that takes fp16 on a CPU, too."""
+    if wanted == "auto":  # as an optimizer asks that is imported late
+        return CHOOSE(wanted, device)
     return environment.Choice(environment.PRECISIONS[wanted], "as on a GPU")
 
 
