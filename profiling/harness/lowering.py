@@ -325,6 +325,23 @@ def record(
     return [one for one in launches if not one.joins][which]
 
 
+def compile_for(
+    target: str, case: str, T: int, dtype: str, layout: str, size: Sequence[int], **options: Any
+) -> tuple[Launch, Any]:
+    """A case's launch and what Triton compiles of it; arguments, and what is raised, as ``lower``."""
+    interpreted = os.environ.get("TRITON_INTERPRET", "0")
+    if interpreted not in ("0", ""):
+        raise UserError(f"compiled: TRITON_INTERPRET is {interpreted!r}; accepted: unset, or 0")
+    nvidia = target.startswith("sm_")
+    with (
+        without_gpu(Driver(TARGETS[target], device=target)),
+        mock.patch.object(triton_neuron, "AMD", not nvidia),
+        mock.patch.object(triton_norm, "AMD", not nvidia),
+    ):
+        launch = record(case, T, dtype, layout, size, **options)
+        return launch, launch.compile()
+
+
 def lower(
     case: str,
     target: str = "sm_90",
@@ -350,17 +367,8 @@ def lower(
     kind, passes, vector_bytes, element_bytes, requests: a thread's), fused_across_lanes and sass (machine_code.py).
     Joins have no such tensors; for them all that counts elements is None.
     """
-    interpreted = os.environ.get("TRITON_INTERPRET", "0")
-    if interpreted not in ("0", ""):
-        raise UserError(f"compiled: TRITON_INTERPRET is {interpreted!r}; accepted: unset, or 0")
     nvidia = target.startswith("sm_")
-    with (
-        without_gpu(Driver(TARGETS[target], device=target)),
-        mock.patch.object(triton_neuron, "AMD", not nvidia),
-        mock.patch.object(triton_norm, "AMD", not nvidia),
-    ):
-        launch = record(case, T, dtype, layout, size, **options)
-        compiled = launch.compile()
+    launch, compiled = compile_for(target, case, T, dtype, layout, size, **options)
     warps = compiled.metadata.num_warps
     text = compiled.asm["ptx" if nvidia else "amdgcn"]
     found = machine_code.of_nvidia(compiled.asm["cubin"]) if nvidia else machine_code.of_amd(text)
@@ -406,7 +414,7 @@ def _traffic(accesses: list[dict[str, Any]], fill: float) -> dict[str, Any]:
     }
 
 
-def _given(compiled: Any, launch: Launch) -> Iterator[tuple[str, Any]]:
+def given(compiled: Any, launch: Launch) -> Iterator[tuple[str, Any]]:
     """Name and value of each parameter of the compiled code, in order: fields of tuples too, but no constants."""
     for name, kind in compiled.src.signature.items():
         value = launch.arguments[name]
@@ -422,9 +430,9 @@ def _accesses(compiled: Any, launch: Launch, elements: int) -> list[dict[str, An
     """Those to tensors of T x N elements, to their bits, and to ``saved``; by tensor and direction."""
     steps, chunk = launch.sizes["steps"], launch.sizes["chunk"]
     chunks = -(-steps // chunk)
-    given = list(_given(compiled, launch))
-    tensors = {name: value for name, value in given if isinstance(value, torch.Tensor)}
-    places = {i: name for i, (name, _) in enumerate(given) if name in tensors}
+    parameters = list(given(compiled, launch))
+    tensors = {name: value for name, value in parameters if isinstance(value, torch.Tensor)}
+    places = {i: name for i, (name, _) in enumerate(parameters) if name in tensors}
     found = machine_code.accesses(
         compiled.asm["ptx"],
         places,
