@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profiling.harness.contenders import OURS, Row, Status
-from profiling.render.rows import times_ours
 from profiling.render.tables import number, where
 from profiling.sections.step import FLOOR, TWIN
 from spiketriton.show.figures import BLUE, GREEN, GREY, new_figure, save
@@ -46,14 +45,12 @@ def steps(rows: list[Row]) -> Figure:
     about = "{recipe}, T={T}, batch {batch}, {precision}".format(**first)
     rehearsal = " (quick rehearsal, not a measurement)" if first["quick"] else ""
     unequal = " (* not equal)" if any(row["status"] == Status.UNEQUAL for row in rows) else ""
-    others = [
-        (ratio, row["contender"])
-        for row in groups[0]
-        if not row["contender"].startswith((OURS, TWIN, FLOOR))
-        if (ratio := times_ours(groups[0], row))
-    ]
-    ratio, fastest = min(others, default=(1.0, ""))
-    lead = f"{OURS} takes {1 / ratio:.2f} of the time of {fastest}\n" if fastest else ""
+    timed = {row["contender"]: row["median_ms"] for row in groups[0]}
+    others = [name for name in timed if not name.startswith((OURS, TWIN, FLOOR))]
+    lead = ""
+    if OURS in timed and others:  # by the bars' own numbers
+        fastest = min(others, key=timed.__getitem__)
+        lead = f"{OURS} takes {timed[OURS] / timed[fastest]:.2f} of the time of {fastest}\n"
     title = f"{lead}Training step of {about}{unequal}{rehearsal}\n{where(first)}"
     panels = [pair for pair in zip(groups, PANELS, strict=True) if pair[0]]
     figure = new_figure(2 + 6.2 * len(panels), 2.6 + 0.42 * len(groups[0]), title)
