@@ -787,9 +787,19 @@ def own_part(dotted: str, name: str) -> parts.Part | None:
 
 
 def register_part(part: parts.Part) -> None:
-    """Registers a part and its keys, which recipes then accept. UserError: the name is taken."""
+    """Registers a part and its keys, which recipes then accept. UserError: a name taken, options that are no keys."""
     if part.name in KEYS[part.selector].words and not part.built_in:
         raise UserError(f'{part.selector} = "{part.name}" is built in; accepted: another name')
+    keys = part.options
+    if keys is not None and not (
+        isinstance(keys, type)
+        and issubclass(keys, PartOptions)
+        and "__dataclass_fields__" in vars(keys)
+    ):
+        raise UserError(
+            f'{part.selector} = "{part.name}": options = {keys!r}: accepted: a class of keys, '
+            "class Keys(PartOptions) under @dataclasses.dataclass(frozen=True, kw_only=True)"
+        )
     parts.register(part)
     if part.options is not None:
         part.options.path, part.options._only = part.table, {part.selector: (part.name,)}

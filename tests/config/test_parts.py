@@ -104,12 +104,17 @@ def test_mistakes_are_named_as_those_of_built_in_keys(folder, lines, said):
         ('["broken.py"]', ["broken.py cannot be imported: ZeroDivisionError"]),
         ("[1]", ["plugins.modules", "an array of strings"]),
         ('["thief.py"]', ['model.name = "resnet8" is built in']),
+        ('["keyless.py"]', ['data.name = "mine": options = ', "PartOptions", "frozen=True"]),
+        ('["undecorated.py"]', ['data.name = "mine": options = ', "Keys", "frozen=True"]),
     ],
 )
 def test_plugins_that_cannot_be_used_are_named(folder, modules, said):
     (folder / "broken.py").write_text("1 / 0")
     thief = "from spiketriton.plugins import model\n@model('resnet8')\ndef f(): pass"
     (folder / "thief.py").write_text(thief)
+    for name, base in {"keyless": "object", "undecorated": "PartOptions"}.items():
+        keys = f"from spiketriton.plugins import PartOptions, data\nclass Keys({base}): n = 1\n"
+        (folder / f"{name}.py").write_text(keys + "@data('mine', options=Keys)\ndef f(c): pass")
     refused(said, recipe_from_toml, TEXT.replace('["my_parts.py"]', modules), "my")
 
 
