@@ -83,9 +83,12 @@ def wrong_answer(
             "...]. Name a function that makes a module around it, whose forward swaps the two"
         )
     if shape == mean:  # an answer of each step says how many there are
+        images = '. If they are the images of the batch: neurons with step_mode = "s"' * (
+            window == batch
+        )
         return (
             f"shows {name} {window} time steps, and time_steps = {steps}; accepted: time_steps = {window}, or the "
-            "argument of the network that sets its steps, in [model.arguments]"
+            "argument of the network that sets its steps, in [model.arguments]" + images
         )
     return ""
 

@@ -162,6 +162,13 @@ class BatchFirst(nn.Module):
         return self.head(self.neuron(current)).transpose(0, 1)
 
 
+def images_as_steps(in_channels: int, num_classes: int) -> nn.Module:
+    """What of images is in a batch, its neuron takes for steps."""
+    conv, pool = nn.Conv2d(in_channels, 4, 3), nn.AdaptiveAvgPool2d(1)
+    many = neuron.LIFNode(step_mode="m")
+    return nn.Sequential(conv, many, pool, nn.Flatten(), nn.Linear(4, num_classes))
+
+
 def compiled(in_channels: int, num_classes: int) -> nn.Module:
     return torch.compile(LongSkip(in_channels, num_classes))  # type: ignore[return-value]
 

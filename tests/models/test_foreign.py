@@ -143,6 +143,7 @@ def test_each_step_of_a_neuron_is_measured_however_it_is_called(name, rates):
         ("PlainList", [], "would not be trained: more is a list of modules"),
         ("OneMethod", [], "a module, and has no single_step_forward"),
         ("BatchFirst", [], "shows neuron as many time steps as there are images: it takes [B, T"),
+        ("images_as_steps", [], "images of the batch: neurons with step_mode = "),
         ("compiled", [], "is compiled by torch.compile; accepted: the module itself, and train"),
         ("spread", [], "is a DataParallel; accepted: the module in it, and torchrun"),
         ("no_module", [], "made a int; accepted: a function or class that makes a torch.nn.Module"),
