@@ -155,6 +155,10 @@ def net_of(row: Row) -> str:
         return f"{given.get('depth', 2)} layers of {given['width']}"
     net = NAMES.get(model.name, model.name) + (f" of width {model.width}" if model.width else "")
     net += ", shortcuts of spikes" * (model.shortcut == "spikes")
+    net += ", usual start" * (model.block == "plain" and model.shortcut_gradient == "surrogate")
+    net += ", without norms" * (model.norm == "none")
+    width = recipe.neuron.surrogate.width
+    net += f", surrogate {width:g} wide" * (model.block == "plain" and width != 0.3)
     return {"sew": "SEW ", "plain": "plain "}.get(model.block, "") + net
 
 

@@ -239,7 +239,7 @@ for given in json.loads(sys.argv[1]):
     width = learnt.pop("width", 1.0)
     arguments |= learnt
     # with a slope of their own, or none
-    if not given["case"].startswith(("ilif", "own", "pack", "unpack", "learnt", "join by", "recurrent")):
+    if not given["case"].startswith(("ilif", "own", "quadratic", "pack", "unpack", "learnt", "join by", "recurrent")):
         arguments["surrogate"] = Surrogate(arguments.get("surrogate", "atan"), width=width)
     try:
         report = lowering.lower(**arguments)
