@@ -149,6 +149,8 @@ CLAIMS = (
         ("plain ResNet-56, usual start, tdBN, at chance: accuracy, %", "measured: tdbn"),
         ("plain ResNet-20 without a norm: accuracy, %", "measured: no norm plain"),
         ("the same with norms: accuracy, %", "measured: no norm default plain"),
+        ("plain ResNet-50, ten steps, our start, without norms: accuracy, %", "trained: paper_plain_nonorm"),
+        ("the same with norms: accuracy, %", "trained: paper_plain"),
     )),
     ("(e) Ten steps are enough", "yes", (
         ("Imagenette, trained with one step: accuracy, %", "trained: r50im_t1"),
