@@ -130,7 +130,7 @@ CLAIMS = (
         ("plain blocks, from the usual start: accuracy, %", "trained: paper_usual"),
         ("plain blocks of I-LIF, one step, 30 epochs: accuracy, %", "trained: imagenette_r50_64_plain_30"),
     )),
-    ("(b) The surrogate's width cures exploding and vanishing gradients", "it decides; a start does more", (
+    ("(b) The surrogate's width cures exploding and vanishing gradients", "before training; then in part", (
         ("first block's gradient by the last one's, width 0.1", "cell: width 0.1"),
         ("width 0.3", "cell: width 0.3"),
         ("width 1", "cell: width 1"),
