@@ -118,7 +118,7 @@ def facts(rows: dict[tuple[str, int], Row]) -> list[str]:
     steps = {run: first(rows, run) for run in ("LIF", "twin, calibrated", "twin, balanced")}
     return [
         f"{lif['images']} handwritten digits",
-        f"after {steps['LIF']} time steps",
+        f"at time step {steps['LIF']}",
         f"{shares[0]:.2f} of the twin's energy",
         f"{shares[1]:.2f} with data movement",
         f"{steps['twin, calibrated']} steps (`calibrated`) or {steps['twin, balanced']} (`balanced`)",
