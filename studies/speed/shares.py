@@ -27,7 +27,7 @@ from profiling.sections.recipes import find_recipe
 from profiling.sections.step import Bench, Step, TrainingStep, spikingjelly_norm, with_neurons
 from spiketriton.neurons import told_of_spikes
 from spiketriton.system import machine
-from spiketriton.training.environment import commit_of_package
+from spiketriton.training.environment import commit_of_package, keep_freed_memory
 
 ROWS = Path(__file__).with_name("shares.csv")
 PICTURE = Path(__file__).parents[2] / "docs/img/shares.png"
@@ -116,6 +116,7 @@ def appended(path: Path, fields: Sequence[str]) -> Iterator[Any]:
 
 def measure(name: str, precision: str) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     case = TrainingStep(
         find_recipe(name, [f"train.precision={precision}", "train.lr=1e-9"]), Measured
     )  # type: ignore[arg-type]
