@@ -96,12 +96,12 @@ def test_the_front_page_has_the_numbers_of_the_page_of_speed():
         "AMD EPYC (AVX2)": "### AMD EPYC, 1 thread",
     }
     head, _, *lines = cells(front.partition("| recipe |")[2].partition("\n\n")[0])
-    assert head == ["batch", "precision", "processor", *contenders]
+    assert head == ["time steps", "batch", "precision", "processor", *contenders]
     assert len(lines) >= 3
-    for recipe, batch, precision, processor, *numbers in lines:
+    for recipe, steps, batch, precision, processor, *numbers in lines:
         table = page.partition(processors[processor])[2].partition("| recipe |")[2]
         names, _, *rows = cells(table.partition("\n\n")[0])
-        case = [recipe.strip("`"), precision, "4", batch]
+        case = [recipe.strip("`"), precision, steps, batch]
         found = next(row[len(case) :] for row in rows if row[: len(case)] == case)
         measured = dict(zip(names[len(case) - 1 :], found, strict=True))
         for contender, number in zip(contenders.values(), numbers, strict=True):
