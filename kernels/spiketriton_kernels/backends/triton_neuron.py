@@ -67,7 +67,8 @@ def _walk_width(walk: Walk) -> int:
     widest, chunk = vector_width(x), chunk_length(x.shape[0], neuron.holds_more)
     learns = out.constants is not None
     if _is_light(neuron) and len(neuron.step.kept) == 1 and not learns and not neuron.has_norm:
-        return widest if chunk <= 10 or AMD else min(widest, 4)
+        longest = 9 if "gaussian" in neuron.step.surrogates else 10  # it would spill 8 bytes at 10
+        return widest if chunk <= longest or AMD else min(widest, 4)
     if x.shape[0] > 8 and neuron.step.operations & EXPONENTIAL:
         return 2
     if x.shape[0] > 4 and learns and neuron.step.learns_width:

@@ -300,8 +300,8 @@ def vector_bytes(given: dict[str, Any]) -> int:
 
     The tiles are made for warps of 32; AMD's wavefronts of 64 leave half to a thread.
     """
-    if "learns" in given:
-        return 4 if "width" in given["learns"] else 8
+    if "learns" in given:  # a soft reset with a gradient keeps two values of a step
+        return 4 if "width" in given["learns"] or given["T"] > 10 else 8
     if TRITON < (3, 7) and (given["case"], given["target"]) == ("statistics", "gfx942"):
         return 4  # in half precision that version's AMD backend splits the loads
     kind, _, way = given["case"].partition(" ")
@@ -314,8 +314,8 @@ def vector_bytes(given: dict[str, Any]) -> int:
         )  # of longer windows a chunk has 8 steps
     elif kind in STATES and way == "backward":
         elements = 2 if kind == "clif" and T > 8 else 4
-    elif given["case"] == "lif backward" and T > 10 and not amd:
-        elements = 4
+    elif given["case"] == "lif backward" and not amd:
+        elements = 4 if T > (9 if given.get("surrogate") == "gaussian" else 10) else 8
     return size * elements // (2 if amd else 1)
 
 
