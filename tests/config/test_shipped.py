@@ -39,7 +39,7 @@ REFUSED = {
     ("cifar10_csnn_psn", "model.block=sew"): "has no effect because model.name is",
     **{
         (name, "neuron.reset=soft"): "neuron.reset = .soft. with neuron.kind = .(masked_)?psn."
-        for name in ("digits_rows", "mnist_permuted", "cifar10_columns")
+        for name in ("digits_rows", "mnist_permuted")
     },
     ("cifar10_csnn_psn", "neuron.reset=soft"): "neuron.reset = .soft. with neuron.kind = .psn.",
     ("imagenet_sew18", "train.batch_size=2"): "train.micro_batch = 32 does not divide",
