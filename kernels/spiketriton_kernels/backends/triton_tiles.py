@@ -447,6 +447,7 @@ def _cut(channels: int, inner: int, neurons: int, block: int) -> Tiling:
 def vector_width(x: torch.Tensor) -> int:
     """Neighbouring elements a thread owns: 16 bytes; 2 where an odd number of neurons keeps accesses from being wider.
 
-    Addresses of single elements take registers: with 8 of them walks behind batch norm spilt up to 4 KB beyond 16 steps.
+    Addresses of single elements take registers: with 8 of them walks behind batch norm spilt up to 4 KB beyond 16
+    steps.
     """
     return 16 // x.element_size() if x[0].numel() % 2 == 0 else 2

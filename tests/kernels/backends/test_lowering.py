@@ -315,7 +315,8 @@ def vector_bytes(given: dict[str, Any]) -> int:
     elif kind in STATES and way == "backward":
         elements = 2 if kind == "clif" and T > 8 else 4
     elif given["case"] == "lif backward" and not amd:
-        elements = 4 if T > (9 if given.get("surrogate") == "gaussian" else 10) else 8
+        longest = 9 if given.get("surrogate") == "gaussian" else 10
+        elements = 8 if longest >= T else 4
     return size * elements // (2 if amd else 1)
 
 
