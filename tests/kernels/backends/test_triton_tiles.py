@@ -13,7 +13,7 @@ from spiketriton_kernels import (
     multistep_lif,
 )
 from spiketriton_kernels.backends import triton_neuron, triton_tiles
-from spiketriton_kernels.backends.triton_tiles import Tiling, tiling
+from spiketriton_kernels.backends.triton_tiles import Tiling, tiling, vector_width
 from spiketriton_kernels.triton_import import tl, triton
 from spiketriton_kernels.window import passes
 from tests.kernels.support import as_layout, normal
@@ -125,6 +125,12 @@ def test_tiles(size, layout, per_channel, expected):
     assert tiling(x, per_channel, 4) == expected
     assert expected.block_r * expected.block_l == 512
     assert tiling(x, per_channel, 8).block_r * tiling(x, per_channel, 8).block_l == 1024
+
+
+@pytest.mark.parametrize(("dtype", "widest"), [(torch.bfloat16, 8), (torch.float32, 4)], ids=str)
+def test_a_thread_owns_16_bytes_and_two_elements_of_an_odd_number_of_neurons(dtype, widest):
+    assert vector_width(torch.zeros(17, 3, 5, 7, 10, dtype=dtype)) == widest
+    assert vector_width(torch.zeros(17, 3, 5, 7, 9, dtype=dtype)) == 2
 
 
 @pytest.mark.parametrize(
