@@ -316,7 +316,8 @@ def vector_bytes(given: dict[str, Any]) -> int:
         elements = 2 if kind == "clif" and T > 8 else 4
     elif given["case"] == "lif backward" and not amd:
         longest = 9 if given.get("surrogate") == "gaussian" else 10
-        elements = 8 if longest >= T else 4
+        if longest < T:
+            elements = 4
     return size * elements // (2 if amd else 1)
 
 
