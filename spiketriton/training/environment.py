@@ -106,6 +106,8 @@ def set_up(threads: int, deterministic: bool, device: torch.device) -> None:
     use_threads(threads)
     if device.type == "cpu":
         keep_freed_memory()
+        # Gradients that vanish below 1e-38 are 0: a CPU takes a hundred times as long for smaller numbers.
+        torch.set_flush_denormal(True)
     use_deterministic_algorithms(deterministic, device)
 
 
@@ -118,7 +120,7 @@ def undisturbed() -> Iterator[None]:
     draws, threads, variables = random_state(), torch.get_num_threads(), dict(os.environ)
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    benchmark, flushed = torch.backends.cudnn.benchmark, flushes_denormals()
     try:
         with warnings.catch_warnings():
             yield
@@ -127,9 +129,15 @@ def undisturbed() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warns_only)
         torch.backends.cudnn.benchmark = benchmark
+        torch.set_flush_denormal(flushed)
         for name in os.environ.keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread takes numbers too small to be normal (below 1.2e-38 in float32) for 0; torch does not tell."""
+    return not torch.full((1,), 1e-39).mul(2).any()
 
 
 def keep_freed_memory() -> None:
