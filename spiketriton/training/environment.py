@@ -136,7 +136,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def flushes_denormals() -> bool:
-    """Whether this thread takes numbers too small to be normal (below 1.2e-38 in float32) for 0; torch does not tell."""
+    """Whether this thread takes numbers too small to be normal (float32: below 1.2e-38) for 0; torch does not tell."""
     return bool((torch.full((1,), 1e-39) * 2 == 0).all())
 
 
