@@ -106,8 +106,6 @@ def set_up(threads: int, deterministic: bool, device: torch.device) -> None:
     use_threads(threads)
     if device.type == "cpu":
         keep_freed_memory()
-        # Gradients that vanish below 1e-38 are 0: a CPU takes a hundred times as long for smaller numbers.
-        torch.set_flush_denormal(True)
     use_deterministic_algorithms(deterministic, device)
 
 
@@ -120,7 +118,7 @@ def undisturbed() -> Iterator[None]:
     draws, threads, variables = random_state(), torch.get_num_threads(), dict(os.environ)
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, flushed = torch.backends.cudnn.benchmark, flushes_denormals()
+    benchmark = torch.backends.cudnn.benchmark
     try:
         with warnings.catch_warnings():
             yield
@@ -129,14 +127,27 @@ def undisturbed() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warns_only)
         torch.backends.cudnn.benchmark = benchmark
-        torch.set_flush_denormal(flushed)
         for name in os.environ.keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)
 
 
+@contextlib.contextmanager
+def denormals_as_zero(device: torch.device) -> Iterator[None]:
+    """On a CPU takes numbers too small to be normal (float32: below 1.2e-38) for 0, and afterwards as before.
+
+    A gradient that vanishes has many, and a CPU takes many times as long for each of them.
+    """
+    before = flushes_denormals()
+    torch.set_flush_denormal(before or device.type == "cpu")
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
 def flushes_denormals() -> bool:
-    """Whether this thread takes numbers too small to be normal (float32: below 1.2e-38) for 0; torch does not tell."""
+    """Whether this thread takes them for 0; torch does not tell."""
     return bool((torch.full((1,), 1e-39) * 2 == 0).all())
 
 

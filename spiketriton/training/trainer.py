@@ -192,7 +192,7 @@ class Trainer:
         Diverged: a loss or gradient was infinite or NaN. OutOfMemory: a step does not fit in memory.
         """
         end = self.plan.steps if until is None else min(until, self.plan.steps)
-        with self.stop, self.session():
+        with self.stop, self.session(), environment.denormals_as_zero(self.device):
             forget_peak_memory(self.device)  # of trials
             self.model.set_synchronised(self.shares_statistics)
             self.judge()

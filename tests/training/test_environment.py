@@ -181,15 +181,15 @@ def test_deterministic_algorithms_on_and_off():
 
 
 def test_numbers_too_small_to_be_normal_are_zero_in_a_training_and_not_after_it():
-    with environment.undisturbed():
-        torch.set_flush_denormal(False)
-        with environment.undisturbed():
-            environment.set_up(1, False, CPU)
-            assert environment.flushes_denormals()
-            with environment.undisturbed():
-                pass
-            assert environment.flushes_denormals()
+    assert not environment.flushes_denormals()
+    with environment.denormals_as_zero(torch.device("cuda")):
         assert not environment.flushes_denormals()
+    with environment.denormals_as_zero(CPU):
+        assert environment.flushes_denormals()
+        with environment.denormals_as_zero(CPU):
+            pass
+        assert environment.flushes_denormals()
+    assert not environment.flushes_denormals()
 
 
 @pytest.fixture

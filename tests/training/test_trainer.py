@@ -21,7 +21,7 @@ from spiketriton.system.errors import EXIT_SIGTERM, warn_once
 from spiketriton.system.ranks import Ranks
 from spiketriton.training import environment
 from spiketriton.training import trainer as trainer_module
-from spiketriton.training.environment import describe, undisturbed
+from spiketriton.training.environment import describe, flushes_denormals, undisturbed
 from spiketriton.training.guard import Diverged
 from spiketriton.training.plan import Outcome
 from spiketriton.training.session import Session
@@ -443,6 +443,15 @@ def test_the_time_of_tests_is_not_that_of_training(tmp_path, monkeypatch):
     assert {row["images_per_s"] for row in rows if row["kind"] == "train"} == {16.0}
     assert {row["test_seconds"] for row in rows if row["kind"] == "eval"} == {4000.0}
     assert rows[-1]["seconds"] == 3 * 4000 + 21
+
+
+def test_denormal_numbers_are_zero_while_it_trains(tmp_path, monkeypatch):
+    trainer, seen = small_trainer(tmp_path / "run", *QUICK, "train.max_steps=2"), []
+    step = trainer.train_step
+    monkeypatch.setattr(trainer, "train_step", lambda: (seen.append(flushes_denormals()), step()))
+    trainer.fit()
+    assert seen == [True, True]
+    assert not flushes_denormals()
 
 
 def test_two_calls_of_fit_are_one_run(usual, tmp_path):
