@@ -1,5 +1,6 @@
 """The batch of a step is a function of (seed, step), however it is loaded."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -257,6 +258,7 @@ def test_a_batch_that_does_not_come_ends_in_a_line(make, monkeypatch):
 @pytest.mark.parametrize("missed", [False, True])
 def test_a_worker_that_is_killed_ends_in_a_line(make, monkeypatch, missed):
     """Also where the signal of its end reaches nobody, as one does that comes right before a wait."""
+    gc.collect()  # a loader of another test, if it ended its workers just now, would take the signal
     monkeypatch.setattr(module, "LOOK", 0.1)
     if missed:
         monkeypatch.setattr(signal_handling, "_error_if_any_worker_fails", lambda: None)
