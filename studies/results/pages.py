@@ -5,6 +5,7 @@ docs/rows.md has all rows. README.md and docs/results.md name the rows that they
 """
 
 import csv
+import difflib
 import re
 import shlex
 import statistics
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from spiketriton.config import Recipe, load_recipe
+from spiketriton.config.words import some
 from spiketriton.runs.rows import Rows, replace_file
 from spiketriton.show.figures import BLUE, GREEN, GREY, ORANGE, STYLE, png
 from spiketriton.system.errors import UserError
@@ -241,9 +243,9 @@ def seeds_of(name: str, rows: Sequence[Row]) -> list[Row]:
     for _, seeds in by_seeds(rows):
         if name in (row["name"] for row in seeds):
             return seeds
-    raise UserError(
-        f"rows.csv has no row {name!r}; it has {', '.join(row['name'] for row in rows)}"
-    )
+    names = [row["name"] for row in rows]
+    near = difflib.get_close_matches(name, names) or names
+    raise UserError(f"rows.csv has no row {name!r}; it has {some(near)}")
 
 
 def mean_accuracy(rows: Sequence[Row]) -> float:
