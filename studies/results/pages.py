@@ -38,6 +38,7 @@ MADE = "made by studies/results/run.py"
 NAMES = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
+    "tiny_imagenet": "Tiny-ImageNet",
     "imagenette": "Imagenette",
     "spoken_digits": "spoken digits",
     "dvs_biolab": "DVS128 BioLab",
