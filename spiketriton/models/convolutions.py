@@ -92,8 +92,11 @@ def soundly(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
 class Sound(TorchFunctionMode):
     """Within it convolutions compute `soundly` that are called without a module, or have one or three dimensions.
 
+    Those of three are computed in float32: in bfloat16 PyTorch's gradient by the weights is wrong on maps of any size,
+    as soon as the kernel is wider than 3 (studies/convolutions).
+
     Attributes:
-        met: whether a map was narrower than the stride, in any dtype.
+        met: whether there was one of three dimensions, or a map narrower than the stride, in any dtype.
     """
 
     met = False
@@ -119,12 +122,18 @@ class Sound(TorchFunctionMode):
         edge = 0 if isinstance(padding, str) else padding  # "same" has a stride of 1
         across, edge, apart = (v if isinstance(v, int) else v[-1] for v in (stride, edge, dilation))
         missing, kernel = across - input.shape[-1], weight.shape[2:]
-        if (
-            missing > 0
-            and max(kernel) > 1
-            and input.ndim == weight.ndim
-            and input.device.type == "cpu"
-        ):
+        here = max(kernel) > 1 and input.device.type == "cpu"
+        if convolve is conv3d and here:
+            self.met = True
+            autocast = torch.is_autocast_enabled("cpu") and input.dtype != torch.float64
+            written = torch.get_autocast_dtype("cpu") if autocast else input.dtype
+            if written == torch.bfloat16:
+                with torch.autocast("cpu", enabled=False):
+                    added = None if bias is None else bias.float()
+                    given = input.float(), weight.float(), added, stride, padding
+                    exact = conv3d(*given, dilation, groups)
+                return exact.to(written)
+        if here and missing > 0 and input.ndim == weight.ndim:
             self.met = True
             width = (input.shape[-1] + 2 * edge - apart * (kernel[-1] - 1) - 1) // across + 1
             padded = pad(input, (0, missing))
