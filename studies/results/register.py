@@ -2,7 +2,7 @@
 
     python studies/results/register.py                                   # what is done, what is left
     python studies/results/register.py --train RUNS --root data          # what is left, a run folder each in RUNS
-    python studies/results/register.py --train RUNS --root data --group lif_t4 r20_ann
+    python studies/results/register.py --train RUNS --root data --group lif_t4 r20_ann_s1      # groups, or single runs
     python studies/results/register.py --take RUNS --processor "A CPU"   # of runs that have ended: rates and rows
 
 A `rate` is a short training with held-out images, of which its group's best one is chosen by their accuracy. A `row`
@@ -13,12 +13,14 @@ another on one thread.
 
 import argparse
 import csv
+import difflib
 import io
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from spiketriton.config.words import some
 from spiketriton.runs.rows import Rows, replace_file
 from spiketriton.system.errors import UserError
 from studies.results import run as results
@@ -64,9 +66,18 @@ def _filled(word: str, group: str, rows: Sequence[Row]) -> str:
     return next(given for given in first["command"].split() if given.startswith(f"{key}="))
 
 
-def left(rows: Sequence[Row], groups: Sequence[str] = ()) -> list[Row]:
-    """What is not done, in the order of the register."""
-    return [row for row in rows if not is_done(row) and (not groups or row["group"] in groups)]
+def left(rows: Sequence[Row], chosen: Sequence[str] = ()) -> list[Row]:
+    """What is not done, in the order of the register: all, or of groups and runs that are chosen by name.
+
+    UserError: there is none of that name.
+    """
+    known = {name for row in rows for name in (row["group"], row["name"])}
+    for name in chosen:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known)) or sorted(known)
+            raise UserError(f"{name} is no group and no run of the register; it has {some(near)}")
+    wanted = known.intersection(chosen) or known
+    return [row for row in rows if not is_done(row) and wanted & {row["group"], row["name"]}]
 
 
 def train(name: str, folder: Path, words: Sequence[str], root: str) -> None:
@@ -108,7 +119,7 @@ def main() -> None:
     parser.add_argument("--train", metavar="RUNS", type=Path, help="train what is left")
     parser.add_argument("--take", metavar="RUNS", type=Path, help="take in what has ended")
     parser.add_argument("--root", default="data", help="where the data are")
-    parser.add_argument("--group", nargs="+", default=[], help="of these groups alone")
+    parser.add_argument("--group", nargs="+", default=[], help="of these groups or runs alone")
     parser.add_argument("--processor", default="", help="a fuller name of it, for rows")
     given = parser.parse_args()
     rows = read()

@@ -59,7 +59,11 @@ def test_a_row_takes_the_best_of_its_group():
     with pytest.raises(UserError, match=r"train\.lr of b is not known before b1"):
         register.words_of(early, ROWS)
     assert [one["name"] for one in register.left(ROWS)] == ["b1", "row", "other", "early"]
-    assert [one["name"] for one in register.left(ROWS, ["a"])] == ["row"]
+    assert [one["name"] for one in register.left(ROWS, ["a", "early"])] == ["row", "early"]
+    with pytest.raises(
+        UserError, match="earl is no group and no run of the register; it has early"
+    ):
+        register.left(ROWS, ["earl"])
 
 
 def test_what_has_ended_is_taken_in(tmp_path):
