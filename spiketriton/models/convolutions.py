@@ -5,14 +5,22 @@ matrix products (`Rows`, `Columns`), and behind neurons they multiply spikes alo
 studies/convolutions has the measurements behind `SIZES` and `sparse.SHARES`. On a GPU nothing changes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import conv1d, conv2d, conv3d, pad
+from torch.nn.functional import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    pad,
+)
 from torch.overrides import TorchFunctionMode
 
 from spiketriton.models.memory import mark_alike
@@ -23,6 +31,8 @@ from spiketriton_kernels.window.fire import traced
 
 Ways = tuple[Any, Any, Any]
 """What computes an output and the gradients by input and weights: a module or class below; None: the library."""
+Convolve = Callable[..., Tensor]
+TRANSPOSED = (conv_transpose1d, conv_transpose2d, conv_transpose3d)
 _BY_TILES: Ways = (tiles, tiles, tiles)
 
 
@@ -66,37 +76,49 @@ def sizes_here(dtype: torch.dtype) -> Sizes | None:
     return next((sizes for name, sizes in SIZES.get(dtype, {}).items() if name in flags), None)
 
 
+def in_bfloat16(x: Tensor) -> bool:
+    """Whether PyTorch convolves x in it, on a CPU."""
+    autocast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    return x.device.type == "cpu" and dtype == torch.bfloat16
+
+
+def in_float32(
+    convolve: Convolve, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any, **more: Any
+) -> Tensor:
+    """What `convolve` would return in bfloat16, computed in float32, and so its gradients."""
+    added = None if bias is None else bias.float()
+    with torch.autocast("cpu", enabled=False):
+        exact = convolve(x.float(), weight.float(), added, *options, **more)
+    return exact.to(torch.bfloat16)
+
+
 def is_unsound(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether PyTorch's gradient by the weights holds memory that was never written.
 
     PyTorch 2.13 does so in bfloat16 on CPUs, where a map is narrower than the stride (studies/convolutions).
     """
-    if x.device.type != "cpu" or x.ndim != 4 or x.shape[3] >= conv.stride[1]:
-        return False
-    half = torch.is_autocast_enabled("cpu") or x.dtype == torch.bfloat16
-    return half and conv.kernel_size != (1, 1) and conv.padding_mode == "zeros"
+    narrow = x.ndim == 4 and x.shape[3] < conv.stride[1]
+    return narrow and in_bfloat16(x) and conv.kernel_size != (1, 1) and conv.padding_mode == "zeros"
 
 
 def soundly(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """PyTorch's convolution; of a map that is narrower than the stride with columns of zeros beside it."""
-    of_torch = nn.Conv2d._conv_forward
-    if not is_unsound(conv, x):
-        return of_torch(conv, x, weight, bias)
-    missing = conv.stride[1] - x.shape[3]
-    edge = conv.padding[1] if isinstance(conv.padding, tuple) else 0
-    reach = conv.dilation[1] * (conv.kernel_size[1] - 1) + 1
-    width = (x.shape[3] + 2 * edge - reach) // conv.stride[1] + 1
-    return of_torch(conv, pad(x, (0, missing)), weight, bias)[..., :width]
+    """PyTorch's convolution; of a map that is narrower than the stride in float32."""
+    convolve = partial(nn.Conv2d._conv_forward, conv)
+    if is_unsound(conv, x):
+        return in_float32(convolve, x, weight, bias)
+    return convolve(x, weight, bias)
 
 
 class Sound(TorchFunctionMode):
-    """Within it convolutions compute `soundly` that are called without a module, or have one or three dimensions.
+    """Within it PyTorch's functions convolve `soundly`, in one to three dimensions, transposed or not.
 
-    Those of three are computed in float32: in bfloat16 PyTorch's gradient by the weights is wrong on maps of any size,
-    as soon as the kernel is wider than 3 (studies/convolutions).
+    Those of three dimensions are computed in float32: in bfloat16 PyTorch's gradient by the weights is wrong on most
+    maps as soon as the kernel is wider than 3. Of a transposed one it is wrong where the output is narrower than the
+    stride (studies/convolutions).
 
     Attributes:
-        met: whether there was one of three dimensions, or a map narrower than the stride, in any dtype.
+        met: whether there was such a convolution, in any dtype.
     """
 
     met = False
@@ -104,43 +126,29 @@ class Sound(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in (conv1d, conv2d, conv3d):
-            return self._convolved(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        convolves = func in (conv1d, conv2d, conv3d) or func in TRANSPOSED
+        return (partial(self._convolved, func) if convolves else func)(*args, **(kwargs or {}))
 
     def _convolved(
         self,
-        convolve: Any,
+        convolve: Convolve,
         input: Tensor,  # as PyTorch names it
         weight: Tensor,
         bias: Tensor | None = None,
         stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
+        *options: Any,
+        **more: Any,
     ) -> Tensor:
-        edge = 0 if isinstance(padding, str) else padding  # "same" has a stride of 1
-        across, edge, apart = (v if isinstance(v, int) else v[-1] for v in (stride, edge, dilation))
-        missing, kernel = across - input.shape[-1], weight.shape[2:]
-        here = max(kernel) > 1 and input.device.type == "cpu"
-        if convolve is conv3d and here:
-            self.met = True
-            autocast = torch.is_autocast_enabled("cpu") and input.dtype != torch.float64
-            written = torch.get_autocast_dtype("cpu") if autocast else input.dtype
-            if written == torch.bfloat16:
-                with torch.autocast("cpu", enabled=False):
-                    added = None if bias is None else bias.float()
-                    given = input.float(), weight.float(), added, stride, padding
-                    exact = conv3d(*given, dilation, groups)
-                return exact.to(written)
-        if here and missing > 0 and input.ndim == weight.ndim:
-            self.met = True
-            width = (input.shape[-1] + 2 * edge - apart * (kernel[-1] - 1) - 1) // across + 1
-            padded = pad(input, (0, missing))
-            found: Tensor = convolve(padded, weight, bias, stride, padding, dilation, groups)
-            return found[..., :width]
-        found = convolve(input, weight, bias, stride, padding, dilation, groups)
-        return found
+        given = input, weight, bias, stride, *options
+        if input.device.type != "cpu" or max(weight.shape[2:]) == 1:
+            return convolve(*given, **more)
+        if convolve not in (conv3d, conv_transpose3d):
+            y = convolve(*given, **more)
+            width = (y if convolve in TRANSPOSED else input).shape[-1]
+            if width >= (stride if isinstance(stride, int) else stride[-1]):
+                return y
+        self.met = True
+        return (partial(in_float32, convolve) if in_bfloat16(input) else convolve)(*given, **more)
 
 
 def keep_sound(net: nn.Module) -> None:

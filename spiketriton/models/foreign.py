@@ -163,11 +163,11 @@ class ForeignNetwork(Network):
         for module in net.modules():
             if isinstance(module, kernels.SpikingNeuron):
                 adopt(module)
-        self._pads = False
+        self._soundly = False
         with undisturbed(net):
             with Sound() as sound:
                 self.takes = self._recognised(parts.model.input, shape, answer)
-            self._pads = sound.met  # in its own forward, at the size of the images
+            self._soundly = sound.met  # in its own forward, at the size of the images
             self._leave_out_other_windows(shape, answer)
             self._forget_membranes(shape)
             self._refuse_states(shape)
@@ -213,7 +213,7 @@ class ForeignNetwork(Network):
     def currents(self, images: Tensor, steps: int) -> Tensor:
         if not self.streaming:
             self.reset()
-        with self._in_place(), Sound() if self._pads else nullcontext():
+        with self._in_place(), Sound() if self._soundly else nullcontext():
             found = self._called(self.net, self.takes, images, steps)
         return found if self.answers_each_step else found.unsqueeze(0)
 

@@ -545,7 +545,9 @@ def test_maps_narrower_than_the_stride_have_whole_gradients_in_bf16(
             for size in sizes
             for stride in (2, 3)
         ),
-        (nn.Conv3d, nn.Conv3d, (3, 6, 8), (5, 1, 2)),
+        *((make, make, (3, 6, 8), (5, 1, 2)) for make in (nn.Conv3d, nn.ConvTranspose3d)),
+        *((nn.ConvTranspose1d, nn.ConvTranspose1d, (n,), (3, 2, 1)) for n in (1, 2)),
+        (nn.ConvTranspose2d, nn.ConvTranspose2d, (3, 1), (5, 2, 2)),
     ],
 )
 def test_functions_of_any_dimension_have_whole_gradients_within_a_mode(
@@ -556,7 +558,7 @@ def test_functions_of_any_dimension_have_whole_gradients_within_a_mode(
         x = x.contiguous(memory_format=torch.channels_last)
     sound = convolutions.Sound()
     assert_whole_gradients(make(20, 24, *options), exact(20, 24, *options), x, sound)
-    assert sound.met == (make is nn.Conv3d or size[-1] < options[1])
+    assert sound.met == (len(size) == 3 or size[-1] < options[1])
 
 
 def test_a_padding_in_words_meets_no_mode():
@@ -593,4 +595,4 @@ def test_a_handed_network_that_calls_functions_on_narrow_maps_computes_them_soun
         not_a_number_in_freed_memory()
         out.float().square().sum().backward()
         assert model.net.last.weight.grad.isfinite().all()
-    assert model._pads == (stride == 2)
+    assert model._soundly == (stride == 2)
