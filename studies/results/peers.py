@@ -24,7 +24,6 @@ import contextlib
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -507,20 +506,16 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def git(*words: str) -> str:
-    """What git says of this file's folder; "" where it cannot."""
-    here = Path(__file__).parent
-    done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
 def session(library: str) -> dict[str, Any]:
     from importlib.metadata import version
 
+    from spiketriton.training.environment import commit_of_package
+
+    commit, dirty = commit_of_package()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "commit": commit,
+        "dirty": dirty,
         "cpu": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
