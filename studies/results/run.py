@@ -7,9 +7,10 @@
 
 A row says what the run folder holds and nothing else, but for a fuller name of the processor (--processor). The
 accuracy of the last epoch is that of the last test; the best one is chosen by the test images, and stands beside it
-only because others report it. Weights are for rows of the front page: the matrices are rounded to bf16, and all files
-together take at most 12 MB. A folder of peers.py gives a row, too, without weights. A row of sequences or recordings
-comes with what it scores without the order in time (without_time.csv), as `spiketriton evaluate` says.
+only because others report it. Weights are for rows of the front page: the matrices are rounded to bf16, or to 8 bits
+where the file would exceed 2 MB, and all files together take at most 12 MB. A folder of peers.py gives a row, too,
+without weights. A row of sequences or recordings comes with what it scores without the order in time
+(without_time.csv), as `spiketriton evaluate` says.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -42,6 +44,7 @@ ROOT = HERE.parents[1]
 ROWS, CURVES = HERE / "rows.csv", HERE / "curves"
 WEIGHTS = ROOT / "examples" / "weights"
 LARGEST = 12_000_000  # bytes of all weights that the repository keeps
+LARGE = 2_000_000  # bytes of a file whose matrices have 8 bits instead of 16
 COLUMNS = (
     *(
         "name",
@@ -187,14 +190,16 @@ def read() -> list[Row]:
 
 
 def write_weights(path: str, file: Path) -> None:
-    """A file of a run's weights, the matrices in bf16. UserError: the repository would keep too many bytes."""
+    """A file of a run's weights, rounded. UserError: the repository would keep too many bytes."""
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / file.name
         export_safetensors(load_run(path, "data.root=data", "data.workers=auto"), whole)
         with safe_open(whole, "pt") as opened:
             metadata = opened.metadata()
-        tensors = {name: rounded(value) for name, value in load_file(whole).items()}
-    content = save(tensors, metadata)
+        tensors = load_file(whole)
+    content = save(rounded(tensors, torch.bfloat16), metadata)
+    if len(content) > LARGE:
+        content = save(rounded(tensors, torch.float8_e4m3fn), metadata)
     others = [other.stat().st_size for other in file.parent.glob("*.safetensors") if other != file]
     if (total := sum(others) + len(content)) > LARGEST:
         raise UserError(
@@ -203,9 +208,12 @@ def write_weights(path: str, file: Path) -> None:
     replace_file(file, content)
 
 
-def rounded(value: Tensor) -> Tensor:
-    """A matrix in bf16; norms and widths, which are few numbers, as they are."""
-    return value.bfloat16() if value.is_floating_point() and value.ndim > 1 else value
+def rounded(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Matrices in that dtype; norms and widths, which are few numbers, as they are."""
+    return {
+        name: value.to(dtype) if value.is_floating_point() and value.ndim > 1 else value
+        for name, value in tensors.items()
+    }
 
 
 def add(path: str, name: str, processor: str = "", with_weights: bool = False) -> None:
