@@ -179,7 +179,7 @@ CLAIMS = (
         ("ResNet-50 with ReLU, Imagenette: accuracy, %", "trained: r50im_ann"),
         ("after two epochs: accuracy, %", "trained: paper_ann"),
         ("LIF with ten steps after two epochs: accuracy, %", "trained: paper_ms"),
-        ("ResNet-50 with ReLU, CIFAR-100: accuracy, %", "trained: c100r50_ann"),
+        ("ResNet-50 with ReLU, CIFAR-100: accuracy, %", "trained: c100r50_ann_29"),
         ("LIF with ten steps there: accuracy, %", "trained: c100r50_two_t10"),
     )),
     ("(h) Energy is saved", "by operations, where shortcuts read spikes", (
