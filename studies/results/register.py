@@ -8,7 +8,7 @@
 A `rate` is a short training with held-out images, of which its group's best one is chosen by their accuracy. A `row`
 says `best` where it takes a value of that (`best:GROUP`: of another group), and becomes a row of rows.csv. A row that
 goes on with another's weights says `train.init_from=runs/NAME`, so RUNS is `runs` for it. One run is trained after
-another on one thread.
+another, on one thread unless its command has `train.threads`.
 """
 
 import argparse
@@ -83,7 +83,9 @@ def left(rows: Sequence[Row], chosen: Sequence[str] = ()) -> list[Row]:
 def train(name: str, folder: Path, words: Sequence[str], root: str) -> None:
     """Trains one run, or goes on with it. UserError: it failed."""
     recipe, *overrides = words
-    new = [f"recipes/{recipe}.toml", *overrides, f"data.root={root}", "train.threads=1"]
+    if not any(word.startswith("train.threads=") for word in overrides):
+        overrides.append("train.threads=1")
+    new = [f"recipes/{recipe}.toml", *overrides, f"data.root={root}"]
     begun = (folder / "recipe.toml").exists()
     given = ["--resume", str(folder)] if begun else [*new, "--run-dir", str(folder)]
     command = [sys.executable, "-m", "spiketriton.train", *given]

@@ -1,5 +1,7 @@
 """The register of runs that were planned: its commands load, and a row takes the best of its group."""
 
+import subprocess
+
 import pytest
 
 from spiketriton.config import load_recipe
@@ -74,3 +76,19 @@ def test_what_has_ended_is_taken_in(tmp_path):
         assert register.take(row, tmp_path / "run", "") == ended
         found = results.percent(tests[-1]["validation_accuracy"]) if ended else ""
         assert row["validation"] == found
+
+
+@pytest.mark.parametrize(("given", "threads"), [("seed=1", "1"), ("train.threads=2", "2")])
+def test_a_run_has_one_thread_unless_its_command_says_otherwise(
+    tmp_path, monkeypatch, given, threads
+):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    register.train("a", tmp_path / "a", ["cifar10_r18", given], "data")
+    (command,) = commands
+    assert [word for word in command if "threads" in word] == [f"train.threads={threads}"]
