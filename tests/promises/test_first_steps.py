@@ -2,9 +2,9 @@
 
 Losses and norms were recorded in float32 on an x86 CPU with torch 2.13. Another CPU sums in another
 order, which moves them by about 1e-6. In bf16 it may also round single values to the other
-neighbour, 0.4 % away: there the tolerance is tight only on EPYCs with bf16 instructions, of which
-two kinds were recorded, Zen 4 and Zen 5. A virtual machine may hide by which flags they differ, so
-either kind's norm will do.
+neighbour, 0.4 % away: there the tolerance is tight only on EPYCs with bf16 instructions. Two
+roundings were recorded on them. What a virtual machine tells of its processor does not say which to
+expect, so either will do.
 """
 
 from pathlib import Path
